@@ -1,0 +1,91 @@
+"""Structs in JSON files: written whole or not at all, read strictly.
+
+A reader never sees half a file, because the bytes go to a temporary file of the same folder that
+then replaces the target in one step. A reader never sees a surprise either: an unknown field, a
+missing one, a wrong type or values that contradict each other end in one line that names file and
+field.
+"""
+
+import os
+import tempfile
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from experiments.errors import ExperimentError
+
+StructT = TypeVar("StructT", bound=msgspec.Struct)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 `text` (as it is, no newline translation) atomically; folders are made.
+
+    Raises ExperimentError when the folder or the file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        temporary = Path(name)
+        try:
+            with open(handle, "w", encoding="utf-8", newline="\n") as stream:
+                stream.write(text)
+                stream.flush()
+                os.fsync(stream.fileno())
+            # mkstemp makes files private; results are to be read by others, as the umask allows.
+            umask = os.umask(0)
+            os.umask(umask)
+            temporary.chmod(0o666 & ~umask)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise ExperimentError(
+            f"{path}: cannot be written: {error.strerror or error} (choose a folder that you may "
+            "write, with space left)"
+        ) from error
+
+
+def write_json(path: Path, struct: msgspec.Struct) -> None:
+    """Write `struct` as indented JSON, atomically.
+
+    Raises ExperimentError when reading the text back would be refused or would give something
+    else (constraints are not checked on construction; a NaN would come back as null).
+    """
+    encoded = msgspec.json.encode(struct, order="deterministic")
+    try:
+        same = msgspec.json.decode(encoded, type=type(struct)) == struct
+    except msgspec.ValidationError as error:
+        raise ExperimentError(f"{path}: not written: {_in_words(error)}") from error
+    if not same:
+        raise ExperimentError(f"{path}: not written: holds values that JSON cannot carry")
+    write_text(path, msgspec.json.format(encoded, indent=2).decode() + "\n")
+
+
+def read_bytes(path: Path) -> bytes:
+    """The bytes of `path`; raises ExperimentError when it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ExperimentError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def read_json(path: Path, struct_type: type[StructT]) -> StructT:
+    """Read `path` as `struct_type`; raises ExperimentError, one line with file and field."""
+    return decode_json(read_bytes(path), struct_type, path)
+
+
+def decode_json(raw: bytes, struct_type: type[StructT], path: Path) -> StructT:
+    """Decode `raw`, which came from `path`, as `struct_type`; raises as `read_json` does."""
+    try:
+        return msgspec.json.decode(raw, type=struct_type)
+    except msgspec.ValidationError as error:
+        raise ExperimentError(f"{path}: {_in_words(error)}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ExperimentError(f"{path}: not JSON: {error}") from error
+
+
+def _in_words(error: msgspec.ValidationError) -> str:
+    """msgspec's "problem - at `$.field`" with the field first."""
+    problem, _, field = str(error).partition(" - at ")
+    return f"{field.strip('`').removeprefix('$.') or 'top level'}: {problem}"
