@@ -1,0 +1,60 @@
+"""Named architectures: {mha,gqa4,gqa2,mqa}_transformer_{wmt_en_de,base,small}.
+
+A name fixes the shape and the number of key/value heads; d_ff is derived from the multi-head
+width by the parity arithmetic. Each is registered for `--arch` and for fairseq-hydra-train.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fairseq.models import register_model_architecture
+from hydra.core.config_store import ConfigStore
+
+from gqa_fairseq.model import GroupedQueryTransformerConfig
+
+_BOTH = ("encoder", "decoder")
+
+
+def _shape(d_model: int, mha_d_ff: int, layers: int, heads: int, positions: int) -> dict[str, Any]:
+    """Pre-norm is this suite's choice (Shazeer 2019 does not state the norm's place)."""
+    per_side = {
+        "embed_dim": d_model,
+        "layers": layers,
+        "attention_heads": heads,
+        "normalize_before": True,
+        "learned_pos": True,
+    }
+    options = {f"{side}_{key}": value for side in _BOTH for key, value in per_side.items()}
+    return options | {
+        "mha_ffn_embed_dim": mha_d_ff,
+        "share_all_embeddings": True,
+        "max_source_positions": positions,
+        "max_target_positions": positions,
+    }
+
+
+SHAPES: dict[str, dict[str, Any]] = {
+    # Shazeer 2019, section 4.1: 6 layers, d_model 1024, d_ff 4096, 8 heads x 128, lengths 256.
+    "wmt_en_de": _shape(1024, 4096, layers=6, heads=8, positions=256),
+    "base": _shape(512, 2048, layers=6, heads=8, positions=1024),
+    "small": _shape(192, 768, layers=2, heads=8, positions=1024),
+}
+VARIANTS: dict[str, int | None] = {"mha": None, "gqa4": 4, "gqa2": 2, "mqa": 1}
+
+
+def _register(name: str, options: dict[str, Any]) -> None:
+    def apply_defaults(args) -> None:
+        for key, value in options.items():
+            if not hasattr(args, key):
+                setattr(args, key, value)
+
+    register_model_architecture("gqa_transformer", name)(apply_defaults)
+    node = GroupedQueryTransformerConfig(**options)
+    node._name = "gqa_transformer"
+    ConfigStore.instance().store(name=name, group="model", node=node, provider="gqa_fairseq")
+
+
+for _variant, _num_kv_heads in VARIANTS.items():
+    for _size, _options in SHAPES.items():
+        _register(f"{_variant}_transformer_{_size}", _options | {"num_kv_heads": _num_kv_heads})

@@ -1,0 +1,223 @@
+"""Grouped-query attention: one code path from multi-head (G = H) to multi-query (G = 1).
+
+GQA-G means G key/value heads: the H query heads are split into G groups of R = H // G, and all
+queries of a group read the same key and value head (Shazeer 2019, section 3; Ainslie et al. 2023,
+section 2.2). Query head h reads key/value head h // R.
+
+Legend, used in every shape below:
+    T target length   S source (key) length   B batch (sentences)   H heads   G kv heads
+    R = H // G queries per kv head            D head dim            C = H * D model width
+    N slots of a cache                        W beam width (1 when greedy)
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gqa_fairseq.parity import check_kv_heads
+
+
+class GroupedQueryAttention(nn.Module):
+    """Attention with `num_heads` query heads and `num_kv_heads` key/value heads.
+
+    The parameters have the names and, at G = H, the shapes of fairseq's MultiheadAttention:
+    `q_proj`, `out_proj` [C, C] and `k_proj`, `v_proj` [G * D, C], biases optional.
+
+    Raises:
+        ValueError: `num_heads` does not divide `embed_dim`, or `num_kv_heads` not `num_heads`.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        num_kv_heads: int,
+        *,
+        dropout: float = 0.0,
+        bias: bool = False,
+    ) -> None:
+        super().__init__()
+        check_kv_heads(num_heads, num_kv_heads)
+        if embed_dim % num_heads:
+            raise ValueError(f"embed_dim {embed_dim} is not divisible by {num_heads} heads")
+        self.embed_dim = embed_dim
+        self.num_heads = num_heads
+        self.num_kv_heads = num_kv_heads
+        self.queries_per_kv = num_heads // num_kv_heads
+        self.head_dim = embed_dim // num_heads
+        self.dropout = dropout
+        self.q_proj = nn.Linear(embed_dim, embed_dim, bias=bias)
+        self.k_proj = nn.Linear(embed_dim, num_kv_heads * self.head_dim, bias=bias)
+        self.v_proj = nn.Linear(embed_dim, num_kv_heads * self.head_dim, bias=bias)
+        self.out_proj = nn.Linear(embed_dim, embed_dim, bias=bias)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws each weight from the range that its row had in the multi-head layer.
+
+        Xavier's bound depends on the number of outputs, so narrowing K and V would widen their
+        range. The bound of the full C x C matrix is kept (times 1 / sqrt(2), as fairseq does for
+        a fused QKV), so that a variant differs from MHA in its shape alone.
+        """
+        qkv_bound = math.sqrt(6 / (2 * self.embed_dim)) / math.sqrt(2)
+        for projection in (self.q_proj, self.k_proj, self.v_proj):
+            nn.init.uniform_(projection.weight, -qkv_bound, qkv_bound)
+        nn.init.xavier_uniform_(self.out_proj.weight)
+        for projection in (self.q_proj, self.k_proj, self.v_proj, self.out_proj):
+            if projection.bias is not None:
+                nn.init.zeros_(projection.bias)
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+        need_weights: bool = False,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attention over whole sequences, in fairseq's time-first order and calling convention.
+
+        Args:
+            query: [T, B, C]; key, value: [S, B, C], any floating dtype.
+            key_padding_mask: [B, S] bool, True at padding.
+            attn_mask: [T, S] or [B, T, S], added to the scores (fairseq: -inf where forbidden).
+            need_weights: also return the probabilities, averaged over heads.
+            is_causal: position t reads positions up to t; needs T = S.
+
+        Returns:
+            output [T, B, C], and weights [B, T, S] or None.
+        """
+        q = self._split(self.q_proj(query), self.num_heads)  # [B, H, T, D]
+        k = self._split(self.k_proj(key), self.num_kv_heads)  # [B, G, S, D]
+        v = self._split(self.v_proj(value), self.num_kv_heads)
+        mask = _merge_masks(q, k, key_padding_mask, attn_mask, is_causal)
+        dropout = self.dropout if self.training else 0.0
+        out = F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            dropout_p=dropout,
+            is_causal=is_causal and mask is None,
+            enable_gqa=self.queries_per_kv > 1,
+        )
+        weights = None
+        if need_weights:
+            causal = _causal_mask(q, k) if is_causal and mask is None else mask
+            weights = _head_average(q, k, causal)
+        B, _, T, _ = q.shape
+        return self.out_proj(out.permute(2, 0, 1, 3).reshape(T, B, self.embed_dim)), weights
+
+    def project_kv(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of a time-first sequence [S, B, C]: two tensors [B, G, S, D]."""
+        return (
+            self._split(self.k_proj(x), self.num_kv_heads),
+            self._split(self.v_proj(x), self.num_kv_heads),
+        )
+
+    def _split(self, x: Tensor, heads: int) -> Tensor:
+        """[T, B, heads * D] -> view [B, heads, T, D]."""
+        T, B, _ = x.shape
+        return x.view(T, B, heads, self.head_dim).permute(1, 2, 0, 3)
+
+
+def attend_cached(
+    query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, need_weights: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """One decoding step over a compact cache: every K and V element is read once.
+
+    The beams of a sentence and the queries of a group become the rows of one matrix product, so
+    neither beams nor groups repeat keys or values (Shazeer 2019, section 3: incremental
+    multi-query attention is bound by reading K and V).
+
+    Args:
+        query: [B, W, H, D], not scaled.
+        keys, values: [B, G, N, D] (may be strided views).
+        mask: [B, W or 1, N] added to the scores, 0 or -inf; None reads all N.
+        need_weights: also return the probabilities, averaged over heads.
+
+    Returns:
+        output [B, W, H * D] and weights [B, W, N] or None.
+    """
+    B, W, H, D = query.shape
+    G, N = keys.shape[1], keys.shape[2]
+    R = H // G
+    rows = query.reshape(B, W, G, R, D).transpose(1, 2).reshape(B * G, W * R, D)
+    scores = torch.bmm(rows * D**-0.5, keys.reshape(B * G, N, D).transpose(1, 2))
+    scores = scores.view(B, G, W, R, N)
+    if mask is not None:
+        scores = scores + mask[:, None, :, None, :]
+    probs = torch.softmax(scores, dim=-1, dtype=_softmax_dtype(scores)).to(values.dtype)
+    out = torch.bmm(probs.view(B * G, W * R, N), values.reshape(B * G, N, D))
+    out = out.view(B, G, W, R, D).transpose(1, 2).reshape(B, W, H * D)
+    return out, probs.mean(dim=(1, 3)) if need_weights else None
+
+
+def cache_bytes(
+    *,
+    batch: int,
+    beam: int,
+    source_tokens: int,
+    target_tokens: int,
+    layers: int,
+    num_kv_heads: int,
+    head_dim: int,
+    bytes_per_element: int,
+) -> dict[str, int]:
+    """Bytes of K and V that decoding keeps, counted: `self` for every beam, `cross` a sentence.
+
+    The number of query heads does not appear: that is the point (Shazeer 2019, section 3.1).
+    """
+    per_position = 2 * layers * num_kv_heads * head_dim * bytes_per_element
+    return {
+        "self": batch * beam * target_tokens * per_position,
+        "cross": batch * source_tokens * per_position,
+    }
+
+
+def _softmax_dtype(scores: Tensor) -> torch.dtype:
+    """Half precision is normalized in float32, as fairseq does."""
+    return torch.promote_types(scores.dtype, torch.float32)
+
+
+def _causal_mask(q: Tensor, k: Tensor) -> Tensor:
+    """[T, S] additive: -inf above the diagonal."""
+    size = (q.shape[2], k.shape[2])
+    return torch.full(size, -math.inf, dtype=q.dtype, device=q.device).triu(1)
+
+
+def _merge_masks(
+    q: Tensor,
+    k: Tensor,
+    is_padding: Tensor | None,
+    attn_mask: Tensor | None,
+    is_causal: bool,
+) -> Tensor | None:
+    """One additive mask that broadcasts to [B, H, T, S], or None where nothing is masked.
+
+    A lone causal mask stays None: the caller's `is_causal` lets the fast kernels run.
+    """
+    if attn_mask is not None and attn_mask.dim() == 3:
+        attn_mask = attn_mask[:, None]
+    if is_padding is None:
+        return attn_mask
+    padding = torch.zeros(is_padding.shape, dtype=q.dtype, device=q.device)
+    mask = padding.masked_fill(is_padding.to(torch.bool), -math.inf)[:, None, None, :]
+    if is_causal:
+        mask = mask + _causal_mask(q, k)
+    return mask if attn_mask is None else mask + attn_mask
+
+
+def _head_average(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention probabilities averaged over heads, [B, T, S]; for alignments, not for speed."""
+    k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+    scores = q @ k.transpose(2, 3) * q.shape[-1] ** -0.5
+    if mask is not None:
+        scores = scores + mask
+    return torch.softmax(scores, dim=-1, dtype=_softmax_dtype(scores)).mean(dim=1).to(q.dtype)

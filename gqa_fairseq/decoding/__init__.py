@@ -1,0 +1,1 @@
+"""The decoding engine: what is kept between steps, one step, and the search over steps."""

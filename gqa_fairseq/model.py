@@ -1,0 +1,288 @@
+"""The Transformer with grouped-query attention, as a fairseq model with a dataclass."""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from dataclasses import dataclass, field, fields
+
+import torch
+from fairseq import utils
+from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from fairseq.dataclass.utils import gen_parser_from_dataclass
+from fairseq.models import register_model
+from fairseq.models.transformer import (
+    TransformerConfig,
+    TransformerDecoderBase,
+    TransformerEncoderBase,
+    TransformerModelBase,
+)
+from torch import Tensor
+
+from gqa_fairseq.decoding.cache import DecoderCache
+from gqa_fairseq.layers import GroupedQueryDecoderLayer, GroupedQueryEncoderLayer
+from gqa_fairseq.parity import PLACEMENTS, Placement, Shape, matched_widths
+
+_CACHE_KEY = "gqa_decoder_cache"
+
+
+def _option(default, help_text: str):
+    return field(default=default, metadata={"help": help_text})
+
+
+@dataclass
+class GroupedQueryTransformerConfig(FairseqDataclass):
+    """Flat, in fairseq's own names; the defaults are the paper's WMT14 model (Shazeer 2019)."""
+
+    num_kv_heads: int | None = _option(
+        None, "key/value heads G: 1 is multi-query, unset is multi-head (G = attention heads)"
+    )
+    attention_placement: ChoiceEnum(PLACEMENTS) = _option(
+        "all",
+        "which attentions have G heads: all (Shazeer 2019), or the decoder's self- and "
+        "cross-attention (Ainslie et al. 2023)",
+    )
+    mha_ffn_embed_dim: int = _option(
+        4096, "d_ff of the multi-head baseline; this model's is derived to match its parameters"
+    )
+    encoder_ffn_embed_dim: int | None = _option(None, "encoder d_ff; overrides the derived one")
+    decoder_ffn_embed_dim: int | None = _option(None, "decoder d_ff; overrides the derived one")
+    encoder_embed_dim: int = _option(1024, "encoder width (d_model)")
+    decoder_embed_dim: int = _option(1024, "decoder width, equal to the encoder's")
+    encoder_attention_heads: int = _option(8, "query heads in the encoder")
+    decoder_attention_heads: int = _option(8, "query heads in the decoder, equal to the encoder's")
+    encoder_layers: int = _option(6, "encoder layers")
+    decoder_layers: int = _option(6, "decoder layers")
+    encoder_normalize_before: bool = _option(False, "layer norm before each encoder block")
+    decoder_normalize_before: bool = _option(False, "layer norm before each decoder block")
+    encoder_learned_pos: bool = _option(False, "learned source positions")
+    decoder_learned_pos: bool = _option(False, "learned target positions")
+    use_bias: bool = _option(
+        False, "biases in projections and feed-forward layers; without, parity is exact"
+    )
+    activation_fn: ChoiceEnum(utils.get_available_activation_fns()) = _option(
+        "relu", "activation of the feed-forward layers"
+    )
+    dropout: float = _option(0.1, "dropout probability")
+    attention_dropout: float = _option(0.0, "dropout probability for attention weights")
+    activation_dropout: float = _option(0.0, "dropout probability after the activation")
+    share_decoder_input_output_embed: bool = _option(False, "tie decoder input and output")
+    share_all_embeddings: bool = _option(False, "tie encoder, decoder and output embeddings")
+    max_source_positions: int = _option(1024, "longest source, in tokens")
+    max_target_positions: int = _option(1024, "longest target, in tokens")
+
+
+def resolve(cfg) -> None:
+    """Fills in what is derived: `num_kv_heads` and both d_ff, in place.
+
+    Raises:
+        ValueError: heads that do not divide, or an encoder and a decoder of different widths.
+    """
+    for name in ("embed_dim", "attention_heads"):
+        if getattr(cfg, f"encoder_{name}") != getattr(cfg, f"decoder_{name}"):
+            raise ValueError(
+                f"encoder and decoder {name} differ: parity is defined for equal ones; set both"
+            )
+    if cfg.num_kv_heads is None:
+        cfg.num_kv_heads = cfg.encoder_attention_heads
+    widths = matched_widths(
+        Shape(
+            d_model=cfg.encoder_embed_dim,
+            num_heads=cfg.encoder_attention_heads,
+            mha_d_ff=cfg.mha_ffn_embed_dim,
+            encoder_layers=cfg.encoder_layers,
+            decoder_layers=cfg.decoder_layers,
+            bias=cfg.use_bias,
+        ),
+        cfg.num_kv_heads,
+        placement_of(cfg),
+    )
+    if cfg.encoder_ffn_embed_dim is None:
+        cfg.encoder_ffn_embed_dim = widths.encoder_d_ff
+    if cfg.decoder_ffn_embed_dim is None:
+        cfg.decoder_ffn_embed_dim = widths.decoder_d_ff
+
+
+def placement_of(cfg) -> Placement:
+    """The placement as plain text: fairseq hands it over as text or as an enum member."""
+    return str(getattr(cfg.attention_placement, "value", cfg.attention_placement))  # type: ignore[return-value]  # parity checks it
+
+
+def _nested(cfg) -> TransformerConfig:
+    """The same options in the nested form that fairseq's encoder and decoder read."""
+    names = [f.name for f in fields(GroupedQueryTransformerConfig) if not f.name.startswith("_")]
+    flat = Namespace(**{name: getattr(cfg, name) for name in names})
+    flat.decoder_input_dim = flat.decoder_output_dim = cfg.decoder_embed_dim
+    return TransformerConfig.from_namespace(flat)
+
+
+class GroupedQueryTransformerEncoder(TransformerEncoderBase):
+    """fairseq's encoder; under placement `decoder` it keeps multi-head attention."""
+
+    def build_encoder_layer(self, cfg) -> GroupedQueryEncoderLayer:
+        heads = cfg.num_kv_heads if placement_of(cfg) == "all" else cfg.encoder.attention_heads
+        return GroupedQueryEncoderLayer(cfg, heads, cfg.use_bias)
+
+    def reorder_encoder_out(self, encoder_out: dict, new_order: Tensor) -> dict:
+        """Keeps one row a sentence, where fairseq keeps one a hypothesis.
+
+        The first call spreads each sentence over its beam: only the width is noted. Later calls
+        move hypotheses: nothing happens until a sentence leaves. Any other order falls back to
+        fairseq's gather, with one row a hypothesis.
+        """
+        rows = encoder_out["encoder_out"][0].shape[1]
+        beam = encoder_out.get("beam", [0])[0]
+        if not beam:
+            width = max(1, new_order.numel() // rows)
+            spread = torch.arange(rows, device=new_order.device).repeat_interleave(width)
+            if torch.equal(new_order, spread):
+                return {**encoder_out, "beam": [width]}
+            return {**super().reorder_encoder_out(encoder_out, new_order), "beam": [1]}
+        sentences = new_order.view(-1, beam)[:, 0] // beam
+        if sentences.numel() == rows:
+            return encoder_out
+        return {**super().reorder_encoder_out(encoder_out, sentences), "beam": [beam]}
+
+
+class GroupedQueryTransformerDecoder(TransformerDecoderBase):
+    """fairseq's decoder with whole-sequence and cached forward passes of its own."""
+
+    def build_decoder_layer(self, cfg, no_encoder_attn: bool = False) -> GroupedQueryDecoderLayer:
+        return GroupedQueryDecoderLayer(cfg, cfg.num_kv_heads, cfg.use_bias)
+
+    def extract_features(
+        self,
+        prev_output_tokens: Tensor,
+        encoder_out: dict,
+        incremental_state: dict | None = None,
+        full_context_alignment: bool = False,
+        alignment_layer: int | None = None,
+        alignment_heads: int | None = None,
+    ) -> tuple[Tensor, dict]:
+        """Decoder features before the output layer.
+
+        Args:
+            prev_output_tokens: [B, T] token ids; with `incremental_state` the last one is new.
+            encoder_out: what the encoder returned.
+            incremental_state: holds the cache between steps; None runs whole sequences.
+            alignment_layer: return this layer's cross-attention, averaged over all heads. During
+                decoding the last layer's comes unless `make_generation_fast_` switched it off.
+
+        Returns:
+            features [B, T, C] (T = 1 with `incremental_state`), {"attn": [[B, T, S] or None]}.
+
+        Raises:
+            ValueError: `alignment_heads` is given: averages over some heads are not supported.
+        """
+        if alignment_heads is not None:
+            raise ValueError("alignment_heads is not supported: attention is averaged over all")
+        if incremental_state is not None:
+            return self._step(prev_output_tokens, encoder_out, incremental_state, alignment_layer)
+        x = self._embed(prev_output_tokens, None).transpose(0, 1)  # [T, B, C]
+        # Padding on the right is never read by what counts; only left padding needs a mask.
+        is_padding = prev_output_tokens.eq(self.padding_idx)
+        mask = is_padding if full_context_alignment or bool(is_padding[:, 0].any()) else None
+        source, source_is_padding = _source(encoder_out)
+        attn, inner_states = None, [x]
+        for index, layer in enumerate(self.layers):
+            x, weights = layer(
+                x,
+                source,
+                source_is_padding,
+                mask,
+                is_causal=not full_context_alignment,
+                need_weights=index == alignment_layer,
+            )
+            inner_states.append(x)
+            attn = weights if weights is not None else attn
+        if self.layer_norm is not None:
+            x = self.layer_norm(x)
+        return x.transpose(0, 1), {"attn": [attn], "inner_states": inner_states}
+
+    def _step(
+        self, tokens: Tensor, encoder_out: dict, incremental_state: dict, alignment: int | None
+    ) -> tuple[Tensor, dict]:
+        """The newest position alone; everything before it comes out of the cache."""
+        cache = self._cache(tokens, encoder_out, incremental_state)
+        rows = tokens.shape[0]
+        x = self._embed(tokens, incremental_state).view(cache.batch, cache.beam, -1)
+        x = cache.to_cache_order(x)
+        cache.start_step(x.dtype, x.device)
+        if alignment is None and self.layers[-1].need_attn:
+            alignment = self.num_layers - 1
+        attn = None
+        for index, layer in enumerate(self.layers):
+            x, weights = layer.step(x, cache, index, need_weights=index == alignment)
+            if weights is not None:
+                attn = cache.to_sentence_order(weights).reshape(rows, 1, -1)
+        if self.layer_norm is not None:
+            x = self.layer_norm(x)
+        return cache.to_sentence_order(x).reshape(rows, 1, -1), {"attn": [attn]}
+
+    def _cache(self, tokens: Tensor, encoder_out: dict, incremental_state: dict) -> DecoderCache:
+        """The cache of this search; the first step creates it and projects the source once."""
+        if _CACHE_KEY not in incremental_state:
+            source, is_padding = _source(encoder_out)
+            batch = source.shape[1]
+            cache = DecoderCache(batch, tokens.shape[0] // batch)
+            cross = [layer.encoder_attn.project_kv(source) for layer in self.layers]
+            cache.store_source(cross, is_padding, source.dtype)
+            incremental_state[_CACHE_KEY] = cache
+        return incremental_state[_CACHE_KEY]
+
+    def _embed(self, tokens: Tensor, incremental_state: dict | None) -> Tensor:
+        """Token and position embeddings, [B, T, C]; the last position alone when decoding."""
+        positions = None
+        if self.embed_positions is not None:
+            positions = self.embed_positions(tokens, incremental_state=incremental_state)
+        if incremental_state is not None:
+            tokens = tokens[:, -1:]
+            positions = positions if positions is None else positions[:, -1:]
+        x = self.embed_scale * self.embed_tokens(tokens)
+        if positions is not None:
+            x = x + positions
+        return self.dropout_module(x)
+
+    def reorder_incremental_state_scripting(
+        self, incremental_state: dict, new_order: Tensor
+    ) -> None:
+        """SequenceGenerator's hook: hypotheses moved, sentences may have left."""
+        if _CACHE_KEY in incremental_state:
+            incremental_state[_CACHE_KEY].reorder(new_order)
+
+
+def _source(encoder_out: dict) -> tuple[Tensor, Tensor | None]:
+    """Encoder output [S, B, C] and the mask of its padding [B, S], None if there is none."""
+    masks = encoder_out["encoder_padding_mask"]
+    is_padding = masks[0] if masks and bool(masks[0].any()) else None
+    return encoder_out["encoder_out"][0], is_padding
+
+
+@register_model("gqa_transformer", dataclass=GroupedQueryTransformerConfig)
+class GroupedQueryTransformerModel(TransformerModelBase):
+    """Encoder-decoder Transformer; G = H is fairseq's own, with the same parameter names."""
+
+    @classmethod
+    def add_args(cls, parser) -> None:
+        """Command-line options without defaults, so that an architecture can set them."""
+        gen_parser_from_dataclass(parser, GroupedQueryTransformerConfig(), delete_default=True)
+
+    @classmethod
+    def build_model(cls, cfg, task) -> GroupedQueryTransformerModel:
+        """Builds the model and writes derived widths into `cfg`, which checkpoints keep.
+
+        fairseq's commands call this and catch nothing: a bad option ends the process with one line.
+        """
+        try:
+            resolve(cfg)
+            return super().build_model(_nested(cfg), task)
+        except ValueError as error:
+            sys.exit(f"error: {error}")
+
+    @classmethod
+    def build_encoder(cls, cfg, src_dict, embed_tokens) -> GroupedQueryTransformerEncoder:
+        return GroupedQueryTransformerEncoder(cfg, src_dict, embed_tokens)
+
+    @classmethod
+    def build_decoder(cls, cfg, tgt_dict, embed_tokens) -> GroupedQueryTransformerDecoder:
+        return GroupedQueryTransformerDecoder(cfg, tgt_dict, embed_tokens)
