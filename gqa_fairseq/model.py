@@ -1,10 +1,13 @@
-"""The Transformer with grouped-query attention, as a fairseq model with a dataclass."""
+"""The Transformer with grouped-query attention, as a fairseq model with a dataclass.
 
-from __future__ import annotations
+No `from __future__ import annotations` here: fairseq reads the dataclass's types at run time, and
+its parser knows `Optional` but not `X | None`.
+"""
 
 import sys
 from argparse import Namespace
 from dataclasses import dataclass, field, fields
+from typing import Any, Optional
 
 import torch
 from fairseq import utils
@@ -26,7 +29,11 @@ from gqa_fairseq.parity import PLACEMENTS, Placement, Shape, matched_widths
 _CACHE_KEY = "gqa_decoder_cache"
 
 
-def _option(default, help_text: str):
+PlacementChoice: Any = ChoiceEnum(PLACEMENTS)
+ActivationChoice: Any = ChoiceEnum(utils.get_available_activation_fns())
+
+
+def _option(default: Any, help_text: str) -> Any:
     return field(default=default, metadata={"help": help_text})
 
 
@@ -34,10 +41,10 @@ def _option(default, help_text: str):
 class GroupedQueryTransformerConfig(FairseqDataclass):
     """Flat, in fairseq's own names; the defaults are the paper's WMT14 model (Shazeer 2019)."""
 
-    num_kv_heads: int | None = _option(
+    num_kv_heads: Optional[int] = _option(
         None, "key/value heads G: 1 is multi-query, unset is multi-head (G = attention heads)"
     )
-    attention_placement: ChoiceEnum(PLACEMENTS) = _option(
+    attention_placement: PlacementChoice = _option(
         "all",
         "which attentions have G heads: all (Shazeer 2019), or the decoder's self- and "
         "cross-attention (Ainslie et al. 2023)",
@@ -45,8 +52,8 @@ class GroupedQueryTransformerConfig(FairseqDataclass):
     mha_ffn_embed_dim: int = _option(
         4096, "d_ff of the multi-head baseline; this model's is derived to match its parameters"
     )
-    encoder_ffn_embed_dim: int | None = _option(None, "encoder d_ff; overrides the derived one")
-    decoder_ffn_embed_dim: int | None = _option(None, "decoder d_ff; overrides the derived one")
+    encoder_ffn_embed_dim: Optional[int] = _option(None, "encoder d_ff; overrides the derived one")
+    decoder_ffn_embed_dim: Optional[int] = _option(None, "decoder d_ff; overrides the derived one")
     encoder_embed_dim: int = _option(1024, "encoder width (d_model)")
     decoder_embed_dim: int = _option(1024, "decoder width, equal to the encoder's")
     encoder_attention_heads: int = _option(8, "query heads in the encoder")
@@ -60,9 +67,7 @@ class GroupedQueryTransformerConfig(FairseqDataclass):
     use_bias: bool = _option(
         False, "biases in projections and feed-forward layers; without, parity is exact"
     )
-    activation_fn: ChoiceEnum(utils.get_available_activation_fns()) = _option(
-        "relu", "activation of the feed-forward layers"
-    )
+    activation_fn: ActivationChoice = _option("relu", "activation of the feed-forward layers")
     dropout: float = _option(0.1, "dropout probability")
     attention_dropout: float = _option(0.0, "dropout probability for attention weights")
     activation_dropout: float = _option(0.0, "dropout probability after the activation")
@@ -268,7 +273,7 @@ class GroupedQueryTransformerModel(TransformerModelBase):
         gen_parser_from_dataclass(parser, GroupedQueryTransformerConfig(), delete_default=True)
 
     @classmethod
-    def build_model(cls, cfg, task) -> GroupedQueryTransformerModel:
+    def build_model(cls, cfg, task) -> "GroupedQueryTransformerModel":
         """Builds the model and writes derived widths into `cfg`, which checkpoints keep.
 
         fairseq's commands call this and catch nothing: a bad option ends the process with one line.

@@ -1,7 +1,7 @@
 """What a decoder keeps between steps: G heads of keys and values, written once and never moved.
 
     source   cross K, V   [B, G, S, D]       one row a SENTENCE, whatever the beam
-    target   self  K, V   [B, G, N, D]       N = capacity * W slots; step t writes slots t*W .. t*W+W-1
+    target   self  K, V   [B, G, N, D]       N = capacity * W slots; step t fills W of them
     mask                  [B, W, N]          which slots a beam descends from: 0, else -inf
 
 Beam search reorders beams at every step. Moving their cached keys and values costs a read and a
