@@ -1,0 +1,255 @@
+"""What a job may be told: the strict schema of the resolved Hydra config, with units and ranges.
+
+conf/ holds the values, this file their meaning. Whatever is unknown or contradicts itself is
+refused here, before any work.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from experiments.errors import ExperimentError
+
+Positive = Annotated[int, Meta(ge=1)]
+NonNegative = Annotated[int, Meta(ge=0)]
+PositiveFloat = Annotated[float, Meta(gt=0)]
+NonNegativeFloat = Annotated[float, Meta(ge=0)]
+Probability = Annotated[float, Meta(ge=0, lt=1)]
+Name = Annotated[str, Meta(pattern="^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+
+
+class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A part of the config; unknown keys are errors."""
+
+
+class AttentionConfig(Section, frozen=True, kw_only=True):
+    """The variant: G key/value heads, in all three attentions or in the decoder's two."""
+
+    num_kv_heads: Positive
+    placement: Literal["all", "decoder"]
+
+
+class ModelConfig(Section, frozen=True, kw_only=True):
+    """The multi-head baseline's shape; the plugin derives the variant's d_ff from `mha_d_ff`.
+
+    Positions are learned and one embedding matrix serves source, target and output. Source and
+    target have at most `max_positions` tokens, end of sentence included.
+    """
+
+    num_heads: Positive
+    d_model: Positive
+    encoder_layers: Positive
+    decoder_layers: Positive
+    mha_d_ff: Positive
+    bias: bool
+    norm_before: bool
+    max_positions: Positive
+
+
+class DataConfig(Section, frozen=True, kw_only=True):
+    """The corpus. Lengths and ratio are in subword pieces and drop training pairs alone.
+
+    `mirror` (a folder or a URL) says where downloads come from, the six files are for `local`.
+    """
+
+    name: Name
+    vocab_size: Positive
+    max_pieces: Positive
+    max_ratio: Annotated[float, Meta(gt=1)]
+    mirror: str | None = None
+    train_source: str | None = None
+    train_target: str | None = None
+    dev_source: str | None = None
+    dev_target: str | None = None
+    test_source: str | None = None
+    test_target: str | None = None
+
+
+# Where the text comes from says nothing about what it is: the checksum of the data does that.
+DATA_ORIGIN_KEYS = (
+    "mirror",
+    "train_source",
+    "train_target",
+    "dev_source",
+    "dev_target",
+    "test_source",
+    "test_target",
+)
+
+
+class TrainConfig(Section, frozen=True, kw_only=True):
+    """Training; `tokens_per_update` bounds padded tokens of the longer side, over all devices."""
+
+    max_updates: Positive
+    tokens_per_update: Positive
+    learning_rate: PositiveFloat
+    warmup_updates: Positive
+    adam_betas: tuple[Probability, Probability]
+    weight_decay: NonNegativeFloat
+    clip_norm: NonNegativeFloat
+    label_smoothing: Probability
+    dropout: Probability
+    attention_dropout: Probability
+    activation_dropout: Probability
+    log_every_updates: Positive
+    validate_every_updates: Positive
+
+
+class DecodeConfig(Section, frozen=True, kw_only=True):
+    """Translation of dev and test, greedy and with `beam`."""
+
+    engine: Literal["stock"]
+    beam: Annotated[int, Meta(ge=2)]
+    length_alpha: NonNegativeFloat
+    max_len_a: NonNegativeFloat
+    max_len_b: NonNegative
+    batch_sentences: Positive
+
+
+class BenchmarkConfig(Section, frozen=True, kw_only=True):
+    """Fixed-shape timing; a shape is [source tokens, target tokens], end of sentence included."""
+
+    batch: Positive
+    shapes: list[tuple[Positive, Positive]]
+    warmup_runs: Positive
+    repeats: Annotated[int, Meta(ge=3)]
+    training_batch: Positive
+    training_repeats: Annotated[int, Meta(ge=3)]
+
+
+class HardwareConfig(Section, frozen=True, kw_only=True):
+    """What to compute on; `threads` null is all cores that the process may use."""
+
+    device: Literal["cpu", "cuda"]
+    devices: Positive
+    threads: Positive | None
+    precision: Literal["fp32", "bf16", "fp16"]
+    max_tokens_per_device: Positive
+
+
+class TrackingConfig(Section, frozen=True, kw_only=True):
+    """Whether wandb shows the job, beside its files."""
+
+    mode: Literal["none", "offline", "online"]
+
+
+class PathsConfig(Section, frozen=True, kw_only=True):
+    """Folders that prepared data and runs go to."""
+
+    data: str
+    runs: str
+
+
+class SuiteConfig(Section, frozen=True, kw_only=True):
+    """One job."""
+
+    attention: AttentionConfig
+    model: ModelConfig
+    data: DataConfig
+    train: TrainConfig
+    decode: DecodeConfig
+    benchmark: BenchmarkConfig
+    hardware: HardwareConfig
+    tracking: TrackingConfig
+    experiment_name: Name
+    seed: NonNegative
+    force: bool
+    paths: PathsConfig
+
+    def __post_init__(self) -> None:
+        heads, kv_heads = self.model.num_heads, self.attention.num_kv_heads
+        if heads % kv_heads:
+            divisors = [g for g in range(1, heads + 1) if heads % g == 0]
+            raise ValueError(
+                f"attention.num_kv_heads={kv_heads} does not divide model.num_heads={heads} "
+                f"(choose one of {', '.join(map(str, divisors))})"
+            )
+        if self.model.d_model % heads:
+            raise ValueError(
+                f"model.num_heads={heads} does not divide model.d_model={self.model.d_model}"
+            )
+        longest = self.data.max_pieces + 1  # and the end of the sentence
+        if longest > self.model.max_positions:
+            raise ValueError(
+                f"data.max_pieces={self.data.max_pieces} and the end of the sentence exceed "
+                f"model.max_positions={self.model.max_positions} (lower one or raise the other)"
+            )
+        if longest > self.tokens_per_device:
+            raise ValueError(
+                f"a device gets {self.tokens_per_device} tokens a step, less than the longest "
+                f"sentence of data.max_pieces={self.data.max_pieces} (raise train.tokens_per_update"
+                " and hardware.max_tokens_per_device)"
+            )
+        train = self.train
+        every = train.log_every_updates
+        if train.max_updates % every or train.validate_every_updates % every:
+            raise ValueError(
+                f"train.log_every_updates={every} must divide train.max_updates="
+                f"{train.max_updates} and train.validate_every_updates="
+                f"{train.validate_every_updates}, so that every token is counted"
+            )
+        if min(train.max_updates, train.validate_every_updates) < 2 * every:
+            raise ValueError(
+                f"train.log_every_updates={every} must be at most half of train.max_updates and of "
+                "train.validate_every_updates, so that updates are timed without validation"
+            )
+        if self.hardware.device == "cpu" and self.hardware.devices > 1:
+            raise ValueError("hardware.devices must be 1 on the CPU (use hardware.threads)")
+
+    @property
+    def update_freq(self) -> int:
+        """Steps whose gradients make one update, so that a device's step fits its memory."""
+        capacity = self.hardware.devices * self.hardware.max_tokens_per_device
+        return -(-self.train.tokens_per_update // capacity)
+
+    @property
+    def tokens_per_device(self) -> int:
+        """Padded tokens of the longer side in a device's step: fairseq's --max-tokens."""
+        return self.train.tokens_per_update // (self.hardware.devices * self.update_freq)
+
+    @property
+    def variant(self) -> str:
+        """`mha`, `gqa4`, `mqa`; with `-dec` where only the decoder's attention is grouped."""
+        kv_heads = self.attention.num_kv_heads
+        if kv_heads == self.model.num_heads:
+            return "mha"
+        name = "mqa" if kv_heads == 1 else f"gqa{kv_heads}"
+        return name + ("-dec" if self.attention.placement == "decoder" else "")
+
+
+def parse_config(resolved: dict[str, Any]) -> SuiteConfig:
+    """The checked config of a resolved Hydra config; raises ExperimentError, one line."""
+    try:
+        return msgspec.convert(resolved, SuiteConfig)
+    except msgspec.ValidationError as error:
+        raise ExperimentError(f"config: {error}") from error
+
+
+def scientific_config(config: SuiteConfig) -> dict[str, Any]:
+    """What the result depends on: no folders, no tracking, no names, not where the data is from."""
+    kept = msgspec.to_builtins(config)
+    for key in ("paths", "tracking", "force", "experiment_name"):
+        del kept[key]
+    for key in DATA_ORIGIN_KEYS:
+        del kept["data"][key]
+    return kept
+
+
+def job_id(config: SuiteConfig, data_checksum: str, code_version: str) -> str:
+    """sha256 of the scientific config, the data and the code: the same id, the same result."""
+    parts = {
+        "config": scientific_config(config),
+        "data": data_checksum,
+        "code": code_version,
+    }
+    return hashlib.sha256(msgspec.json.encode(parts, order="deterministic")).hexdigest()
+
+
+def data_folder(config: SuiteConfig) -> Path:
+    """Where the data of this config is prepared: other settings or files, another folder."""
+    settings = msgspec.structs.replace(config.data, mirror=None)
+    digest = hashlib.sha256(msgspec.json.encode(settings, order="deterministic")).hexdigest()[:8]
+    return Path(config.paths.data) / f"{config.data.name}-{digest}"

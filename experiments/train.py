@@ -1,0 +1,186 @@
+"""Training: fairseq's own command in a process of its own, and what its log says.
+
+The exact command is recorded, so that anyone can run it without the suite.
+"""
+
+import json
+import math
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+
+from experiments.config import SuiteConfig
+from experiments.errors import ExperimentError
+from experiments.record_parts import Training, TrainPoint
+
+# fairseq's logger names the table: `2026-11-24 10:00:00 | INFO | train_inner | {...}`.
+_LOG_LINE = re.compile(r"\| INFO \| (train_inner|valid) \| (\{.*\})$")
+NATS_PER_BIT = math.log(2)
+
+
+class TrainUpdates(msgspec.Struct, frozen=True, kw_only=True):
+    """The updates since the last such line of the log; losses in nats per target token."""
+
+    update: int
+    nll_nats_per_token: float
+    learning_rate: float
+    target_tokens_per_update: float
+    target_tokens_per_s: float
+    wall_s: float
+
+
+class Validation(msgspec.Struct, frozen=True, kw_only=True):
+    """A validation after `update`; the loss is in nats per target token."""
+
+    update: int
+    nll_nats_per_token: float
+
+
+def train_command(config: SuiteConfig, data: Path, checkpoints: Path) -> list[str]:
+    """The fairseq-train command of a job: a pure function of its arguments.
+
+    Only --num-kv-heads, --attention-placement and --save-dir differ between variants. Checkpoints
+    are written at validations and at the end; no epoch's end adds one, so that the number of
+    checkpoints does not depend on the corpus. The last one counts, as in Shazeer 2019.
+    """
+    model, train, hardware = config.model, config.train, config.hardware
+    plugin = Path(__file__).resolve().parent.parent / "gqa_fairseq"
+    never = 10**9
+    options: dict[str, object] = {
+        "--user-dir": os.path.relpath(plugin),
+        "--task": "gqa_translation",
+        "--source-lang": "en",
+        "--target-lang": "de",
+        "--arch": "gqa_transformer",
+        "--num-kv-heads": config.attention.num_kv_heads,
+        "--attention-placement": config.attention.placement,
+        "--mha-ffn-embed-dim": model.mha_d_ff,
+        "--encoder-embed-dim": model.d_model,
+        "--decoder-embed-dim": model.d_model,
+        "--encoder-attention-heads": model.num_heads,
+        "--decoder-attention-heads": model.num_heads,
+        "--encoder-layers": model.encoder_layers,
+        "--decoder-layers": model.decoder_layers,
+        "--max-source-positions": model.max_positions,
+        "--max-target-positions": model.max_positions,
+        "--dropout": train.dropout,
+        "--attention-dropout": train.attention_dropout,
+        "--activation-dropout": train.activation_dropout,
+        "--criterion": "label_smoothed_cross_entropy",
+        "--label-smoothing": train.label_smoothing,
+        "--optimizer": "adam",
+        "--adam-betas": str(train.adam_betas),
+        "--weight-decay": train.weight_decay,
+        "--clip-norm": train.clip_norm,
+        "--lr": train.learning_rate,
+        "--lr-scheduler": "inverse_sqrt",
+        "--warmup-updates": train.warmup_updates,
+        "--warmup-init-lr": 1e-7,
+        "--max-update": train.max_updates,
+        "--max-tokens": config.tokens_per_device,
+        "--update-freq": config.update_freq,
+        "--max-tokens-valid": max(config.tokens_per_device, model.max_positions),
+        "--validate-interval": never,
+        "--validate-interval-updates": train.validate_every_updates,
+        "--save-interval": never,
+        "--save-interval-updates": train.validate_every_updates,
+        "--keep-interval-updates": 1,
+        "--save-dir": checkpoints,
+        "--seed": config.seed,
+        "--num-workers": 0,
+        "--log-format": "json",
+        "--log-interval": train.log_every_updates,
+    }
+    flags = [
+        "--share-all-embeddings",
+        "--encoder-learned-pos",
+        "--decoder-learned-pos",
+        "--no-epoch-checkpoints",
+    ]
+    if model.norm_before:
+        flags += ["--encoder-normalize-before", "--decoder-normalize-before"]
+    if model.bias:
+        flags.append("--use-bias")
+    if hardware.device == "cpu":
+        flags.append("--cpu")
+    else:
+        options["--distributed-world-size"] = hardware.devices
+    if hardware.precision != "fp32":
+        flags.append(f"--{hardware.precision}")
+    command = ["fairseq-train", str(data / "bin")]
+    for name, value in options.items():
+        command += [name, str(value)]
+    return command + flags
+
+
+def parse_line(line: str) -> TrainUpdates | Validation | None:
+    """What one line of fairseq's JSON log says of the training, None for all other lines."""
+    match = _LOG_LINE.search(line)
+    if match is None:
+        return None
+    table, stats = match[1], json.loads(match[2])
+    if table == "valid":
+        return Validation(
+            update=int(stats["valid_num_updates"]),
+            nll_nats_per_token=float(stats["valid_nll_loss"]) * NATS_PER_BIT,
+        )
+    return TrainUpdates(
+        update=int(stats["num_updates"]),
+        nll_nats_per_token=float(stats["nll_loss"]) * NATS_PER_BIT,
+        learning_rate=float(stats["lr"]),
+        target_tokens_per_update=float(stats["wpb"]),
+        target_tokens_per_s=float(stats["wps"]),
+        wall_s=float(stats["wall"]),
+    )
+
+
+def read_curve(events: Iterable[TrainUpdates | Validation]) -> list[TrainPoint]:
+    """The training curve of a whole log, resumes included: the later line on an update counts."""
+    trained: dict[int, TrainUpdates] = {}
+    validated: dict[int, Validation] = {}
+    for event in events:
+        if isinstance(event, TrainUpdates):
+            trained[event.update] = event
+        else:
+            validated[event.update] = event
+    curve, target_tokens, before = [], 0.0, 0
+    for update, event in sorted(trained.items()):
+        target_tokens += event.target_tokens_per_update * (update - before)
+        before = update
+        dev = validated.get(update)
+        curve.append(
+            TrainPoint(
+                update=update,
+                train_nll_nats_per_token=event.nll_nats_per_token,
+                dev_nll_nats_per_token=dev.nll_nats_per_token if dev else None,
+                learning_rate=event.learning_rate,
+                target_tokens=round(target_tokens),
+                wall_s=event.wall_s,
+            )
+        )
+    return curve
+
+
+def us_per_target_token(events: Iterable[TrainUpdates | Validation], log_every: int) -> float:
+    """Microseconds of updates per target token, or ValueError when nothing can be timed.
+
+    fairseq's rate runs from one line to the next, whatever happens in between. A line counts
+    only if the updates before it follow another line directly: that leaves out the first updates
+    (warming up), the first after a resume and those that a validation interrupted.
+    """
+    seconds, tokens, last_update = 0.0, 0.0, None
+    for event in events:
+        if isinstance(event, Validation):
+            last_update = None
+            continue
+        if last_update is not None and event.update == last_update + log_every:
+            interval_tokens = event.target_tokens_per_update * log_every
+            seconds += interval_tokens / event.target_tokens_per_s
+            tokens += interval_tokens
+        last_update = event.update
+    if not tokens:
+        raise ValueError("the log has no updates that can be timed")
+    return 1e6 * seconds / tokens
