@@ -1,7 +1,7 @@
 """Named architectures: {mha,gqa4,gqa2,mqa}_transformer_{wmt_en_de,base,small}.
 
 A name fixes the shape and the number of key/value heads; d_ff is derived from the multi-head
-width by the parity arithmetic. Each is registered for `--arch` and for fairseq-hydra-train.
+width by the parity arithmetic. fairseq-hydra-train takes the same names as `model._name`.
 """
 
 from __future__ import annotations
@@ -9,9 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from fairseq.models import register_model_architecture
-from hydra.core.config_store import ConfigStore
 
-from gqa_fairseq.model import GroupedQueryTransformerConfig
+from gqa_fairseq import model as _model  # registers the model that the names below refer to
 
 _BOTH = ("encoder", "decoder")
 
@@ -49,10 +48,7 @@ def _register(name: str, options: dict[str, Any]) -> None:
             if not hasattr(args, key):
                 setattr(args, key, value)
 
-    register_model_architecture("gqa_transformer", name)(apply_defaults)
-    node = GroupedQueryTransformerConfig(**options)
-    node._name = "gqa_transformer"
-    ConfigStore.instance().store(name=name, group="model", node=node, provider="gqa_fairseq")
+    register_model_architecture(_model.MODEL_NAME, name)(apply_defaults)
 
 
 for _variant, _num_kv_heads in VARIANTS.items():

@@ -6,6 +6,7 @@ its parser knows `Optional` but not `X | None`.
 
 import sys
 from argparse import Namespace
+from contextlib import nullcontext
 from dataclasses import dataclass, field, fields
 from typing import Any, Optional
 
@@ -20,12 +21,14 @@ from fairseq.models.transformer import (
     TransformerEncoderBase,
     TransformerModelBase,
 )
+from omegaconf import OmegaConf, open_dict
 from torch import Tensor
 
 from gqa_fairseq.decoding.cache import DecoderCache
 from gqa_fairseq.layers import GroupedQueryDecoderLayer, GroupedQueryEncoderLayer
 from gqa_fairseq.parity import PLACEMENTS, Placement, Shape, matched_widths
 
+MODEL_NAME = "gqa_transformer"
 _CACHE_KEY = "gqa_decoder_cache"
 
 
@@ -78,11 +81,15 @@ class GroupedQueryTransformerConfig(FairseqDataclass):
 
 
 def resolve(cfg) -> None:
-    """Fills in what is derived: `num_kv_heads` and both d_ff, in place.
+    """Fills in, in place, what is missing (a YAML file may name an architecture and no more) and
+    what is derived: `num_kv_heads` and both d_ff.
 
     Raises:
         ValueError: heads that do not divide, or an encoder and a decoder of different widths.
     """
+    for option in fields(GroupedQueryTransformerConfig):
+        if not option.name.startswith("_") and not hasattr(cfg, option.name):
+            setattr(cfg, option.name, option.default)
     for name in ("embed_dim", "attention_heads"):
         if getattr(cfg, f"encoder_{name}") != getattr(cfg, f"decoder_{name}"):
             raise ValueError(
@@ -263,7 +270,7 @@ def _source(encoder_out: dict) -> tuple[Tensor, Tensor | None]:
     return encoder_out["encoder_out"][0], is_padding
 
 
-@register_model("gqa_transformer", dataclass=GroupedQueryTransformerConfig)
+@register_model(MODEL_NAME, dataclass=GroupedQueryTransformerConfig)
 class GroupedQueryTransformerModel(TransformerModelBase):
     """Encoder-decoder Transformer; G = H is fairseq's own, with the same parameter names."""
 
@@ -274,15 +281,28 @@ class GroupedQueryTransformerModel(TransformerModelBase):
 
     @classmethod
     def build_model(cls, cfg, task) -> "GroupedQueryTransformerModel":
-        """Builds the model and writes derived widths into `cfg`, which checkpoints keep.
+        """Builds the model, with derived widths written into `cfg`.
 
         fairseq's commands call this and catch nothing: a bad option ends the process with one line.
         """
         try:
-            resolve(cfg)
+            with open_dict(cfg) if OmegaConf.is_config(cfg) else nullcontext():
+                resolve(cfg)
             return super().build_model(_nested(cfg), task)
         except ValueError as error:
             sys.exit(f"error: {error}")
+
+    def load_state_dict(self, state_dict, strict=True, model_cfg=None, args=None):
+        """As in fairseq, but weights of another shape end the process with one line, not a page."""
+        own = self.state_dict()
+        for name, weight in state_dict.items():
+            if name in own and own[name].shape != weight.shape:
+                sys.exit(
+                    f"error: the checkpoint's {name} is {tuple(weight.shape)}, this model's "
+                    f"{tuple(own[name].shape)}: give the options the checkpoint was trained with, "
+                    "or another --save-dir"
+                )
+        return super().load_state_dict(state_dict, strict, model_cfg, args)
 
     @classmethod
     def build_encoder(cls, cfg, src_dict, embed_tokens) -> GroupedQueryTransformerEncoder:
