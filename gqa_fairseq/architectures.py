@@ -45,7 +45,7 @@ VARIANTS: dict[str, int | None] = {"mha": None, "gqa4": 4, "gqa2": 2, "mqa": 1}
 def _register(name: str, options: dict[str, Any]) -> None:
     def apply_defaults(args) -> None:
         for key, value in options.items():
-            if not hasattr(args, key):
+            if getattr(args, key, None) is None:
                 setattr(args, key, value)
 
     register_model_architecture(_model.MODEL_NAME, name)(apply_defaults)

@@ -36,60 +36,76 @@ PlacementChoice: Any = ChoiceEnum(PLACEMENTS)
 ActivationChoice: Any = ChoiceEnum(utils.get_available_activation_fns())
 
 
-def _option(default: Any, help_text: str) -> Any:
-    return field(default=default, metadata={"help": help_text})
+def _option(fallback: Any, help_text: str) -> Any:
+    """A field that is None until it is set: by the user, a named architecture or `fallback`.
+
+    fairseq-hydra-train fills in a dataclass's defaults before the named architecture is asked, so
+    a default that is a value would silently win over the name.
+    """
+    return field(default=None, metadata={"help": help_text, "fallback": fallback})
 
 
 @dataclass
 class GroupedQueryTransformerConfig(FairseqDataclass):
-    """Flat, in fairseq's own names; the defaults are the paper's WMT14 model (Shazeer 2019)."""
+    """Flat, in fairseq's own names; what is not set has the size of Shazeer 2019's WMT14 model."""
 
     num_kv_heads: Optional[int] = _option(
         None, "key/value heads G: 1 is multi-query, unset is multi-head (G = attention heads)"
     )
-    attention_placement: PlacementChoice = _option(
+    attention_placement: Optional[PlacementChoice] = _option(
         "all",
         "which attentions have G heads: all (Shazeer 2019), or the decoder's self- and "
         "cross-attention (Ainslie et al. 2023)",
     )
-    mha_ffn_embed_dim: int = _option(
+    mha_ffn_embed_dim: Optional[int] = _option(
         4096, "d_ff of the multi-head baseline; this model's is derived to match its parameters"
     )
     encoder_ffn_embed_dim: Optional[int] = _option(None, "encoder d_ff; overrides the derived one")
     decoder_ffn_embed_dim: Optional[int] = _option(None, "decoder d_ff; overrides the derived one")
-    encoder_embed_dim: int = _option(1024, "encoder width (d_model)")
-    decoder_embed_dim: int = _option(1024, "decoder width, equal to the encoder's")
-    encoder_attention_heads: int = _option(8, "query heads in the encoder")
-    decoder_attention_heads: int = _option(8, "query heads in the decoder, equal to the encoder's")
-    encoder_layers: int = _option(6, "encoder layers")
-    decoder_layers: int = _option(6, "decoder layers")
-    encoder_normalize_before: bool = _option(False, "layer norm before each encoder block")
-    decoder_normalize_before: bool = _option(False, "layer norm before each decoder block")
-    encoder_learned_pos: bool = _option(False, "learned source positions")
-    decoder_learned_pos: bool = _option(False, "learned target positions")
-    use_bias: bool = _option(
+    encoder_embed_dim: Optional[int] = _option(1024, "encoder width (d_model)")
+    decoder_embed_dim: Optional[int] = _option(1024, "decoder width, equal to the encoder's")
+    encoder_attention_heads: Optional[int] = _option(8, "query heads in the encoder")
+    decoder_attention_heads: Optional[int] = _option(
+        8, "query heads in the decoder, equal to the encoder's"
+    )
+    encoder_layers: Optional[int] = _option(6, "encoder layers")
+    decoder_layers: Optional[int] = _option(6, "decoder layers")
+    encoder_normalize_before: Optional[bool] = _option(
+        False, "layer norm before each encoder block"
+    )
+    decoder_normalize_before: Optional[bool] = _option(
+        False, "layer norm before each decoder block"
+    )
+    encoder_learned_pos: Optional[bool] = _option(False, "learned source positions")
+    decoder_learned_pos: Optional[bool] = _option(False, "learned target positions")
+    use_bias: Optional[bool] = _option(
         False, "biases in projections and feed-forward layers; without, parity is exact"
     )
-    activation_fn: ActivationChoice = _option("relu", "activation of the feed-forward layers")
-    dropout: float = _option(0.1, "dropout probability")
-    attention_dropout: float = _option(0.0, "dropout probability for attention weights")
-    activation_dropout: float = _option(0.0, "dropout probability after the activation")
-    share_decoder_input_output_embed: bool = _option(False, "tie decoder input and output")
-    share_all_embeddings: bool = _option(False, "tie encoder, decoder and output embeddings")
-    max_source_positions: int = _option(1024, "longest source, in tokens")
-    max_target_positions: int = _option(1024, "longest target, in tokens")
+    activation_fn: Optional[ActivationChoice] = _option(
+        "relu", "activation of the feed-forward layers"
+    )
+    dropout: Optional[float] = _option(0.1, "dropout probability")
+    attention_dropout: Optional[float] = _option(0.0, "dropout probability for attention weights")
+    activation_dropout: Optional[float] = _option(0.0, "dropout probability after the activation")
+    share_decoder_input_output_embed: Optional[bool] = _option(
+        False, "tie decoder input and output"
+    )
+    share_all_embeddings: Optional[bool] = _option(
+        False, "tie encoder, decoder and output embeddings"
+    )
+    max_source_positions: Optional[int] = _option(1024, "longest source, in tokens")
+    max_target_positions: Optional[int] = _option(1024, "longest target, in tokens")
 
 
 def resolve(cfg) -> None:
-    """Fills in, in place, what is missing (a YAML file may name an architecture and no more) and
-    what is derived: `num_kv_heads` and both d_ff.
+    """Fills in, in place, what is not set and what is derived: `num_kv_heads` and both d_ff.
 
     Raises:
         ValueError: heads that do not divide, or an encoder and a decoder of different widths.
     """
     for option in fields(GroupedQueryTransformerConfig):
-        if not option.name.startswith("_") and not hasattr(cfg, option.name):
-            setattr(cfg, option.name, option.default)
+        if not option.name.startswith("_") and getattr(cfg, option.name, None) is None:
+            setattr(cfg, option.name, option.metadata["fallback"])
     for name in ("embed_dim", "attention_heads"):
         if getattr(cfg, f"encoder_{name}") != getattr(cfg, f"decoder_{name}"):
             raise ValueError(
