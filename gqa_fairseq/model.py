@@ -32,8 +32,10 @@ MODEL_NAME = "gqa_transformer"
 _CACHE_KEY = "gqa_decoder_cache"
 
 
-PlacementChoice: Any = ChoiceEnum(PLACEMENTS)
-ActivationChoice: Any = ChoiceEnum(utils.get_available_activation_fns())
+# Each option may be unset; see _option.
+Int, Float, Bool = Optional[int], Optional[float], Optional[bool]
+PlacementChoice: Any = Optional[ChoiceEnum(PLACEMENTS)]
+ActivationChoice: Any = Optional[ChoiceEnum(utils.get_available_activation_fns())]
 
 
 def _option(fallback: Any, help_text: str) -> Any:
@@ -49,52 +51,40 @@ def _option(fallback: Any, help_text: str) -> Any:
 class GroupedQueryTransformerConfig(FairseqDataclass):
     """Flat, in fairseq's own names; what is not set has the size of Shazeer 2019's WMT14 model."""
 
-    num_kv_heads: Optional[int] = _option(
+    num_kv_heads: Int = _option(
         None, "key/value heads G: 1 is multi-query, unset is multi-head (G = attention heads)"
     )
-    attention_placement: Optional[PlacementChoice] = _option(
+    attention_placement: PlacementChoice = _option(
         "all",
         "which attentions have G heads: all (Shazeer 2019), or the decoder's self- and "
         "cross-attention (Ainslie et al. 2023)",
     )
-    mha_ffn_embed_dim: Optional[int] = _option(
+    mha_ffn_embed_dim: Int = _option(
         4096, "d_ff of the multi-head baseline; this model's is derived to match its parameters"
     )
-    encoder_ffn_embed_dim: Optional[int] = _option(None, "encoder d_ff; overrides the derived one")
-    decoder_ffn_embed_dim: Optional[int] = _option(None, "decoder d_ff; overrides the derived one")
-    encoder_embed_dim: Optional[int] = _option(1024, "encoder width (d_model)")
-    decoder_embed_dim: Optional[int] = _option(1024, "decoder width, equal to the encoder's")
-    encoder_attention_heads: Optional[int] = _option(8, "query heads in the encoder")
-    decoder_attention_heads: Optional[int] = _option(
-        8, "query heads in the decoder, equal to the encoder's"
-    )
-    encoder_layers: Optional[int] = _option(6, "encoder layers")
-    decoder_layers: Optional[int] = _option(6, "decoder layers")
-    encoder_normalize_before: Optional[bool] = _option(
-        False, "layer norm before each encoder block"
-    )
-    decoder_normalize_before: Optional[bool] = _option(
-        False, "layer norm before each decoder block"
-    )
-    encoder_learned_pos: Optional[bool] = _option(False, "learned source positions")
-    decoder_learned_pos: Optional[bool] = _option(False, "learned target positions")
-    use_bias: Optional[bool] = _option(
+    encoder_ffn_embed_dim: Int = _option(None, "encoder d_ff; overrides the derived one")
+    decoder_ffn_embed_dim: Int = _option(None, "decoder d_ff; overrides the derived one")
+    encoder_embed_dim: Int = _option(1024, "encoder width (d_model)")
+    decoder_embed_dim: Int = _option(1024, "decoder width, equal to the encoder's")
+    encoder_attention_heads: Int = _option(8, "query heads in the encoder")
+    decoder_attention_heads: Int = _option(8, "query heads in the decoder, equal to the encoder's")
+    encoder_layers: Int = _option(6, "encoder layers")
+    decoder_layers: Int = _option(6, "decoder layers")
+    encoder_normalize_before: Bool = _option(False, "layer norm before each encoder block")
+    decoder_normalize_before: Bool = _option(False, "layer norm before each decoder block")
+    encoder_learned_pos: Bool = _option(False, "learned source positions")
+    decoder_learned_pos: Bool = _option(False, "learned target positions")
+    use_bias: Bool = _option(
         False, "biases in projections and feed-forward layers; without, parity is exact"
     )
-    activation_fn: Optional[ActivationChoice] = _option(
-        "relu", "activation of the feed-forward layers"
-    )
-    dropout: Optional[float] = _option(0.1, "dropout probability")
-    attention_dropout: Optional[float] = _option(0.0, "dropout probability for attention weights")
-    activation_dropout: Optional[float] = _option(0.0, "dropout probability after the activation")
-    share_decoder_input_output_embed: Optional[bool] = _option(
-        False, "tie decoder input and output"
-    )
-    share_all_embeddings: Optional[bool] = _option(
-        False, "tie encoder, decoder and output embeddings"
-    )
-    max_source_positions: Optional[int] = _option(1024, "longest source, in tokens")
-    max_target_positions: Optional[int] = _option(1024, "longest target, in tokens")
+    activation_fn: ActivationChoice = _option("relu", "activation of the feed-forward layers")
+    dropout: Float = _option(0.1, "dropout probability")
+    attention_dropout: Float = _option(0.0, "dropout probability for attention weights")
+    activation_dropout: Float = _option(0.0, "dropout probability after the activation")
+    share_decoder_input_output_embed: Bool = _option(False, "tie decoder input and output")
+    share_all_embeddings: Bool = _option(False, "tie encoder, decoder and output embeddings")
+    max_source_positions: Int = _option(1024, "longest source, in tokens")
+    max_target_positions: Int = _option(1024, "longest target, in tokens")
 
 
 def resolve(cfg) -> None:
