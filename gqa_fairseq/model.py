@@ -33,7 +33,9 @@ _CACHE_KEY = "gqa_decoder_cache"
 
 
 # Each option may be unset; see _option.
-Int, Float, Bool = Optional[int], Optional[float], Optional[bool]
+Int = Optional[int]
+Float = Optional[float]
+Bool = Optional[bool]
 PlacementChoice: Any = Optional[ChoiceEnum(PLACEMENTS)]
 ActivationChoice: Any = Optional[ChoiceEnum(utils.get_available_activation_fns())]
 
