@@ -18,8 +18,8 @@ from experiments.errors import ExperimentError
 StructT = TypeVar("StructT", bound=msgspec.Struct)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 `text` (as it is, no newline translation) atomically; folders are made.
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write `content` atomically; missing folders are made.
 
     Raises ExperimentError when the folder or the file cannot be written.
     """
@@ -28,8 +28,8 @@ def write_text(path: Path, text: str) -> None:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
         temporary = Path(name)
         try:
-            with open(handle, "w", encoding="utf-8", newline="\n") as stream:
-                stream.write(text)
+            with open(handle, "wb") as stream:
+                stream.write(content)
                 stream.flush()
                 os.fsync(stream.fileno())
             # mkstemp makes files private; results are to be read by others, as the umask allows.
@@ -44,6 +44,11 @@ def write_text(path: Path, text: str) -> None:
             f"{path}: cannot be written: {error.strerror or error} (choose a folder that you may "
             "write, with space left)"
         ) from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` as UTF-8 with its newlines as they are, atomically; raises as `write_bytes`."""
+    write_bytes(path, text.encode("utf-8"))
 
 
 def write_json(path: Path, struct: msgspec.Struct) -> None:

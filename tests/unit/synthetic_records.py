@@ -74,19 +74,20 @@ def data_info(name: str = "synthetic_en_de") -> DataInfo:
     )
 
 
-def training(seed: int = 1, updates: int = 600, every: int = 50) -> Training:
+def training(num_kv_heads: int = NUM_HEADS, seed: int = 1, updates: int = 600) -> Training:
+    offset = 0.01 * seed - 0.008 * num_kv_heads
     curve = [
         TrainPoint(
             update=update,
-            train_nll_nats_per_token=3.0 + 5.2 * math.exp(-update / 180) + 0.01 * seed,
+            train_nll_nats_per_token=3.0 + 5.2 * math.exp(-update / 180) + offset,
             dev_nll_nats_per_token=(
-                3.2 + 5.0 * math.exp(-update / 170) + 0.01 * seed if update % 100 == 0 else None
+                3.2 + 5.0 * math.exp(-update / 170) + offset if update % 100 == 0 else None
             ),
             learning_rate=1e-3 * min(update / 200, (200 / update) ** 0.5),
             target_tokens=update * 4000,
             wall_s=update * 0.4,
         )
-        for update in range(every, updates + 1, every)
+        for update in range(50, updates + 1, 50)
     ]
     return Training(
         device="cpu",
@@ -238,7 +239,7 @@ def record(
         seed=seed,
         data=data_info(data_name),
         model=model,
-        training=training(seed, updates) if stages else None,
+        training=training(num_kv_heads, seed, updates) if stages else None,
         evaluation=evaluation(num_kv_heads, seed) if stages else None,
         benchmark=benchmark(num_kv_heads) if stages else None,
     )

@@ -1,0 +1,52 @@
+"""`python -m experiments.report --records DIR`: the report of all records below DIR."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from experiments.errors import ExperimentError
+from experiments.records import read_records
+from experiments.report.groups import group_records
+from experiments.report.reference import read_papers
+from experiments.report.render import terminal_table, write_report
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Write the report and print its overview; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.report", description=__doc__)
+    parser.add_argument(
+        "--records",
+        type=Path,
+        action="append",
+        required=True,
+        metavar="DIR",
+        help="folder of record.json files, at any depth (may be given several times)",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("outputs/report"), help="folder (%(default)s)"
+    )
+    options = parser.parse_args(arguments)
+    try:
+        records = [record for folder in options.records for record in read_records(folder)]
+        if not records:
+            folders = ", ".join(map(str, options.records))
+            raise ExperimentError(
+                f"{folders}: no record.json in it (run an experiment first, such as "
+                "`make quickstart`)"
+            )
+        groups = group_records(records)
+        path = write_report(groups, read_papers(), options.out)
+    except ExperimentError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    console = Console()
+    for group in groups:
+        console.print(terminal_table(group))
+    console.print(f"report: {path}", soft_wrap=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

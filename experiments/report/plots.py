@@ -1,0 +1,213 @@
+"""Plots of a group as PNG: quality against cost, training curves, all raw latencies.
+
+A variant has one colour and one marker in every plot.
+"""
+
+import io
+import statistics
+from pathlib import Path
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from experiments.record_parts import Engine
+from experiments.report.groups import Group, Row
+from experiments.report.selection import (
+    SEARCHES,
+    Shape,
+    decoder_us,
+    find_timing,
+    group_engine,
+    headline_kind,
+    score_value,
+    search_label,
+    test_splits,
+    timed_shapes,
+)
+
+# Okabe and Ito's colours: told apart by colour-blind readers, and in grey with the markers.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+GREY = "#555555"
+STYLE = Path(__file__).with_name("plots.mplstyle")
+
+
+def group_plots(group: Group) -> dict[str, bytes]:
+    """PNG files by name; a plot without data is left out."""
+    # No pyplot: figures that nobody shows need neither a window nor global state.
+    with matplotlib.rc_context(fname=STYLE):
+        figures = {
+            "bleu-latency": _bleu_latency(group),
+            "training-curves": _training_curves(group),
+            "raw-latency": _raw_latency(group),
+        }
+        return {name: _png(figure) for name, figure in figures.items() if figure}
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    # No software version inside: the same records give the same bytes.
+    figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _labels(group: Group) -> list[str]:
+    """The rows' names, with the width where a name alone is not unique."""
+    names = [row.name for row in group.rows]
+    return [
+        name if names.count(name) == 1 else f"{name} d_ff {row.first.model.decoder_d_ff}"
+        for name, row in zip(names, group.rows, strict=True)
+    ]
+
+
+def _style(index: int) -> tuple[str, str]:
+    return COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
+
+
+def _bleu_latency(group: Group) -> Figure | None:
+    """BLEU over decoder time: one panel a search; every run small, the mean large."""
+    engine, shapes, splits = group_engine(group), timed_shapes(group), test_splits(group)
+    if not shapes or not splits:
+        return None
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    panels = figure.subplots(1, len(SEARCHES), sharey=True)
+    drawn = [
+        _bleu_latency_panel(axes, group, engine, shapes[0], splits[0], beam)
+        for axes, beam in zip(panels, SEARCHES, strict=True)
+    ]
+    panels[0].set_ylabel(f"BLEU 13a on {splits[0]} (0 to 100)")
+    batch, source, target = shapes[0]
+    figure.supxlabel(
+        f"decoder µs per output token (engine {engine}, batch {batch}, {source}/{target} tokens; "
+        "left is faster)",
+        fontsize=10,
+    )
+    if not any(drawn):
+        return None
+    # Beside the panels, not in them: neighbours' names would cover each other and the points.
+    handles, labels = panels[drawn.index(True)].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center")
+    return figure
+
+
+def _bleu_latency_panel(
+    axes: Axes, group: Group, engine: Engine, shape: Shape, split: str, beam: int
+) -> bool:
+    kind = headline_kind(group, split, beam)
+    axes.set_title(search_label(beam))
+    drawn = False
+    for index, (label, row) in enumerate(zip(_labels(group), group.rows, strict=True)):
+        colour, marker = _style(index)
+        if kind is None:
+            continue
+        us, bleu = decoder_us(engine, beam, shape), score_value(split, kind)
+        points = [
+            (x, y)
+            for record in row.records
+            if (x := us(record)) is not None and (y := bleu(record)) is not None
+        ]
+        if not points:
+            continue
+        xs, ys = [x for x, _ in points], [y for _, y in points]
+        mean_x, mean_y = statistics.fmean(xs), statistics.fmean(ys)
+        if len(points) > 1:
+            axes.scatter(xs, ys, s=16, color=colour, alpha=0.5, linewidths=0)
+        axes.scatter(
+            [mean_x], [mean_y], s=80, color=colour, marker=marker, edgecolor="white", label=label
+        )
+        drawn = True
+    axes.margins(x=0.12, y=0.15)
+    return drawn
+
+
+def _training_curves(group: Group) -> Figure | None:
+    """Dev loss over updates, all of them and the later half: a line a run, a colour a variant."""
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    whole, late = figure.subplots(1, 2)
+    last_update = max((r.training.updates for r in group.records if r.training), default=0)
+    drawn = False
+    for index, (label, row) in enumerate(zip(_labels(group), group.rows, strict=True)):
+        colour, marker = _style(index)
+        for run, record in enumerate(row.records):
+            points = [
+                (point.update, point.dev_nll_nats_per_token)
+                for point in (record.training.curve if record.training else [])
+                if point.dev_nll_nats_per_token is not None
+            ]
+            for axes, first in ((whole, 0), (late, last_update / 2)):
+                shown = [(update, nll) for update, nll in points if update >= first]
+                axes.plot(
+                    [update for update, _ in shown],
+                    [nll for _, nll in shown],
+                    color=colour,
+                    marker=marker,
+                    markersize=4,
+                    linewidth=1.4,
+                    alpha=1.0 if len(row.records) == 1 else 0.7,
+                    label=_with_seeds(label, row) if run == 0 else None,
+                )
+            drawn = drawn or bool(points)
+    if not drawn:
+        return None
+    whole.set_ylabel("dev loss (nats per target token)")
+    whole.set_title("all updates")
+    late.set_title("second half")
+    for axes in (whole, late):
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    figure.supxlabel("update", fontsize=10)
+    figure.legend(*whole.get_legend_handles_labels(), loc="outside right center")
+    return figure
+
+
+def _with_seeds(label: str, row: Row) -> str:
+    return label if len(row.records) == 1 else f"{label} ({len(row.records)} seeds)"
+
+
+def _raw_latency(group: Group) -> Figure | None:
+    """Every timed decoder run: one panel a shape and search, a bar at the mean of the medians."""
+    engine, shapes = group_engine(group), timed_shapes(group)
+    if not shapes:
+        return None
+    labels = _labels(group)
+    figure = Figure(figsize=(9, 3.1 * len(shapes)), layout="constrained")
+    panels = figure.subplots(len(shapes), len(SEARCHES), squeeze=False)
+    for line, shape in zip(panels, shapes, strict=True):
+        for axes, beam in zip(line, SEARCHES, strict=True):
+            for index, row in enumerate(group.rows):
+                _raw_runs(axes, index, row, engine, beam, shape)
+            batch, source, target = shape
+            axes.set_title(f"{search_label(beam)}: batch {batch}, {source}/{target} tokens")
+            axes.set_xticks(range(len(labels)), labels)
+            axes.set_xlim(-0.6, len(labels) - 0.4)
+            axes.set_ylim(bottom=0)
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.grid(visible=False, axis="x")
+    figure.supylabel(f"decoder µs per output token (engine {engine})", fontsize=10)
+    return figure
+
+
+def _raw_runs(axes: Axes, index: int, row: Row, engine: Engine, beam: int, shape: Shape) -> None:
+    timings = [timing for r in row.records if (timing := find_timing(r, engine, beam, shape))]
+    if not timings:
+        axes.text(index, 0, "not run", ha="center", va="bottom", color=GREY)
+        return
+    colour, marker = _style(index)
+    us = [1e6 * raw_s / timing.tokens_produced for timing in timings for raw_s in timing.decoder_s]
+    # Spread sideways in order of measurement, so that a drift shows and no sample hides another.
+    places = [index + 0.44 * ((i + 0.5) / len(us) - 0.5) for i in range(len(us))]
+    mean = statistics.fmean(timing.decoder_us_per_token for timing in timings)
+    axes.bar(index, mean, width=0.62, color=colour, alpha=0.18)
+    axes.hlines(mean, index - 0.31, index + 0.31, color=colour, linewidth=1.6)
+    axes.scatter(places, us, s=18, color=colour, marker=marker, edgecolor="white", linewidths=0.4)
+    axes.annotate(
+        f"{mean:,.1f}",
+        (index, max([*us, mean])),
+        xytext=(0, 5),
+        textcoords="offset points",
+        ha="center",
+        fontsize=9,
+        color=GREY,
+    )
+    axes.margins(y=0.16)

@@ -1,0 +1,176 @@
+"""Groups and papers as Markdown with plots beside it, and as tables for a terminal."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+import msgspec
+import rich.box
+import rich.table
+
+from experiments.records import Record
+from experiments.report.groups import FREE_CONFIG_KEYS, Group
+from experiments.report.plots import group_plots
+from experiments.report.reference import NOT_COMPARABLE, Paper, paper_tables
+from experiments.report.tables import (
+    NOT_RUN,
+    Table,
+    group_tables,
+    hardware_text,
+    overview,
+    overview_columns,
+    provenance,
+)
+from experiments.storage import write_bytes, write_text
+
+TEMPLATE = Path(__file__).with_name("report.md.j2")
+CAPTIONS = {
+    "bleu-latency": "BLEU against decoding time: small dots are runs, large ones their means.",
+    "training-curves": "Dev loss during training, one line a run.",
+    "raw-latency": "Every timed run of the decoder; bars are the means of the runs' medians.",
+}
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A plot of the report; `path` is relative to it."""
+
+    path: str
+    caption: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """A group of comparable records, for the template."""
+
+    heading: str
+    facts: list[str]
+    tables: list[Table]
+    plots: list[Plot]
+    config: str
+
+
+def write_report(groups: list[Group], papers: list[Paper], out: Path) -> Path:
+    """Write `out`/report.md and its plots, the report last; returns its path.
+
+    Raises ExperimentError when the folder cannot be written.
+    """
+    sections = [_section(group, out) for group in groups]
+    template = jinja2.Environment(
+        undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False
+    ).from_string(TEMPLATE.read_text(encoding="utf-8"))
+    text = template.render(
+        record_count=sum(len(group.records) for group in groups),
+        sections=sections,
+        papers=[table for paper in papers for table in paper_tables(paper)],
+        not_comparable=NOT_COMPARABLE,
+        markdown=markdown_table,
+    )
+    path = out / "report.md"
+    write_text(path, text)
+    return path
+
+
+def markdown_table(table: Table) -> str:
+    """A Markdown table, text to the left and numbers to the right."""
+    rule = ["---", *["---:"] * (len(table.columns) - 1)]
+    lines = [table.columns, rule, *table.rows]
+    return "\n".join(
+        "| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines
+    )
+
+
+def terminal_table(group: Group) -> rich.table.Table:
+    """The overview for a terminal: the same rows, narrow columns."""
+    table = overview(group)
+    shown = rich.table.Table(
+        title=group_heading(group),
+        caption=" ".join(
+            [
+                "µs/token: decoder, per output token (speed-up over MHA).",
+                *table.notes,
+                provenance(group),
+            ]
+        ),
+        box=rich.box.SIMPLE_HEAD,
+        title_justify="left",
+        caption_justify="left",
+        padding=0,
+    )
+    short = list(overview_columns(None).values())
+    for heading in filter(None, short):
+        name = heading == "variant"
+        shown.add_column(
+            heading,
+            justify="left" if name else "right",
+            no_wrap=not name,
+            min_width=9 if name else None,
+        )
+    for row in table.rows:
+        # Deviation and speed-up go below their number: the table fits 80 characters.
+        cells = [cell for cell, heading in zip(row, short, strict=True) if heading]
+        shown.add_row(
+            *(c.replace(" ± ", "\n±").replace(" (", "\n(").replace(" / ", "\n") for c in cells)
+        )
+    return shown
+
+
+def group_heading(group: Group) -> str:
+    """Data, model and machine in a line."""
+    record = group.first
+    model = record.model
+    return (
+        f"{record.data.name}: {model.encoder_layers} + {model.decoder_layers} layers, d_model "
+        f"{model.d_model}, {model.num_heads} heads, on {hardware_text(record.hardware)}"
+    )
+
+
+def _section(group: Group, out: Path) -> Section:
+    plots = []
+    identity = hashlib.sha256(
+        "".join(sorted(record.job.id for record in group.records)).encode()
+    ).hexdigest()[:8]
+    for name, content in group_plots(group).items():
+        path = f"plots/{identity}-{name}.png"
+        write_bytes(out / path, content)
+        plots.append(Plot(path, CAPTIONS[name]))
+    config = group.first.config
+    shared = {key: value for key, value in config.items() if key not in FREE_CONFIG_KEYS}
+    return Section(
+        heading=group_heading(group),
+        facts=_facts(group),
+        tables=group_tables(group),
+        plots=plots,
+        config=msgspec.json.format(msgspec.json.encode(shared), indent=2).decode(),
+    )
+
+
+def _facts(group: Group) -> list[str]:
+    data = group.first.data
+    train = data.splits["train"]
+    dropped = ", ".join(f"{count:,} {reason}" for reason, count in sorted(train.dropped.items()))
+    facts = [
+        f"Data {data.name} ({data.source_lang} to {data.target_lang}), checksum "
+        f"`{data.checksum[:12]}`, vocabulary {data.vocab_size:,}: {train.kept:,} of {train.read:,} "
+        f"training pairs kept" + (f" (dropped: {dropped})" if dropped else ""),
+    ]
+    facts += [
+        f"Overlap of {name} with the training text: {overlap.four_grams_seen_share:.1%} of its "
+        f"4-grams are seen there, {overlap.lines_covered_share:.1%} of its lines are fully "
+        f"covered, {overlap.duplicate_lines:,} lines are duplicates"
+        for name, overlap in sorted(data.overlap.items())
+    ]
+    missing = sorted({f"{row.name} {stage}" for row in group.rows for stage in _not_run(row.first)})
+    if missing:
+        facts.append(f'Shown as "{NOT_RUN}": {", ".join(missing)}')
+    if group.repeats_left_out:
+        facts.append(
+            f"{group.repeats_left_out} older records of the same variant and seed are left out"
+        )
+    return facts
+
+
+def _not_run(record: Record) -> list[str]:
+    stages = ("training", "evaluation", "benchmark")
+    return [stage for stage in stages if getattr(record, stage) is None]

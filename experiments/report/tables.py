@@ -1,0 +1,330 @@
+"""The tables of a group: every number from its records, every unit in a heading."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from experiments.record_parts import Engine, Hardware
+from experiments.records import Record
+from experiments.report.groups import DECISIVE_VERSIONS, Estimate, Group, Row
+from experiments.report.selection import (
+    SEARCHES,
+    Shape,
+    baseline_scores,
+    decoder_us,
+    find_timing,
+    group_engine,
+    headline_kind,
+    quality_splits,
+    score_kinds,
+    score_value,
+    search_label,
+    test_splits,
+    timed_engines,
+    timed_shapes,
+)
+
+NOT_RUN = "not run"
+NOT_APPLICABLE = "–"
+BASELINES = {"copy": "baseline: copied source", "nearest": "baseline: nearest training line"}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells as text; `notes` say what the numbers need to be understood."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+    notes: list[str]
+
+
+def number(estimate: Estimate | None, digits: int) -> str:
+    """Mean, with ± the standard deviation where there are several runs."""
+    if estimate is None:
+        return NOT_RUN
+    mean = f"{estimate.mean:,.{digits}f}"
+    if estimate.deviation is None:
+        return mean
+    return f"{mean} ± {estimate.deviation:.{digits}f}"
+
+
+def mebibytes(estimate: Estimate | None) -> str:
+    """Bytes as MiB with one digit."""
+    if estimate is None:
+        return NOT_RUN
+    return f"{estimate.mean / 2**20:,.1f}"
+
+
+def overview_columns(split: str | None) -> dict[str, str | None]:
+    """Headings of the overview, with the short ones for a terminal (None: not shown there)."""
+    columns: dict[str, str | None] = {
+        "variant": "variant",
+        "kv heads": "G",
+        "d_ff enc / dec": "d_ff",
+        "parameters": "parameters",
+        "residual": None,
+        "seeds": None,
+        "dev nats/token": "dev\nnats",
+        "dev perplexity": "dev\nPPL",
+    }
+    for beam in SEARCHES:
+        label = search_label(beam)
+        columns[f"{split or 'test'} BLEU {label}"] = f"BLEU\n{label}"
+    for beam in SEARCHES:
+        label = search_label(beam)
+        columns[f"decoder µs/token {label} (speed-up over MHA)"] = f"µs/token\n{label}"
+    return columns
+
+
+def overview(group: Group) -> Table:
+    """One row a variant: size, quality and decoding cost."""
+    engine = group_engine(group)
+    shapes = timed_shapes(group)
+    shape = shapes[0] if shapes else None
+    split = next(iter(test_splits(group)), None)
+    columns = list(overview_columns(split))
+    rows = []
+    for row in group.rows:
+        model = row.first.model
+        rows.append(
+            [
+                row.name,
+                str(model.num_kv_heads),
+                f"{model.encoder_d_ff} / {model.decoder_d_ff}",
+                f"{model.parameters:,}",
+                f"{model.residual:,}",
+                ", ".join(str(record.seed) for record in row.records),
+                number(row.estimate(_dev_nll), 3),
+                number(row.estimate(_dev_perplexity), 2),
+                *(_headline_score(group, row, split, beam) for beam in SEARCHES),
+                *(_with_speed_up(group, row, engine, beam, shape) for beam in SEARCHES),
+            ]
+        )
+    if split:
+        for baseline, value in _baseline_cells(group, split, "bleu", "13a").items():
+            cells = dict.fromkeys(columns, NOT_APPLICABLE) | {columns[0]: BASELINES[baseline]}
+            cells |= {name: value for name in columns if "BLEU" in name}
+            rows.append(list(cells.values()))
+    notes = ["BLEU is sacrebleu's with tokenizer 13a; a baseline has no search."]
+    if shape:
+        notes.append(f"Decoding: {_shape_text(shape)}, engine {engine}.")
+    return Table("Overview", columns, rows, notes)
+
+
+def quality(group: Group, split: str) -> Table:
+    """All scores on one split, with the signatures."""
+    kinds = score_kinds(group, split)
+    several_engines = len({kind.engine for kind in kinds}) > 1
+    penalties = {(kind.length_penalty, kind.length_alpha) for kind in kinds if kind.beam > 1}
+    columns = ["variant"]
+    for kind in kinds:
+        details: list[str] = [kind.engine] if several_engines else []
+        if len(penalties) > 1 and kind.beam > 1:
+            details.append(f"{kind.length_penalty} alpha {kind.length_alpha:g}")
+        columns.append(kind.heading + (f" ({', '.join(details)})" if details else ""))
+    rows = [
+        [row.name, *(number(row.estimate(score_value(split, kind)), 1) for kind in kinds)]
+        for row in group.rows
+    ]
+    for baseline in sorted(baseline_scores(group, split)):
+        cells = [
+            _baseline_cells(group, split, kind.metric, kind.tokenize).get(baseline, NOT_RUN)
+            for kind in kinds
+        ]
+        rows.append([BASELINES[baseline], *cells])
+    lines = group.first.data.splits[split].read
+    notes = [f"{lines:,} lines, engine {', '.join(sorted({kind.engine for kind in kinds}))}."]
+    if len(penalties) == 1:
+        formula, alpha = penalties.pop()
+        notes.append(f"Beam search with {formula}'s length penalty, alpha {alpha:g}.")
+    notes += [f"`{signature}`" for signature in _signatures(group, split)]
+    return Table(f"Translation quality on {split}", columns, rows, notes)
+
+
+def decoding(group: Group, engine: Engine, shape: Shape) -> Table:
+    """Time and cache at one shape, encoder and decoder apart."""
+
+    def estimate(row: Row, beam: int, field: str) -> Estimate | None:
+        def value(record: Record) -> float | None:
+            timing = find_timing(record, engine, beam, shape)
+            return getattr(timing, field) if timing else None
+
+        return row.estimate(value)
+
+    columns = ["variant"]
+    for label in map(search_label, SEARCHES):
+        columns += [
+            f"{label}: encoder µs/token",
+            f"{label}: decoder µs/token (speed-up over MHA)",
+            f"{label}: KV cache MiB",
+        ]
+    rows = []
+    for row in group.rows:
+        cells = [row.name]
+        for beam in SEARCHES:
+            cells += [
+                number(estimate(row, beam, "encoder_us_per_token"), 1),
+                _with_speed_up(group, row, engine, beam, shape),
+                mebibytes(estimate(row, beam, "kv_cache_bytes")),
+            ]
+        rows.append(cells)
+    timings = [
+        (record.benchmark, timing)
+        for record in group.records
+        for beam in SEARCHES
+        if record.benchmark and (timing := find_timing(record, engine, beam, shape))
+    ]
+    notes = ["Microseconds per output token: medians of the raw runs, which the records keep."]
+    notes += _distinct(
+        f"{len(timing.decoder_s)} runs after {timing.warmup_runs} of warm-up; "
+        f"{benchmark.device} {benchmark.precision}, {benchmark.threads} threads, "
+        f"{benchmark.weights} weights, {benchmark.max_positions} positions."
+        for benchmark, timing in timings
+    )
+    return Table(f"Decoding: {_shape_text(shape)}, engine {engine}", columns, rows, notes)
+
+
+def training(group: Group) -> Table:
+    """What training cost."""
+    columns = [
+        "variant",
+        "updates",
+        "target tokens/update",
+        "training µs/target token (fixed shape)",
+        "training µs/target token (real batches)",
+        "peak memory of training MiB",
+        "peak memory of the benchmark MiB",
+    ]
+    rows = [
+        [
+            row.name,
+            number(row.estimate(lambda r: r.training.updates if r.training else None), 0),
+            number(
+                row.estimate(lambda r: r.training.target_tokens_per_update if r.training else None),
+                0,
+            ),
+            number(row.estimate(_fixed_shape_training_us), 1),
+            number(
+                row.estimate(lambda r: r.training.us_per_target_token if r.training else None), 1
+            ),
+            mebibytes(row.estimate(lambda r: r.training.peak_memory_bytes if r.training else None)),
+            mebibytes(
+                row.estimate(lambda r: r.benchmark.peak_memory_bytes if r.benchmark else None)
+            ),
+        ]
+        for row in group.rows
+    ]
+    stages = [stage for r in group.records for stage in (r.training, r.benchmark) if stage]
+    notes = _distinct(
+        f"Training on {r.training.processes} × {r.training.device} in {r.training.precision}."
+        for r in group.records
+        if r.training
+    )
+    notes += _distinct(
+        f"The config asks for {r.training.target_tokens_per_update_wanted:,} target tokens an "
+        "update."
+        for r in group.records
+        if r.training and r.training.target_tokens_per_update_wanted
+    )
+    notes += _distinct(f"Memory is {stage.peak_memory_kind.replace('_', ' ')}." for stage in stages)
+    return Table("Training cost and memory", columns, rows, notes)
+
+
+def group_tables(group: Group) -> list[Table]:
+    """All tables of a group, the overview first, each with its provenance below."""
+    tables = [
+        overview(group),
+        *(quality(group, split) for split in quality_splits(group)),
+        *(
+            decoding(group, engine, shape)
+            for engine in timed_engines(group)
+            for shape in timed_shapes(group)
+        ),
+        training(group),
+    ]
+    source = provenance(group)
+    return [replace(table, notes=[*table.notes, source]) for table in tables]
+
+
+def provenance(group: Group) -> str:
+    """One line: hardware, commits, versions and seeds that a table's numbers come from."""
+    hardware = group.first.hardware
+    commits = _distinct(
+        (r.code.commit[:12] + (" with local changes" if r.code.dirty else ""))
+        if r.code.commit
+        else "no commit"
+        for r in group.records
+    )
+    seeds = _distinct(str(seed) for seed in sorted({r.seed for r in group.records}))
+    versions = ", ".join(
+        f"{name} {group.first.versions[name]}"
+        for name in DECISIVE_VERSIONS
+        if name in group.first.versions
+    )
+    return (
+        f"{hardware_text(hardware)}; commit {', '.join(commits)}; code "
+        f"{group.first.code.version[:12]}; {versions}; seed {', '.join(seeds)}."
+    )
+
+
+def hardware_text(hardware: Hardware) -> str:
+    """Such as `Intel X (2 cores, 24 GiB), no GPU`."""
+    gpus = ", ".join(f"{hardware.gpus.count(name)} × {name}" for name in _distinct(hardware.gpus))
+    memory_gib = hardware.memory_bytes / 2**30
+    cores = f"{hardware.cores_usable} cores, {memory_gib:.0f} GiB"
+    return f"{hardware.cpu_model} ({cores}), {gpus or 'no GPU'}"
+
+
+def _dev_nll(record: Record) -> float | None:
+    return record.evaluation.dev_nll_nats_per_token if record.evaluation else None
+
+
+def _dev_perplexity(record: Record) -> float | None:
+    return record.evaluation.dev_perplexity if record.evaluation else None
+
+
+def _fixed_shape_training_us(record: Record) -> float | None:
+    timing = record.benchmark.training if record.benchmark else None
+    return timing.us_per_target_token if timing else None
+
+
+def _headline_score(group: Group, row: Row, split: str | None, beam: int) -> str:
+    kind = headline_kind(group, split, beam) if split else None
+    return number(row.estimate(score_value(split, kind)), 1) if split and kind else NOT_RUN
+
+
+def _with_speed_up(group: Group, row: Row, engine: Engine, beam: int, shape: Shape | None) -> str:
+    value = decoder_us(engine, beam, shape) if shape else None
+    own = row.estimate(value) if value else None
+    mha = group.mha(row)
+    base = mha.estimate(value) if mha and value else None
+    text = number(own, 1)
+    return f"{text} ({base.mean / own.mean:.2f}×)" if own and base else text
+
+
+def _baseline_cells(group: Group, split: str, metric: str, tokenize: str | None) -> dict[str, str]:
+    return {
+        baseline: f"{score.value_0_100:.1f}"
+        for baseline, scores in sorted(baseline_scores(group, split).items())
+        for score in scores
+        if (score.metric, score.tokenize) == (metric, tokenize)
+    }
+
+
+def _signatures(group: Group, split: str) -> list[str]:
+    return _distinct(
+        f"{score.metric}: {score.signature}"
+        for record in group.records
+        if record.evaluation
+        for score in [*record.evaluation.scores, *record.evaluation.baselines]
+        if score.split == split
+    )
+
+
+def _shape_text(shape: Shape) -> str:
+    batch, source, target = shape
+    return f"batch {batch}, source {source}, target {target} tokens"
+
+
+def _distinct(texts: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(texts))
