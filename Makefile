@@ -1,0 +1,69 @@
+# Multi-query and grouped-query attention in machine translation. `make help` lists the targets.
+.DEFAULT_GOAL := help
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.PHONY: help setup quickstart test lint report lock clean
+
+TORCH ?= default
+TORCH_VERSION := 2.13.0
+# What torch alone brings: the CUDA build's libraries, which a CPU build does not want.
+TORCH_ONLY := torch triton cuda-bindings cuda-pathfinder cuda-toolkit $(addprefix nvidia-,cublas \
+	cuda-cupti cuda-nvrtc cuda-runtime cudnn-cu13 cufft cufile curand cusolver cusparse \
+	cusparselt-cu13 nccl-cu13 nvjitlink nvshmem-cu13 nvtx)
+ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+
+# The first interpreter that runs and is 3.11 or 3.12.
+PYTHON ?= $(shell for p in python3 python3.11 python3.12 python; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null \
+	&& { echo $$p; break; }; done)
+INSTALLED := $(VENV)/.installed-$(TORCH)-$(TORCH_VERSION)
+
+help:  ## Show this list
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' \
+		| awk -F'\t' '{ printf "  make %-16s %s\n", $$1, $$2 }'
+	@echo
+	@echo '  ARGS="key=value ..." passes overrides on, e.g. make quickstart ARGS="seed=2"'
+	@echo '  TORCH=system uses the torch of the machine (a GPU machine that brings its own)'
+
+setup: $(INSTALLED)  ## Create .venv and install exact pins (TORCH=default|system)
+
+$(INSTALLED): requirements/py311.txt requirements/py312.txt
+	@[ -n "$(PYTHON)" ] || { echo "error: no Python 3.11 or 3.12 found: install one, or give PYTHON=/path/to/python" >&2; exit 2; }
+	@case "$(TORCH)" in default|system) ;; *) echo "error: TORCH=$(TORCH) is unknown: choose default or system" >&2; exit 2;; esac
+	rm -rf $(VENV)
+	$(PYTHON) -m venv $(if $(filter system,$(TORCH)),--system-site-packages) $(VENV)
+	version=$$($(BIN)/python -c 'import sys; print("%d%d" % sys.version_info[:2])'); \
+	$(BIN)/python -m pip install -q --require-hashes --no-deps -r requirements/py$$version.txt
+ifeq ($(TORCH),default)
+	$(BIN)/python -m pip install -q torch==$(TORCH_VERSION)
+endif
+	@$(BIN)/python -c 'import torch, fairseq; print("installed: torch", torch.__version__, "fairseq", fairseq.__version__)' 2>/dev/null \
+		|| { echo "error: torch or fairseq does not import: run $(BIN)/python -c 'import torch, fairseq' to see why" >&2; exit 2; }
+	touch $@
+
+quickstart: setup  ## Raw text to results table with MHA, GQA-2 and MQA: 15 minutes on 2 cores
+	$(BIN)/python -m experiments.run -m experiment=quickstart attention=mha,gqa2,mqa $(ARGS)
+	$(BIN)/python -m experiments.report --records outputs/runs/quickstart --out outputs/report
+
+report: setup  ## Build results/report from results/runs and the papers' numbers
+	$(BIN)/python -m experiments.report --records results/runs --out results/report
+
+test: setup  ## Run all tests
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: setup  ## Check style, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+lock: setup  ## Pin every package of requirements/requirements.in again, with hashes (needs uv)
+	for v in 3.11 3.12; do \
+		(cat requirements/requirements.in; echo torch==$(TORCH_VERSION)) | uv pip compile - -q \
+		--python-version $$v --generate-hashes --no-header --no-annotate \
+		$(addprefix --no-emit-package ,$(TORCH_ONLY)) -o requirements/py$${v/./}.txt; done
+
+clean:  ## Remove the environment (outputs/ with your data and runs stays)
+	rm -rf $(VENV)
