@@ -39,9 +39,9 @@ def group_plots(group: Group) -> dict[str, bytes]:
     # No pyplot: figures that nobody shows need neither a window nor global state.
     with matplotlib.rc_context(fname=STYLE):
         figures = {
-            "bleu-latency": _bleu_latency(group),
-            "training-curves": _training_curves(group),
-            "raw-latency": _raw_latency(group),
+            "bleu-latency": bleu_latency(group),
+            "training-curves": training_curves(group),
+            "raw-latency": raw_latency(group),
         }
         return {name: _png(figure) for name, figure in figures.items() if figure}
 
@@ -66,7 +66,7 @@ def _style(index: int) -> tuple[str, str]:
     return COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
 
 
-def _bleu_latency(group: Group) -> Figure | None:
+def bleu_latency(group: Group) -> Figure | None:
     """BLEU over decoder time: one panel a search; every run small, the mean large."""
     engine, shapes, splits = group_engine(group), timed_shapes(group), test_splits(group)
     if not shapes or not splits:
@@ -122,7 +122,7 @@ def _bleu_latency_panel(
     return drawn
 
 
-def _training_curves(group: Group) -> Figure | None:
+def training_curves(group: Group) -> Figure | None:
     """Dev loss over updates, all of them and the later half: a line a run, a colour a variant."""
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     whole, late = figure.subplots(1, 2)
@@ -165,7 +165,7 @@ def _with_seeds(label: str, row: Row) -> str:
     return label if len(row.records) == 1 else f"{label} ({len(row.records)} seeds)"
 
 
-def _raw_latency(group: Group) -> Figure | None:
+def raw_latency(group: Group) -> Figure | None:
     """Every timed decoder run: one panel a shape and search, a bar at the mean of the medians."""
     engine, shapes = group_engine(group), timed_shapes(group)
     if not shapes:
