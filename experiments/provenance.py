@@ -89,7 +89,7 @@ def versions() -> dict[str, str]:
 
 
 def hardware() -> Hardware:
-    """The machine as this process sees it: affinity and container limits count."""
+    """The machine as this process may use it: its CPU affinity, a container's memory limit."""
     return Hardware(
         cpu_model=_cpu_model(),
         cores_usable=len(os.sched_getaffinity(0))

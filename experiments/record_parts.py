@@ -335,7 +335,9 @@ class TrainingTiming(Part, frozen=True, kw_only=True):
 
 
 class Benchmark(Part, frozen=True, kw_only=True):
-    """Speed and memory, in a process of its own that measures nothing else.
+    """Speed and memory, in a process of its own for each variant.
+
+    `peak_memory_bytes` is decoding's: taken before the training updates are timed.
 
     `max_positions` is what the timed model allows, which a long shape may need beyond the trained
     model's; `weights` says whether the timed weights are the trained ones.

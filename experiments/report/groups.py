@@ -111,7 +111,10 @@ def _group(newest_first: list[Record]) -> Group:
 def _group_key(record: Record) -> bytes:
     config = {key: value for key, value in record.config.items() if key not in FREE_CONFIG_KEYS}
     versions = {name: record.versions.get(name) for name in DECISIVE_VERSIONS}
-    key = (record.data.checksum, record.hardware, record.code.version, config, versions)
+    # The kernel's share of the memory differs from boot to boot: gibibytes are enough.
+    memory_gib = round(record.hardware.memory_bytes / 2**30)
+    machine = msgspec.structs.replace(record.hardware, memory_bytes=max(1, memory_gib))
+    key = (record.data.checksum, machine, record.code.version, config, versions)
     return msgspec.json.encode(key, order="deterministic")
 
 

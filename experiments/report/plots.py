@@ -15,7 +15,6 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from experiments.record_parts import Engine
 from experiments.report.groups import Group, Row
 from experiments.report.selection import (
-    SEARCHES,
     Shape,
     decoder_us,
     find_timing,
@@ -23,6 +22,7 @@ from experiments.report.selection import (
     headline_kind,
     score_value,
     search_label,
+    searches,
     test_splits,
     timed_shapes,
 )
@@ -69,13 +69,14 @@ def _style(index: int) -> tuple[str, str]:
 def bleu_latency(group: Group) -> Figure | None:
     """BLEU over decoder time: one panel a search; every run small, the mean large."""
     engine, shapes, splits = group_engine(group), timed_shapes(group), test_splits(group)
+    beams = searches(group)
     if not shapes or not splits:
         return None
     figure = Figure(figsize=(9, 3.8), layout="constrained")
-    panels = figure.subplots(1, len(SEARCHES), sharey=True)
+    panels = figure.subplots(1, len(beams), sharey=True)
     drawn = [
         _bleu_latency_panel(axes, group, engine, shapes[0], splits[0], beam)
-        for axes, beam in zip(panels, SEARCHES, strict=True)
+        for axes, beam in zip(panels, beams, strict=True)
     ]
     panels[0].set_ylabel(f"BLEU 13a on {splits[0]} (0 to 100)")
     batch, source, target = shapes[0]
@@ -167,14 +168,14 @@ def _with_seeds(label: str, row: Row) -> str:
 
 def raw_latency(group: Group) -> Figure | None:
     """Every timed decoder run: one panel a shape and search, a bar at the mean of the medians."""
-    engine, shapes = group_engine(group), timed_shapes(group)
+    engine, shapes, beams = group_engine(group), timed_shapes(group), searches(group)
     if not shapes:
         return None
     labels = _labels(group)
     figure = Figure(figsize=(9, 3.1 * len(shapes)), layout="constrained")
-    panels = figure.subplots(len(shapes), len(SEARCHES), squeeze=False)
+    panels = figure.subplots(len(shapes), len(beams), squeeze=False)
     for line, shape in zip(panels, shapes, strict=True):
-        for axes, beam in zip(line, SEARCHES, strict=True):
+        for axes, beam in zip(line, beams, strict=True):
             for index, row in enumerate(group.rows):
                 _raw_runs(axes, index, row, engine, beam, shape)
             batch, source, target = shape

@@ -1,6 +1,5 @@
 """Groups and papers as Markdown with plots beside it, and as tables for a terminal."""
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,7 +55,7 @@ def write_report(groups: list[Group], papers: list[Paper], out: Path) -> Path:
 
     Raises ExperimentError when the folder cannot be written.
     """
-    sections = [_section(group, out) for group in groups]
+    sections = [_section(number, group, out) for number, group in enumerate(groups, start=1)]
     template = jinja2.Environment(
         undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False
     ).from_string(TEMPLATE.read_text(encoding="utf-8"))
@@ -98,7 +97,7 @@ def terminal_table(group: Group) -> rich.table.Table:
         caption_justify="left",
         padding=0,
     )
-    short = list(overview_columns(None).values())
+    short = list(overview_columns(group).values())
     for heading in filter(None, short):
         name = heading == "variant"
         shown.add_column(
@@ -126,13 +125,10 @@ def group_heading(group: Group) -> str:
     )
 
 
-def _section(group: Group, out: Path) -> Section:
+def _section(number: int, group: Group, out: Path) -> Section:
     plots = []
-    identity = hashlib.sha256(
-        "".join(sorted(record.job.id for record in group.records)).encode()
-    ).hexdigest()[:8]
     for name, content in group_plots(group).items():
-        path = f"plots/{identity}-{name}.png"
+        path = f"plots/{number}-{name}.png"
         write_bytes(out / path, content)
         plots.append(Plot(path, CAPTIONS[name]))
     config = group.first.config

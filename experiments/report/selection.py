@@ -1,4 +1,7 @@
-"""Which of a group's numbers answer a question: readers of a record for `Row.estimate`."""
+"""Which of a group's numbers answer a question.
+
+What a `Value` reads from a record, `Row.estimate` averages over the runs of a row.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,8 +11,8 @@ from experiments.record_parts import BaselineScore, Engine, ModelScore, Timing, 
 from experiments.records import Record
 from experiments.report.groups import Group
 
-SEARCHES = (1, 4)  # beams: greedy and beam 4, as in both papers' comparisons
-Shape = tuple[int, int, int]
+Shape = tuple[int, int, int]  # sentences, source tokens, target tokens
+Value = Callable[[Record], float | None]
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,17 @@ def search_label(beam: int) -> str:
 def test_splits(group: Group) -> list[str]:
     """The splits that the group scores or could, `dev` and `train` not among them."""
     return sorted(set(group.first.data.splits) - {"train", "dev"})
+
+
+def searches(group: Group) -> list[int]:
+    """The beams that the group used: greedy (1) and at least one more, 4 as in Shazeer 2019."""
+    beams = {1}
+    for record in group.records:
+        if record.evaluation:
+            beams.update(score.beam for score in record.evaluation.scores)
+        if record.benchmark:
+            beams.update(timing.beam for timing in record.benchmark.timings)
+    return sorted(beams if len(beams) > 1 else {1, 4})
 
 
 def quality_splits(group: Group) -> list[str]:
@@ -89,22 +103,29 @@ def find_timing(record: Record, engine: Engine, beam: int, shape: Shape) -> Timi
     return None
 
 
-def decoder_us(engine: Engine, beam: int, shape: Shape) -> Callable[[Record], float | None]:
-    """Reads a record's decoder microseconds per output token."""
+def timing_value(engine: Engine, beam: int, shape: Shape, field: str) -> Value:
+    """Reads a field of a record's timing."""
 
     def value(record: Record) -> float | None:
         timing = find_timing(record, engine, beam, shape)
-        return timing.decoder_us_per_token if timing else None
+        return getattr(timing, field) if timing else None
 
     return value
 
 
-def find_score(record: Record, split: str, kind: ScoreKind) -> ModelScore | None:
-    """The score of `record` on `split` of this kind."""
-    for score in record.evaluation.scores if record.evaluation else []:
-        if score.split == split and score_kind(score) == kind:
-            return score
-    return None
+def decoder_us(engine: Engine, beam: int, shape: Shape) -> Value:
+    """Reads a record's decoder microseconds per output token."""
+    return timing_value(engine, beam, shape, "decoder_us_per_token")
+
+
+def stage_value(stage: str, field: str) -> Value:
+    """Reads a field of a record's training, evaluation or benchmark."""
+
+    def value(record: Record) -> float | None:
+        found = getattr(record, stage)
+        return getattr(found, field) if found else None
+
+    return value
 
 
 def score_kind(score: ModelScore) -> ScoreKind:
@@ -142,12 +163,14 @@ def headline_kind(group: Group, split: str, beam: int) -> ScoreKind | None:
     return min(kinds, key=lambda kind: (kind.length_penalty, kind.length_alpha), default=None)
 
 
-def score_value(split: str, kind: ScoreKind) -> Callable[[Record], float | None]:
-    """Reads a record's score."""
+def score_value(split: str, kind: ScoreKind) -> Value:
+    """Reads a record's score (0 to 100)."""
 
     def value(record: Record) -> float | None:
-        score = find_score(record, split, kind)
-        return score.value_0_100 if score else None
+        for score in record.evaluation.scores if record.evaluation else []:
+            if score.split == split and score_kind(score) == kind:
+                return score.value_0_100
+        return None
 
     return value
 

@@ -7,7 +7,6 @@ from experiments.record_parts import Engine, Hardware
 from experiments.records import Record
 from experiments.report.groups import DECISIVE_VERSIONS, Estimate, Group, Row
 from experiments.report.selection import (
-    SEARCHES,
     Shape,
     baseline_scores,
     decoder_us,
@@ -18,9 +17,12 @@ from experiments.report.selection import (
     score_kinds,
     score_value,
     search_label,
+    searches,
+    stage_value,
     test_splits,
     timed_engines,
     timed_shapes,
+    timing_value,
 )
 
 NOT_RUN = "not run"
@@ -55,8 +57,10 @@ def mebibytes(estimate: Estimate | None) -> str:
     return f"{estimate.mean / 2**20:,.1f}"
 
 
-def overview_columns(split: str | None) -> dict[str, str | None]:
+def overview_columns(group: Group) -> dict[str, str | None]:
     """Headings of the overview, with the short ones for a terminal (None: not shown there)."""
+    split = _headline_split(group) or "test"
+    labels = [search_label(beam) for beam in searches(group)]
     columns: dict[str, str | None] = {
         "variant": "variant",
         "kv heads": "G",
@@ -67,11 +71,9 @@ def overview_columns(split: str | None) -> dict[str, str | None]:
         "dev nats/token": "dev\nnats",
         "dev perplexity": "dev\nPPL",
     }
-    for beam in SEARCHES:
-        label = search_label(beam)
-        columns[f"{split or 'test'} BLEU {label}"] = f"BLEU\n{label}"
-    for beam in SEARCHES:
-        label = search_label(beam)
+    for label in labels:
+        columns[f"{split} BLEU {label}"] = f"BLEU\n{label}"
+    for label in labels:
         columns[f"decoder µs/token {label} (speed-up over MHA)"] = f"µs/token\n{label}"
     return columns
 
@@ -81,8 +83,9 @@ def overview(group: Group) -> Table:
     engine = group_engine(group)
     shapes = timed_shapes(group)
     shape = shapes[0] if shapes else None
-    split = next(iter(test_splits(group)), None)
-    columns = list(overview_columns(split))
+    split = _headline_split(group)
+    beams = searches(group)
+    columns = list(overview_columns(group))
     rows = []
     for row in group.rows:
         model = row.first.model
@@ -94,10 +97,10 @@ def overview(group: Group) -> Table:
                 f"{model.parameters:,}",
                 f"{model.residual:,}",
                 ", ".join(str(record.seed) for record in row.records),
-                number(row.estimate(_dev_nll), 3),
-                number(row.estimate(_dev_perplexity), 2),
-                *(_headline_score(group, row, split, beam) for beam in SEARCHES),
-                *(_with_speed_up(group, row, engine, beam, shape) for beam in SEARCHES),
+                number(row.estimate(stage_value("evaluation", "dev_nll_nats_per_token")), 3),
+                number(row.estimate(stage_value("evaluation", "dev_perplexity")), 2),
+                *(_headline_score(group, row, split, beam) for beam in beams),
+                *(_with_speed_up(group, row, engine, beam, shape) for beam in beams),
             ]
         )
     if split:
@@ -143,16 +146,9 @@ def quality(group: Group, split: str) -> Table:
 
 def decoding(group: Group, engine: Engine, shape: Shape) -> Table:
     """Time and cache at one shape, encoder and decoder apart."""
-
-    def estimate(row: Row, beam: int, field: str) -> Estimate | None:
-        def value(record: Record) -> float | None:
-            timing = find_timing(record, engine, beam, shape)
-            return getattr(timing, field) if timing else None
-
-        return row.estimate(value)
-
+    beams = searches(group)
     columns = ["variant"]
-    for label in map(search_label, SEARCHES):
+    for label in map(search_label, beams):
         columns += [
             f"{label}: encoder µs/token",
             f"{label}: decoder µs/token (speed-up over MHA)",
@@ -161,17 +157,19 @@ def decoding(group: Group, engine: Engine, shape: Shape) -> Table:
     rows = []
     for row in group.rows:
         cells = [row.name]
-        for beam in SEARCHES:
+        for beam in beams:
+            encoder_us = timing_value(engine, beam, shape, "encoder_us_per_token")
+            cache_bytes = timing_value(engine, beam, shape, "kv_cache_bytes")
             cells += [
-                number(estimate(row, beam, "encoder_us_per_token"), 1),
+                number(row.estimate(encoder_us), 1),
                 _with_speed_up(group, row, engine, beam, shape),
-                mebibytes(estimate(row, beam, "kv_cache_bytes")),
+                mebibytes(row.estimate(cache_bytes)),
             ]
         rows.append(cells)
     timings = [
         (record.benchmark, timing)
         for record in group.records
-        for beam in SEARCHES
+        for beam in beams
         if record.benchmark and (timing := find_timing(record, engine, beam, shape))
     ]
     notes = ["Microseconds per output token: medians of the raw runs, which the records keep."]
@@ -193,24 +191,22 @@ def training(group: Group) -> Table:
         "training µs/target token (fixed shape)",
         "training µs/target token (real batches)",
         "peak memory of training MiB",
-        "peak memory of the benchmark MiB",
+        "peak memory of decoding MiB",
     ]
+    updates = stage_value("training", "updates")
+    tokens = stage_value("training", "target_tokens_per_update")
+    us = stage_value("training", "us_per_target_token")
+    training_bytes = stage_value("training", "peak_memory_bytes")
+    decoding_bytes = stage_value("benchmark", "peak_memory_bytes")
     rows = [
         [
             row.name,
-            number(row.estimate(lambda r: r.training.updates if r.training else None), 0),
-            number(
-                row.estimate(lambda r: r.training.target_tokens_per_update if r.training else None),
-                0,
-            ),
+            number(row.estimate(updates), 0),
+            number(row.estimate(tokens), 0),
             number(row.estimate(_fixed_shape_training_us), 1),
-            number(
-                row.estimate(lambda r: r.training.us_per_target_token if r.training else None), 1
-            ),
-            mebibytes(row.estimate(lambda r: r.training.peak_memory_bytes if r.training else None)),
-            mebibytes(
-                row.estimate(lambda r: r.benchmark.peak_memory_bytes if r.benchmark else None)
-            ),
+            number(row.estimate(us), 1),
+            mebibytes(row.estimate(training_bytes)),
+            mebibytes(row.estimate(decoding_bytes)),
         ]
         for row in group.rows
     ]
@@ -275,12 +271,9 @@ def hardware_text(hardware: Hardware) -> str:
     return f"{hardware.cpu_model} ({cores}), {gpus or 'no GPU'}"
 
 
-def _dev_nll(record: Record) -> float | None:
-    return record.evaluation.dev_nll_nats_per_token if record.evaluation else None
-
-
-def _dev_perplexity(record: Record) -> float | None:
-    return record.evaluation.dev_perplexity if record.evaluation else None
+def _headline_split(group: Group) -> str | None:
+    """The first of the test splits."""
+    return next(iter(test_splits(group)), None)
 
 
 def _fixed_shape_training_us(record: Record) -> float | None:

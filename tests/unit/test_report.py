@@ -171,6 +171,31 @@ def test_placements_and_widths_are_rows_of_their_own() -> None:
     assert [row.name for row in group.rows] == ["gqa4", "gqa4", "gqa4-dec"]
 
 
+def test_one_machine_is_one_machine_after_a_reboot() -> None:
+    """The memory that the kernel keeps for itself differs from boot to boot."""
+    record = synthetic.record(1)
+    memory_bytes = record.hardware.memory_bytes - 4096
+    rebooted = replace(record, hardware=replace(record.hardware, memory_bytes=memory_bytes))
+    assert len(group_records([synthetic.record(8), rebooted])) == 1
+
+
+def test_another_beam_has_columns_of_its_own() -> None:
+    record = synthetic.record(8)
+    assert record.evaluation is not None
+    assert record.benchmark is not None
+    scores = [replace(s, beam=5) if s.beam > 1 else s for s in record.evaluation.scores]
+    timings = [replace(t, beam=5) if t.beam > 1 else t for t in record.benchmark.timings]
+    record = replace(
+        record,
+        evaluation=replace(record.evaluation, scores=scores),
+        benchmark=replace(record.benchmark, timings=timings),
+    )
+    row = overview_cells([record])["mha"]
+    assert row["test BLEU beam 5"] == "12.6"
+    assert "not run" not in row.values()
+    assert not any("beam 4" in column for column in row)
+
+
 def test_of_a_repeated_run_the_newest_counts() -> None:
     old = synthetic.record(8)
     assert old.evaluation is not None
