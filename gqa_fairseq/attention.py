@@ -203,15 +203,16 @@ def _merge_masks(
 
     A lone causal mask stays None: the caller's `is_causal` lets the fast kernels run.
     """
-    if attn_mask is not None and attn_mask.dim() == 3:
-        attn_mask = attn_mask[:, None]
-    if is_padding is None:
-        return attn_mask
-    padding = torch.zeros(is_padding.shape, dtype=q.dtype, device=q.device)
-    mask = padding.masked_fill(is_padding.to(torch.bool), -math.inf)[:, None, None, :]
-    if is_causal:
-        mask = mask + _causal_mask(q, k)
-    return mask if attn_mask is None else mask + attn_mask
+    if is_padding is None and attn_mask is None:
+        return None
+    mask = torch.zeros((), dtype=q.dtype, device=q.device)
+    if attn_mask is not None:
+        mask = attn_mask[:, None] if attn_mask.dim() == 3 else attn_mask
+    if is_padding is not None:
+        padding = torch.zeros(is_padding.shape, dtype=q.dtype, device=q.device)
+        padding = padding.masked_fill(is_padding.to(torch.bool), -math.inf)
+        mask = mask + padding[:, None, None, :]
+    return mask + _causal_mask(q, k) if is_causal else mask
 
 
 def _head_average(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:

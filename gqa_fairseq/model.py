@@ -25,6 +25,7 @@ from omegaconf import OmegaConf, open_dict
 from torch import Tensor
 
 from gqa_fairseq.decoding.cache import DecoderCache
+from gqa_fairseq.decoding.step import DecoderStep
 from gqa_fairseq.layers import GroupedQueryDecoderLayer, GroupedQueryEncoderLayer
 from gqa_fairseq.parity import PLACEMENTS, Placement, Shape, matched_widths
 
@@ -167,8 +168,38 @@ class GroupedQueryTransformerEncoder(TransformerEncoderBase):
 class GroupedQueryTransformerDecoder(TransformerDecoderBase):
     """fairseq's decoder with whole-sequence and cached forward passes of its own."""
 
+    _decoder_step: tuple[tuple, DecoderStep] | None = None
+
     def build_decoder_layer(self, cfg, no_encoder_attn: bool = False) -> GroupedQueryDecoderLayer:
         return GroupedQueryDecoderLayer(cfg, cfg.num_kv_heads, cfg.use_bias)
+
+    def forward(
+        self,
+        prev_output_tokens: Tensor,
+        encoder_out: dict,
+        incremental_state: dict | None = None,
+        features_only: bool = False,
+        full_context_alignment: bool = False,
+        alignment_layer: int | None = None,
+        alignment_heads: int | None = None,
+        src_lengths: Tensor | None = None,
+        return_all_hiddens: bool = False,
+    ) -> tuple[Tensor, dict]:
+        """As extract_features, then scores over the vocabulary [B, T, V] unless `features_only`.
+
+        The last two arguments are fairseq's and have no effect, as in its own decoder.
+        """
+        x, extra = self.extract_features(
+            prev_output_tokens,
+            encoder_out,
+            incremental_state,
+            full_context_alignment,
+            alignment_layer,
+            alignment_heads,
+        )
+        if not features_only:
+            x = self.output_layer(x) if incremental_state is None else self.decoder_step().output(x)
+        return x, extra
 
     def extract_features(
         self,
@@ -227,17 +258,20 @@ class GroupedQueryTransformerDecoder(TransformerDecoderBase):
         rows = tokens.shape[0]
         x = self._embed(tokens, incremental_state).view(cache.batch, cache.beam, -1)
         x = cache.to_cache_order(x)
-        cache.start_step(x.dtype, x.device)
         if alignment is None and self.layers[-1].need_attn:
             alignment = self.num_layers - 1
+        x, weights = self.decoder_step().features(x, cache, alignment)
         attn = None
-        for index, layer in enumerate(self.layers):
-            x, weights = layer.step(x, cache, index, need_weights=index == alignment)
-            if weights is not None:
-                attn = cache.to_sentence_order(weights).reshape(rows, 1, -1)
-        if self.layer_norm is not None:
-            x = self.layer_norm(x)
+        if weights is not None:
+            attn = cache.to_sentence_order(weights).reshape(rows, 1, -1)
         return cache.to_sentence_order(x).reshape(rows, 1, -1), {"attn": [attn]}
+
+    def decoder_step(self) -> DecoderStep:
+        """The weights arranged for decoding; arranged anew when any of them has changed."""
+        state = tuple((p.data_ptr(), p._version, p.dtype) for p in self.parameters())
+        if self._decoder_step is None or self._decoder_step[0] != state:
+            self._decoder_step = (state, DecoderStep(self))
+        return self._decoder_step[1]
 
     def _cache(self, tokens: Tensor, encoder_out: dict, incremental_state: dict) -> DecoderCache:
         """The cache of this search; the first step creates it and projects the source once."""

@@ -1,0 +1,133 @@
+"""One decoding step of a whole decoder: few rows, so the weights are arranged for few rows.
+
+A step multiplies a handful of rows (sentences x beams) by every weight of the decoder. Matrices
+with the same input are fused into one, and on a CPU in float32 all are packed once into oneDNN's
+blocked layout, where few rows run 1.3 to 2 times faster than through the row-major weights.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gqa_fairseq.attention import attend_cached
+from gqa_fairseq.decoding.cache import DecoderCache
+
+# oneDNN chooses the blocked layout for a number of rows; layouts for 16 to 256 are the same.
+_ROWS_HINT = 64
+
+
+class Projection:
+    """x -> activation(x W^T + b) for fixed weights: the rows of several linear layers, fused.
+
+    Args:
+        linears: layers with the same input width and all with or all without a bias.
+        is_relu: apply ReLU to the result.
+    """
+
+    def __init__(self, *linears: nn.Linear, is_relu: bool = False) -> None:
+        weight = torch.cat([linear.weight.detach() for linear in linears])
+        biases = [linear.bias.detach() for linear in linears if linear.bias is not None]
+        self.bias = torch.cat(biases) if biases else None
+        self.is_relu = is_relu
+        self.is_packed = (
+            weight.device.type == "cpu"
+            and weight.dtype == torch.float32
+            and torch.backends.mkldnn.is_available()
+        )
+        if self.is_packed:
+            weight = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS_HINT)
+        self.weight = weight
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[..., in] -> [..., out]."""
+        if self.is_packed:
+            activation = "relu" if self.is_relu else "none"
+            return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, activation, [], "")
+        y = F.linear(x, self.weight, self.bias)
+        return F.relu(y) if self.is_relu else y
+
+
+class _Layer:
+    """One decoder layer: its norms, and its weights fused."""
+
+    def __init__(self, layer: Any) -> None:
+        own, source = layer.self_attn, layer.encoder_attn
+        self.is_pre_norm = layer.normalize_before
+        self.self_norm = layer.self_attn_layer_norm
+        self.source_norm = layer.encoder_attn_layer_norm
+        self.ffn_norm = layer.final_layer_norm
+        self.self_qkv = Projection(own.q_proj, own.k_proj, own.v_proj)
+        self.self_out = Projection(own.out_proj)
+        self.source_q = Projection(source.q_proj)
+        self.source_out = Projection(source.out_proj)
+        is_relu = layer.activation_fn is F.relu
+        self.fc1 = Projection(layer.fc1, is_relu=is_relu)
+        self.activation = None if is_relu else layer.activation_fn
+        self.fc2 = Projection(layer.fc2)
+
+    def before(self, norm: nn.Module, x: Tensor) -> Tensor:
+        return norm(x) if self.is_pre_norm else x
+
+    def after(self, norm: nn.Module, x: Tensor) -> Tensor:
+        return x if self.is_pre_norm else norm(x)
+
+    def ffn(self, h: Tensor) -> Tensor:
+        hidden = self.fc1(h)
+        return self.fc2(hidden if self.activation is None else self.activation(hidden))
+
+
+class DecoderStep:
+    """The decoder's weights as one step uses them; made from a decoder in evaluation mode.
+
+    Holds a second, rearranged copy of the weights on a CPU in float32. Legend: see attention.py.
+    """
+
+    def __init__(self, decoder: Any) -> None:
+        attention = decoder.layers[0].self_attn
+        self.H, self.G = attention.num_heads, attention.num_kv_heads
+        self.D = attention.head_dim
+        self.layers = [_Layer(layer) for layer in decoder.layers]
+        self.final_norm = decoder.layer_norm
+        self.output = Projection(decoder.output_projection)
+
+    def features(
+        self, x: Tensor, cache: DecoderCache, alignment_layer: int | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Embedded newest tokens [B, W, C], in the cache's order -> features [B, W, C].
+
+        Also returns the cross-attention weights [B, W, S] of `alignment_layer`, if one is named.
+        """
+        shape, alignment = x.shape, None
+        x = x.reshape(-1, shape[-1])
+        cache.start_step(x.dtype, x.device)
+        for index, layer in enumerate(self.layers):
+            h = layer.before(layer.self_norm, x)
+            x = layer.after(layer.self_norm, x + self._attend_self(h, index, cache))
+            h = layer.before(layer.source_norm, x)
+            out, probs = self._attend_source(h, index, cache, index == alignment_layer)
+            x = layer.after(layer.source_norm, x + out)
+            x = layer.after(layer.ffn_norm, x + layer.ffn(layer.before(layer.ffn_norm, x)))
+            alignment = probs if probs is not None else alignment
+        if self.final_norm is not None:
+            x = self.final_norm(x)
+        return x.view(shape), alignment
+
+    def _attend_self(self, h: Tensor, index: int, cache: DecoderCache) -> Tensor:
+        """[B * W, C] -> [B * W, C]; writes the new keys and values into the cache."""
+        H, G, D = self.H, self.G, self.D
+        heads = self.layers[index].self_qkv(h).view(cache.batch, cache.beam, H + 2 * G, D)
+        q, k, v = heads.split((H, G, G), dim=2)
+        out, _ = attend_cached(q, *cache.append(index, k, v))
+        return self.layers[index].self_out(out.view(h.shape))
+
+    def _attend_source(
+        self, h: Tensor, index: int, cache: DecoderCache, need_weights: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """[B * W, C] -> [B * W, C] and the weights [B, W, S] or None."""
+        q = self.layers[index].source_q(h).view(cache.batch, cache.beam, self.H, self.D)
+        out, probs = attend_cached(q, *cache.source(index), need_weights)
+        return self.layers[index].source_out(out.view(h.shape)), probs
