@@ -75,6 +75,8 @@ def log_record(record: Record, mode: Mode, directory: Path, project: str = PROJE
                 # Without `commit` the last point waits for the end and overwrites the summary.
                 run.log(values, step=step, commit=True)
             run.summary.update(summary(record))
+        # A finished run's last records may still be in the buffers of wandb's service process.
+        wandb.teardown()
     except (wandb.Error, OSError) as error:
         reason = str(error).split("\n")[0]
         raise ExperimentError(
