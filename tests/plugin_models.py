@@ -1,0 +1,142 @@
+"""Small models of the plugin and their stock fairseq counterparts, for tests."""
+
+from __future__ import annotations
+
+import random
+from argparse import Namespace
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from fairseq.data import Dictionary, data_utils
+from fairseq.models.transformer import TransformerConfig, TransformerModelBase
+from fairseq.tasks.translation import TranslationConfig, TranslationTask
+from torch import Tensor
+
+import gqa_fairseq  # noqa: F401  registers the models
+from gqa_fairseq.model import GroupedQueryTransformerConfig, GroupedQueryTransformerModel
+
+torch.set_num_threads(1)
+
+HEADS = 8
+TINY: dict[str, Any] = {
+    "encoder_embed_dim": 32,
+    "decoder_embed_dim": 32,
+    "encoder_attention_heads": HEADS,
+    "decoder_attention_heads": HEADS,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_normalize_before": True,
+    "decoder_normalize_before": True,
+    "encoder_learned_pos": True,
+    "decoder_learned_pos": True,
+    "share_all_embeddings": True,
+    "mha_ffn_embed_dim": 48,
+    "max_source_positions": 64,
+    "max_target_positions": 64,
+    "dropout": 0.0,
+}
+
+
+def dictionary(words: int = 40) -> Dictionary:
+    """fairseq's four specials and `words` symbols."""
+    result = Dictionary()
+    for i in range(words):
+        result.add_symbol(f"w{i}")
+    return result
+
+
+def task(vocabulary: Dictionary) -> TranslationTask:
+    return TranslationTask(TranslationConfig(), vocabulary, vocabulary)
+
+
+def build(vocabulary: Dictionary, seed: int = 0, **options: Any) -> GroupedQueryTransformerModel:
+    """A tiny model in evaluation mode; `options` replace those of TINY."""
+    torch.manual_seed(seed)
+    cfg = GroupedQueryTransformerConfig(**(TINY | options))
+    return GroupedQueryTransformerModel.build_model(cfg, task(vocabulary)).eval()
+
+
+def randomize(model: torch.nn.Module, scale: float = 1.0, seed: int = 1) -> None:
+    """Biases and norms too get values that matter: at their initial 0 and 1 they prove nothing."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+            if parameter.dim() == 1:
+                parameter.add_(0.2 * noise)
+            elif "embed" not in name:
+                parameter.copy_(scale * noise / parameter.shape[1] ** 0.5)
+
+
+def build_stock(
+    vocabulary: Dictionary, cfg: GroupedQueryTransformerConfig | Namespace
+) -> TransformerModelBase:
+    """fairseq's own Transformer of the shape that a built model's `cfg` has."""
+    names = ("layers", "normalize_before", "learned_pos", "attention_heads", "ffn_embed_dim")
+    flat = {f"{side}_{name}": getattr(cfg, f"{side}_{name}") for side in _SIDES for name in names}
+    for name in ("encoder_embed_dim", "decoder_embed_dim", "share_all_embeddings", "dropout"):
+        flat[name] = getattr(cfg, name)
+    for name in ("max_source_positions", "max_target_positions", "activation_fn"):
+        flat[name] = getattr(cfg, name)
+    width = cfg.decoder_embed_dim
+    flat |= {"decoder_input_dim": width, "decoder_output_dim": width}
+    stock_cfg = TransformerConfig.from_namespace(Namespace(**flat))
+    return TransformerModelBase.build_model(stock_cfg, task(vocabulary)).eval()
+
+
+_SIDES = ("encoder", "decoder")
+
+
+def copy_to_stock(model: GroupedQueryTransformerModel, stock: TransformerModelBase) -> None:
+    """Strict copy; biases that a bias-free model lacks are zeros (stock cannot do without)."""
+    weights = dict(model.state_dict())
+    for name, parameter in stock.state_dict().items():
+        if name.endswith(".bias") and name not in weights:
+            weights[name] = torch.zeros_like(parameter)
+    stock.load_state_dict(weights, strict=True)
+
+
+def use_float64_softmax(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets stock fairseq compute in float64.
+
+    Its `utils.softmax` and `utils.log_softmax` name float32 as their dtype whatever they are
+    given, so a float64 model of fairseq's is only as good as float32 and could not be an oracle to
+    1e-10. Tests replace the two functions; the plugin never does.
+    """
+
+    def softmax(x: Tensor, dim: int, onnx_trace: bool = False) -> Tensor:
+        return F.softmax(x, dim=dim)
+
+    def log_softmax(x: Tensor, dim: int, onnx_trace: bool = False) -> Tensor:
+        return F.log_softmax(x, dim=dim)
+
+    monkeypatch.setattr("fairseq.utils.softmax", softmax)
+    monkeypatch.setattr("fairseq.utils.log_softmax", log_softmax)
+
+
+def source_batch(lines: Iterable[Tensor], vocabulary: Dictionary) -> dict[str, Any]:
+    """What SequenceGenerator takes: sources padded on the left, as fairseq's loader makes them."""
+    rows = list(lines)
+    tokens = data_utils.collate_tokens(
+        rows, vocabulary.pad(), vocabulary.eos(), left_pad=True, move_eos_to_beginning=False
+    )
+    lengths = torch.tensor([row.numel() for row in rows])
+    return {"net_input": {"src_tokens": tokens, "src_lengths": lengths}}
+
+
+def random_lines(
+    count: int, vocabulary: Dictionary, longest: int = 12, seed: int = 3
+) -> list[Tensor]:
+    """`count` sentences of 1 to `longest` words, each with its </s>."""
+    draw = random.Random(seed)
+    first = vocabulary.nspecial
+    return [
+        torch.tensor(
+            [draw.randrange(first, len(vocabulary)) for _ in range(draw.randint(1, longest))]
+            + [vocabulary.eos()]
+        )
+        for _ in range(count)
+    ]
