@@ -253,18 +253,41 @@ class GroupedQueryTransformerDecoder(TransformerDecoderBase):
     def _step(
         self, tokens: Tensor, encoder_out: dict, incremental_state: dict, alignment: int | None
     ) -> tuple[Tensor, dict]:
-        """The newest position alone; everything before it comes out of the cache."""
-        cache = self._cache(tokens, encoder_out, incremental_state)
+        """The newest position alone, for fairseq's search; all before it is in the cache."""
         rows = tokens.shape[0]
-        x = self._embed(tokens, incremental_state).view(cache.batch, cache.beam, -1)
-        x = cache.to_cache_order(x)
+        if _CACHE_KEY not in incremental_state:
+            beam = rows // encoder_out["encoder_out"][0].shape[1]
+            incremental_state[_CACHE_KEY] = self.start_cache(encoder_out, beam)
+        cache = incremental_state[_CACHE_KEY]
         if alignment is None and self.layers[-1].need_attn:
             alignment = self.num_layers - 1
-        x, weights = self.decoder_step().features(x, cache, alignment)
+        x, weights = self._next_features(
+            tokens.view(-1, cache.beam, tokens.shape[1]), cache, alignment
+        )
         attn = None
         if weights is not None:
             attn = cache.to_sentence_order(weights).reshape(rows, 1, -1)
-        return cache.to_sentence_order(x).reshape(rows, 1, -1), {"attn": [attn]}
+        return x.reshape(rows, 1, -1), {"attn": [attn]}
+
+    def start_cache(self, encoder_out: dict, beam: int) -> DecoderCache:
+        """A cache for `beam` hypotheses a sentence that holds the source's keys and values."""
+        source, is_padding = _source(encoder_out)
+        cache = DecoderCache(source.shape[1], beam)
+        cross = [layer.encoder_attn.project_kv(source) for layer in self.layers]
+        cache.store_source(cross, is_padding, source.dtype)
+        return cache
+
+    def next_logits(self, tokens: Tensor, cache: DecoderCache) -> Tensor:
+        """One step: tokens so far [B, W, T] -> scores of the next one [B * W, V]."""
+        return self.decoder_step().output(self._next_features(tokens, cache, None)[0].flatten(0, 1))
+
+    def _next_features(
+        self, tokens: Tensor, cache: DecoderCache, alignment: int | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Tokens so far [B, W, T] -> features [B, W, C], weights [B, W, S] in the cache's order."""
+        x = self._embed(tokens.flatten(0, 1), {}).view(cache.batch, cache.beam, -1)
+        x, weights = self.decoder_step().features(cache.to_cache_order(x), cache, alignment)
+        return cache.to_sentence_order(x), weights
 
     def decoder_step(self) -> DecoderStep:
         """The weights arranged for decoding; arranged anew when any of them has changed."""
@@ -272,17 +295,6 @@ class GroupedQueryTransformerDecoder(TransformerDecoderBase):
         if self._decoder_step is None or self._decoder_step[0] != state:
             self._decoder_step = (state, DecoderStep(self))
         return self._decoder_step[1]
-
-    def _cache(self, tokens: Tensor, encoder_out: dict, incremental_state: dict) -> DecoderCache:
-        """The cache of this search; the first step creates it and projects the source once."""
-        if _CACHE_KEY not in incremental_state:
-            source, is_padding = _source(encoder_out)
-            batch = source.shape[1]
-            cache = DecoderCache(batch, tokens.shape[0] // batch)
-            cross = [layer.encoder_attn.project_kv(source) for layer in self.layers]
-            cache.store_source(cross, is_padding, source.dtype)
-            incremental_state[_CACHE_KEY] = cache
-        return incremental_state[_CACHE_KEY]
 
     def _embed(self, tokens: Tensor, incremental_state: dict | None) -> Tensor:
         """Token and position embeddings, [B, T, C]; the last position alone when decoding."""

@@ -2,16 +2,40 @@
 
 fairseq-generate takes its task from the command line and not from the checkpoint, so a search of
 our own can only come with a task of our own.
+
+No `from __future__ import annotations` here: fairseq reads the dataclass's types at run time.
 """
 
-from __future__ import annotations
+from dataclasses import dataclass, field
+from typing import Any, Optional
 
 from fairseq.data.iterators import EpochBatchIterator
+from fairseq.dataclass import ChoiceEnum
 from fairseq.tasks import register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 
+from gqa_fairseq.decoding.search import GroupedQueryGenerator
 
-@register_task("gqa_translation", dataclass=TranslationConfig)
+SearchChoice: Any = ChoiceEnum(("gqa", "stock"))
+
+
+@dataclass
+class GroupedQueryTranslationConfig(TranslationConfig):
+    """fairseq's translation task and how to search."""
+
+    search: SearchChoice = field(
+        default="gqa", metadata={"help": "gqa: the plugin's search; stock: fairseq's own"}
+    )
+    gnmt_alpha: Optional[float] = field(
+        default=None,
+        metadata={
+            "help": "GNMT length penalty, in place of --lenpen: "
+            "scores / ((5 + length) / 6) ** alpha"
+        },
+    )
+
+
+@register_task("gqa_translation", dataclass=GroupedQueryTranslationConfig)
 class GroupedQueryTranslationTask(TranslationTask):
     """Translation with binarized parallel text, as in fairseq, that never drops a line."""
 
@@ -25,3 +49,23 @@ class GroupedQueryTranslationTask(TranslationTask):
         if dataset is not self.datasets.get(self.cfg.train_subset):
             kwargs["required_batch_size_multiple"] = 1
         return super().get_batch_iterator(dataset, *args, **kwargs)
+
+    def build_generator(self, models, args, seq_gen_cls=None, extra_gen_cls_kwargs=None, **kwargs):
+        """The plugin's search unless `--search stock`, alignments or the caller ask for another.
+
+        Raises:
+            ValueError: a GNMT length penalty with a search that does not know it.
+        """
+        is_ours = (
+            seq_gen_cls is None
+            and self.cfg.search == "gqa"
+            and not getattr(args, "print_alignment", False)
+            and not getattr(args, "score_reference", False)
+        )
+        if is_ours:
+            seq_gen_cls = GroupedQueryGenerator
+            extra = {"gnmt_alpha": self.cfg.gnmt_alpha}
+            extra_gen_cls_kwargs = {**extra, **(extra_gen_cls_kwargs or {})}
+        elif self.cfg.gnmt_alpha is not None:
+            raise ValueError("--gnmt-alpha needs the plugin's search, without alignments")
+        return super().build_generator(models, args, seq_gen_cls, extra_gen_cls_kwargs, **kwargs)

@@ -1,0 +1,306 @@
+"""Greedy search, beam search and sampling over the compact cache.
+
+Returns what fairseq's SequenceGenerator returns for the same options, and costs less a step: no
+gather of the encoder output or the cache, one pass over the vocabulary to normalize and one to
+find the best, and sentences that finish leave the batch. What it does not support runs in
+fairseq's own search, with a note in the log: never a silently different result.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any
+
+import psutil
+import torch
+from fairseq import search
+from fairseq.sequence_generator import SequenceGenerator
+from torch import Tensor
+
+from gqa_fairseq.attention import cache_bytes
+
+logger = logging.getLogger(__name__)
+
+# Wide enough that the maxima of all chunks are few, narrow enough that the best chunks are too.
+_CHUNK = 64
+
+
+def top_k(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """torch.topk over the last dimension of [rows, V], faster where V is a vocabulary.
+
+    The k best lie in the k chunks with the best maxima, so only those are sorted. Among equal
+    values any may come first, as in torch.topk.
+    """
+    V = x.shape[1]
+    chunks, body = V // _CHUNK, V - V % _CHUNK
+    if x.device.type != "cpu" or chunks < 4 * k:
+        return x.topk(k)
+    blocks = x[:, :body].unflatten(1, (chunks, _CHUNK))
+    best = blocks.amax(-1).topk(k, sorted=False).indices  # [rows, k]
+    near = blocks.gather(1, best[:, :, None].expand(-1, -1, _CHUNK)).flatten(1)
+    values, at = torch.cat((near, x[:, body:]), 1).topk(k)
+    in_best = best.gather(1, (at // _CHUNK).clamp(max=k - 1)) * _CHUNK + at % _CHUNK
+    return values, torch.where(at < k * _CHUNK, in_best, at - k * _CHUNK + body)
+
+
+class _Hypotheses:
+    """The unfinished hypotheses of all sentences still in the batch: [n, W, ...] each."""
+
+    def __init__(self, batch: int, beam: int, max_len: int, first: int, pad: int, device) -> None:
+        self.tokens = torch.full((batch, beam, max_len + 2), pad, device=device)
+        self.tokens[:, :, 0] = first
+        self.scores = torch.zeros(batch, beam, max_len + 1, device=device)  # cumulative
+        self.is_dead = torch.zeros(batch, beam, dtype=torch.bool, device=device)
+        self.sentences = torch.arange(batch, device=device)  # place in the original batch
+
+    def keep(self, rows: Tensor) -> None:
+        """Drops the sentences that are not in `rows`."""
+        self.tokens, self.scores = self.tokens[rows], self.scores[rows]
+        self.is_dead, self.sentences = self.is_dead[rows], self.sentences[rows]
+
+    def extend(self, step: int, parents: Tensor, tokens: Tensor, scores: Tensor) -> None:
+        """Beam j continues beam `parents[:, j]` with `tokens[:, j]`; all [n, W]."""
+        history = parents[:, :, None].expand(-1, -1, step + 1)
+        self.tokens[:, :, : step + 1] = self.tokens[:, :, : step + 1].gather(1, history)
+        self.tokens[:, :, step + 1] = tokens
+        self.scores[:, :, :step] = self.scores[:, :, :step].gather(1, history[:, :, :step])
+        self.scores[:, :, step] = scores
+
+
+class GroupedQueryGenerator(SequenceGenerator):
+    """fairseq's SequenceGenerator with the decoding engine underneath.
+
+    Args:
+        gnmt_alpha: normalize scores by ((5 + length) / 6) ** alpha (Wu et al. 2016, section 7) in
+            place of fairseq's length ** lenpen.
+        memory_limit_bytes: the cache may take this much; a larger batch is split. None asks the
+            machine.
+
+    Raises:
+        ValueError: `gnmt_alpha` with an option that only fairseq's own search supports.
+    """
+
+    def __init__(
+        self,
+        models,
+        tgt_dict,
+        *args,
+        gnmt_alpha: float | None = None,
+        memory_limit_bytes: int | None = None,
+        **kwargs,
+    ) -> None:
+        super().__init__(models, tgt_dict, *args, **kwargs)
+        self.gnmt_alpha = gnmt_alpha
+        self.memory_limit_bytes = memory_limit_bytes
+        self.fallback_reason = self._unsupported()
+        if self.fallback_reason and gnmt_alpha is not None:
+            raise ValueError(f"--gnmt-alpha does not work with {self.fallback_reason}")
+        if self.fallback_reason:
+            logger.warning("using fairseq's own search: %s", self.fallback_reason)
+
+    def _unsupported(self) -> str | None:
+        """Why fairseq's own search has to do it, or None."""
+        reasons = {
+            "an ensemble of models": self.model.models_size > 1,
+            "a model that is not of this plugin": not hasattr(
+                getattr(self.model.single_model, "decoder", None), "decoder_step"
+            ),
+            "a language model": self.lm_model is not None,
+            "--match-source-len": self.match_source_len,
+            "--no-repeat-ngram-size": self.repeat_ngram_blocker is not None,
+            f"the search strategy {type(self.search).__name__}": type(self.search)
+            not in (search.BeamSearch, search.Sampling),
+        }
+        return next((reason for reason, holds in reasons.items() if holds), None)
+
+    @torch.no_grad()
+    def _generate(
+        self,
+        sample: dict[str, Any],
+        prefix_tokens: Tensor | None = None,
+        constraints: Tensor | None = None,
+        bos_token: int | None = None,
+    ) -> list[list[dict[str, Tensor]]]:
+        """Hypotheses of every sentence, best first, as fairseq returns them.
+
+        `attention` is empty: with --print-alignment the task takes fairseq's own search.
+        """
+        if self.fallback_reason or constraints is not None:
+            return super()._generate(sample, prefix_tokens, constraints, bos_token)
+        source = sample["net_input"]["src_tokens"]
+        batch, width = source.shape
+        max_len = min(int(self.max_len_a * width + self.max_len_b), self.max_len - 1)
+        if self.min_len > max_len:
+            raise ValueError(f"min_len {self.min_len} is above the longest target, {max_len}")
+        if batch > 1 and self._predicted_bytes(batch, width, max_len) > self._free_bytes(source):
+            return self._in_halves(sample, prefix_tokens, bos_token)
+        return self._search(sample["net_input"], max_len, prefix_tokens, bos_token)
+
+    def _search(
+        self, net_input: dict, max_len: int, prefix: Tensor | None, bos_token: int | None
+    ) -> list[list[dict[str, Tensor]]]:
+        model, W = self.model.single_model, self.beam_size
+        batch, device = net_input["src_tokens"].shape[0], net_input["src_tokens"].device
+        encoder_out = model.encoder.forward_torchscript(net_input)
+        cache = model.decoder.start_cache(encoder_out, W)
+        cache.reserve(max_len + 1)
+        del encoder_out  # its keys and values are in the cache
+        first = self.eos if bos_token is None else bos_token
+        beams = _Hypotheses(batch, W, max_len, first, self.pad, device)
+        done: list[list[dict[str, Tensor]]] = [[] for _ in range(batch)]
+        for step in range(max_len + 1):
+            logits = model.decoder.next_logits(beams.tokens[:, :, : step + 1], cache)
+            lprobs = self._log_probs(logits, step, max_len, beams, prefix)
+            scores, tokens, parents = self._candidates(step, lprobs, beams)
+            is_end = tokens.eq(self.eos) & scores.ne(-math.inf)
+            is_end[:, :W] &= ~beams.is_dead
+            self._finish(step, is_end, scores, parents, beams, done)
+            left = [len(done[s]) < W for s in beams.sentences.tolist()]
+            if not any(left) or step == max_len:
+                break
+            if not all(left):
+                rows = torch.tensor(left, device=device).nonzero().squeeze(1)
+                beams.keep(rows)
+                cache.keep_sentences(rows)
+                prefix = None if prefix is None else prefix[rows]
+                scores, tokens, parents = scores[rows], tokens[rows], parents[rows]
+                is_end = is_end[rows]
+            # The W best that go on: ended and dead ones sort behind all others.
+            is_end[:, :W] |= beams.is_dead
+            count = tokens.shape[1]
+            rank = is_end * count + torch.arange(count, device=device)
+            rank, chosen = rank.topk(W, dim=1, largest=False)
+            beams.is_dead = rank >= count
+            parents = parents.gather(1, chosen)
+            beams.extend(step, parents, tokens.gather(1, chosen), scores.gather(1, chosen))
+            cache.reorder_beams(parents)
+        return [sorted(hypos, key=lambda h: -h["score"].item()) for hypos in done]
+
+    def _log_probs(
+        self, logits: Tensor, step: int, max_len: int, beams: _Hypotheses, prefix: Tensor | None
+    ) -> Tensor:
+        """Scores [n * W, V] -> log-probabilities [n * W, V] in float32 that obey the options."""
+        if self.temperature != 1.0:
+            logits = logits / self.temperature
+        lprobs = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
+        lprobs[:, self.pad] = -math.inf
+        if self.unk_penalty:
+            lprobs[:, self.unk] -= self.unk_penalty
+        if step >= max_len:
+            lprobs[:, : self.eos] = -math.inf
+            lprobs[:, self.eos + 1 :] = -math.inf
+        if prefix is not None and step < min(prefix.shape[1], max_len):
+            # fairseq's own rules for prefixes; they work on rows, and may rewrite the beams.
+            W = self.beam_size
+            rows = (beams.scores.flatten(0, 1), beams.tokens.flatten(0, 1))
+            lprobs, tokens, scores = self._prefix_tokens(step, lprobs, *rows, prefix, W)
+            beams.tokens, beams.scores = tokens.unflatten(0, (-1, W)), scores.unflatten(0, (-1, W))
+            return lprobs
+        if step < self.min_len:
+            lprobs[:, self.eos] = -math.inf
+        if self.token_indices_to_suppress is not None:
+            lprobs[:, self.token_indices_to_suppress] = -math.inf
+        return lprobs
+
+    def _candidates(
+        self, step: int, lprobs: Tensor, beams: _Hypotheses
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The best continuations of each sentence: scores, tokens and parent beams, [n, K] each.
+
+        K = 2 W, so that W are left if W of them end; sampling draws W.
+        """
+        W, V = self.beam_size, lprobs.shape[1]
+        if type(self.search) is not search.BeamSearch:
+            rows = lprobs.nan_to_num(nan=-math.inf, neginf=-math.inf).view(-1, W, V)
+            return self.search.step(step, rows, beams.scores[:, :, :step])
+        if step == 0:  # all beams of a sentence are the same: look at the first
+            values, tokens = self._best(lprobs[::W], min(2 * W, V - 1))
+            return values, tokens, torch.zeros_like(tokens)
+        k = min(2 * W, V)
+        values, tokens = self._best(lprobs, k)
+        values = values.view(-1, W, k) + beams.scores[:, :, step - 1, None]
+        scores, best = values.flatten(1).topk(min(2 * W, W * V - 1))
+        return scores, tokens.view(-1, W * k).gather(1, best), best // k
+
+    @staticmethod
+    def _best(lprobs: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        values, tokens = top_k(lprobs, k)
+        if bool(values.isnan().any()):  # a NaN is never chosen, as in fairseq
+            values, tokens = top_k(lprobs.nan_to_num(nan=-math.inf, neginf=-math.inf), k)
+        return values, tokens
+
+    def _finish(
+        self,
+        step: int,
+        is_end: Tensor,
+        scores: Tensor,
+        parents: Tensor,
+        beams: _Hypotheses,
+        done: list[list[dict[str, Tensor]]],
+    ) -> None:
+        """Moves hypotheses that end among the W best candidates to their sentence's list."""
+        W = self.beam_size
+        rows, columns = is_end[:, :W].nonzero(as_tuple=True)
+        if not rows.numel():
+            return
+        parent = parents[rows, columns]
+        tokens = beams.tokens[rows, parent, 1 : step + 2]
+        tokens[:, step] = self.eos
+        total = scores[rows, columns]
+        positional = beams.scores[rows, parent, : step + 1]
+        positional[:, step] = total
+        positional[:, 1:] = positional[:, 1:] - positional[:, :-1]
+        if self.gnmt_alpha is not None:
+            total = total / ((5 + step + 1) / 6) ** self.gnmt_alpha
+        elif self.normalize_scores:
+            total = total / (step + 1) ** self.len_penalty
+        for i, sentence in enumerate(beams.sentences[rows].tolist()):
+            if len(done[sentence]) < W:
+                done[sentence].append(
+                    {
+                        "tokens": tokens[i],
+                        "score": total[i],
+                        "attention": torch.empty(0),
+                        "alignment": torch.empty(0),
+                        "positional_scores": positional[i],
+                    }
+                )
+
+    # Memory: predicted before it is taken.
+
+    def _predicted_bytes(self, batch: int, source_tokens: int, max_len: int) -> int:
+        """Bytes of the cache if every hypothesis grows to the limit, with room for a copy."""
+        decoder = self.model.single_model.decoder
+        attention = decoder.layers[0].self_attn
+        sizes = cache_bytes(
+            batch=batch,
+            beam=self.beam_size,
+            source_tokens=source_tokens,
+            target_tokens=max_len + 1,
+            layers=len(decoder.layers),
+            num_kv_heads=attention.num_kv_heads,
+            head_dim=attention.head_dim,
+            bytes_per_element=attention.k_proj.weight.element_size(),
+        )
+        return sizes["self"] + 2 * sizes["cross"]
+
+    def _free_bytes(self, like: Tensor) -> int:
+        if self.memory_limit_bytes is not None:
+            return self.memory_limit_bytes
+        if like.is_cuda:
+            return torch.cuda.mem_get_info(like.device)[0]
+        return psutil.virtual_memory().available
+
+    def _in_halves(
+        self, sample: dict[str, Any], prefix: Tensor | None, bos_token: int | None
+    ) -> list[list[dict[str, Tensor]]]:
+        """The batch as two, with the same padding, so that length limits stay what they were."""
+        net_input = sample["net_input"]
+        half = net_input["src_tokens"].shape[0] // 2
+        hypotheses = []
+        for part in (slice(None, half), slice(half, None)):
+            piece = {k: None if v is None else v[part] for k, v in net_input.items()}
+            own_prefix = None if prefix is None else prefix[part]
+            hypotheses += self._generate({"net_input": piece}, own_prefix, None, bos_token)
+        return hypotheses
