@@ -5,7 +5,6 @@ refused here, before any work.
 """
 
 import hashlib
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -220,7 +219,7 @@ class SuiteConfig(Section, frozen=True, kw_only=True):
         return name + ("-dec" if self.attention.placement == "decoder" else "")
 
 
-def parse_config(resolved: dict[str, Any]) -> SuiteConfig:
+def parse_config(resolved: object) -> SuiteConfig:
     """The checked config of a resolved Hydra config; raises ExperimentError, one line."""
     try:
         return msgspec.convert(resolved, SuiteConfig)
@@ -246,10 +245,3 @@ def job_id(config: SuiteConfig, data_checksum: str, code_version: str) -> str:
         "code": code_version,
     }
     return hashlib.sha256(msgspec.json.encode(parts, order="deterministic")).hexdigest()
-
-
-def data_folder(config: SuiteConfig) -> Path:
-    """Where the data of this config is prepared: other settings or files, another folder."""
-    settings = msgspec.structs.replace(config.data, mirror=None)
-    digest = hashlib.sha256(msgspec.json.encode(settings, order="deterministic")).hexdigest()[:8]
-    return Path(config.paths.data) / f"{config.data.name}-{digest}"

@@ -48,7 +48,6 @@ def run_stage(
             env=environment,
             encoding="utf-8",
             errors="replace",
-            newline="\n",
         ) as process,
     ):
         assert process.stdout is not None

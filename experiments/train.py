@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -14,7 +15,11 @@ import msgspec
 
 from experiments.config import SuiteConfig
 from experiments.errors import ExperimentError
+from experiments.layout import DataFolder, JobFolder
+from experiments.progress import StageView
 from experiments.record_parts import Training, TrainPoint
+from experiments.stage import run_stage
+from experiments.storage import write_json
 
 # fairseq's logger names the table: `2026-11-24 10:00:00 | INFO | train_inner | {...}`.
 _LOG_LINE = re.compile(r"\| INFO \| (train_inner|valid) \| (\{.*\})$")
@@ -39,7 +44,7 @@ class Validation(msgspec.Struct, frozen=True, kw_only=True):
     nll_nats_per_token: float
 
 
-def train_command(config: SuiteConfig, data: Path, checkpoints: Path) -> list[str]:
+def train_command(config: SuiteConfig, binarized: Path, checkpoints: Path) -> list[str]:
     """The fairseq-train command of a job: a pure function of its arguments.
 
     Only --num-kv-heads, --attention-placement and --save-dir differ between variants. Checkpoints
@@ -110,10 +115,61 @@ def train_command(config: SuiteConfig, data: Path, checkpoints: Path) -> list[st
         options["--distributed-world-size"] = hardware.devices
     if hardware.precision != "fp32":
         flags.append(f"--{hardware.precision}")
-    command = ["fairseq-train", str(data / "bin")]
+    command = ["fairseq-train", str(binarized)]
     for name, value in options.items():
         command += [name, str(value)]
     return command + flags
+
+
+def train(config: SuiteConfig, job: JobFolder, data: DataFolder, threads: int) -> None:
+    """Run the command, or the rest of it after an interruption, and write the job's training.json.
+
+    Raises ExperimentError, one line that names the log, when the command fails.
+    """
+    command = train_command(config, data.binarized, job.checkpoints)
+    log = job.log("train")
+    with StageView(f"{job.path.name}: train", config.train.max_updates) as view:
+
+        def show(line: str) -> None:
+            event = parse_line(line)
+            if isinstance(event, TrainUpdates):
+                view.advance(
+                    event.update,
+                    f"{event.nll_nats_per_token:.3f} nats/token, "
+                    f"{event.target_tokens_per_s:.0f} tokens/s",
+                )
+            elif event is not None:
+                view.note(f"update {event.update}: dev {event.nll_nats_per_token:.3f} nats/token")
+
+        # The same program as the console script of this environment, wherever that lies.
+        program = [sys.executable, "-m", "fairseq_cli.train"]
+        try:
+            done = run_stage([*program, *command[1:]], log, threads, show)
+        except ExperimentError as error:
+            raise ExperimentError(f"training failed: {error}; force=true starts over") from error
+    lines = log.read_text(encoding="utf-8").split("\n")
+    events = [event for event in map(parse_line, lines) if event is not None]
+    curve = read_curve(events)
+    if not curve or curve[-1].update != config.train.max_updates:
+        raise ExperimentError(f"training ended early, without a word (see {log})")
+    tokens = curve[-1].target_tokens
+    us_per_token = us_per_target_token(events, config.train.log_every_updates)
+    result = Training(
+        device=config.hardware.device,
+        precision=config.hardware.precision,
+        processes=config.hardware.devices,
+        curve=curve,
+        updates=config.train.max_updates,
+        target_tokens=tokens,
+        target_tokens_per_update=tokens / config.train.max_updates,
+        target_tokens_per_update_wanted=None,
+        wall_s=done.wall_s,
+        update_wall_s=us_per_token * tokens / 1e6,
+        us_per_target_token=us_per_token,
+        peak_memory_bytes=done.peak_rss_bytes,
+        peak_memory_kind="process_rss",
+    )
+    write_json(job.training, result)
 
 
 def parse_line(line: str) -> TrainUpdates | Validation | None:

@@ -1,0 +1,269 @@
+"""Quality of a trained model: loss on dev, translations of dev and test and their scores.
+
+    python -m experiments.evaluate outputs/runs/quickstart/mqa-seed1-0123456789ab
+
+reads the job's config and last checkpoint, and writes hypotheses, model.json and evaluation.json.
+Every line of dev and test counts: one that the model cannot take is an error, never skipped.
+"""
+
+import argparse
+import hashlib
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import sentencepiece
+import torch
+from fairseq import utils
+from fairseq.data import LanguagePairDataset
+from fairseq.models import BaseFairseqModel
+from fairseq.sequence_generator import SequenceGenerator
+from fairseq.tasks import FairseqTask
+from sacrebleu.metrics import BLEU, CHRF
+
+from experiments.config import DecodeConfig, ModelConfig, SuiteConfig
+from experiments.errors import ExperimentError
+from experiments.layout import DataFolder, JobFolder, data_folder
+from experiments.record_parts import BaselineScore, Evaluation, ModelInfo, ModelScore, search_name
+from experiments.storage import write_json, write_text
+from gqa_fairseq import parity
+from gqa_fairseq.checkpoint import load_model
+
+FAIRSEQ_NAMES = {"dev": "valid", "test": "test"}
+BASELINES: tuple[Literal["copy", "nearest"], ...] = ("copy", "nearest")
+TARGET = "de"
+
+
+def evaluate(job: JobFolder) -> None:
+    """Write the job's hypotheses, model.json and evaluation.json.
+
+    Raises ExperimentError when a line does not fit the model or the data lacks lines.
+    """
+    config, data = job.read_config(), data_folder(job.read_config())
+    model, task = load_trained(job, data)
+    if config.hardware.device == "cuda":
+        model.cuda()
+    references = {split: read_lines(data.text(split, TARGET)) for split in FAIRSEQ_NAMES}
+    datasets = {
+        split: _load_split(task, split, len(references[split]), config.model)
+        for split in FAIRSEQ_NAMES
+    }
+    print("dev loss", flush=True)
+    nll, tokens = nll_nats(model, datasets["dev"], config.decode.batch_sentences)
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(data.pieces_model))
+    scores = []
+    # Dev greedy, test greedy and with a beam, as Shazeer 2019 reports them.
+    for split, beam in (("dev", 1), ("test", 1), ("test", config.decode.beam)):
+        translations = translate(model, task, datasets[split], config.decode, beam, pieces, split)
+        path = job.hypotheses / f"{split}.{search_name(beam)}.{TARGET}"
+        write_text(path, "".join(f"{line}\n" for line in translations))
+        scores += [
+            ModelScore(
+                **score,
+                split=split,
+                beam=beam,
+                engine=config.decode.engine,
+                length_penalty="fairseq",
+                length_alpha=config.decode.length_alpha,
+            )
+            for score in score_file(path, references[split])
+        ]
+    evaluation = Evaluation(
+        dev_nll_nats_per_token=nll / tokens,
+        dev_perplexity=math.exp(nll / tokens),
+        dev_target_tokens=tokens,
+        scores=scores,
+        baselines=_baselines(data, references["test"]),
+    )
+    write_json(job.model, describe_model(model, config, len(task.target_dictionary)))
+    write_json(job.evaluation, evaluation)
+
+
+def load_trained(job: JobFolder, data: DataFolder) -> tuple[BaseFairseqModel, FairseqTask]:
+    """The job's last checkpoint and its task; raises ExperimentError, one line."""
+    try:
+        return load_model(job.checkpoint, data.binarized)
+    except (OSError, ValueError) as error:
+        raise ExperimentError(str(error)) from error
+
+
+def _load_split(
+    task: FairseqTask, split: str, lines: int, model: ModelConfig
+) -> LanguagePairDataset:
+    """The binarized split; raises ExperimentError unless it has all lines and each fits."""
+    task.load_dataset(FAIRSEQ_NAMES[split])
+    dataset = task.dataset(FAIRSEQ_NAMES[split])
+    if len(dataset) != lines:
+        raise ExperimentError(
+            f"{split} has {lines} lines of text but {len(dataset)} binarized ones "
+            "(prepare the data again)"
+        )
+    for side, sizes in (("source", dataset.src_sizes), ("target", dataset.tgt_sizes)):
+        # A reference's length matters where its loss is measured, which is on dev.
+        if sizes.max() > model.max_positions and (side, split) != ("target", "test"):
+            raise ExperimentError(
+                f"{split} line {sizes.argmax() + 1} has {sizes.max()} {side} tokens, more than "
+                f"model.max_positions={model.max_positions} (raise it: no line is skipped)"
+            )
+    return dataset
+
+
+def batches(dataset: LanguagePairDataset, sentences: int) -> Iterator[dict]:
+    """Every sentence once, in fairseq's batches of neighbours in length, longest first."""
+    order = sorted(range(len(dataset)), key=lambda i: (-dataset.src_sizes[i], i))
+    for start in range(0, len(order), sentences):
+        yield dataset.collater([dataset[i] for i in order[start : start + sentences]])
+
+
+@torch.no_grad()
+def nll_nats(
+    model: BaseFairseqModel, dataset: LanguagePairDataset, batch_sentences: int
+) -> tuple[float, int]:
+    """Negative log-likelihood of all targets in nats, and their tokens.
+
+    No label smoothing; the end of a sentence is a token, as in fairseq. Summed in float64.
+    """
+    device = next(model.parameters()).device
+    pad = dataset.tgt_dict.pad()
+    total, tokens = 0.0, 0
+    for batch in batches(dataset, batch_sentences):
+        batch = utils.move_to_cuda(batch) if device.type == "cuda" else batch
+        log_probs = model.get_normalized_probs(model(**batch["net_input"]), log_probs=True)
+        target = batch["target"]  # [B, T]
+        nll = -log_probs.gather(-1, target.unsqueeze(-1)).squeeze(-1)[target.ne(pad)]
+        total += nll.double().sum().item()
+        tokens += nll.numel()
+    return total, tokens
+
+
+def translate(
+    model: BaseFairseqModel,
+    task: FairseqTask,
+    dataset: LanguagePairDataset,
+    decode: DecodeConfig,
+    beam: int,
+    pieces: sentencepiece.SentencePieceProcessor,
+    label: str,
+) -> list[str]:
+    """One detokenized line for each source, in the order of the dataset."""
+    device = next(model.parameters()).device
+    dictionary = task.target_dictionary
+    generator = SequenceGenerator(
+        [model],
+        dictionary,
+        beam_size=beam,
+        len_penalty=decode.length_alpha,
+        max_len_a=decode.max_len_a,
+        max_len_b=decode.max_len_b,
+    )
+    found: dict[int, str] = {}
+    for batch in batches(dataset, decode.batch_sentences):
+        batch = utils.move_to_cuda(batch) if device.type == "cuda" else batch
+        for index, hypotheses in zip(
+            batch["id"].tolist(), generator.generate([model], batch), strict=True
+        ):
+            text = dictionary.string(hypotheses[0]["tokens"])
+            found[index] = pieces.decode(text.split(" "))
+        print(f"{label} {search_name(beam)}: {len(found)}/{len(dataset)} lines", flush=True)
+    # A missing or doubled sentence would fail here.
+    return [found[index] for index in range(len(dataset))]
+
+
+def score_file(path: Path, references: list[str]) -> list[dict]:
+    """BLEU (13a and intl) and chrF of a file of hypotheses, as fields of a Score.
+
+    Raises ExperimentError unless there is one hypothesis a reference.
+    """
+    hypotheses = read_lines(path)
+    if len(hypotheses) != len(references):
+        raise ExperimentError(f"{path}: {len(hypotheses)} lines for {len(references)} references")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    scores = []
+    for name, tokenize, metric in (
+        ("bleu", "13a", BLEU(tokenize="13a")),
+        ("bleu", "intl", BLEU(tokenize="intl")),
+        ("chrf", None, CHRF()),
+    ):
+        result = metric.corpus_score(hypotheses, [references])
+        scores.append(
+            {
+                "metric": name,
+                "tokenize": tokenize,
+                "value_0_100": result.score,
+                "signature": str(metric.get_signature()),
+                "lines": len(references),
+                "hypotheses_sha256": digest,
+            }
+        )
+    return scores
+
+
+def _baselines(data: DataFolder, references: list[str]) -> list[BaselineScore]:
+    """Scores of what needs no model, where the data comes with such hypotheses."""
+    return [
+        BaselineScore(**score, split="test", baseline=name)
+        for name in BASELINES
+        if data.baseline(name, TARGET).exists()
+        for score in score_file(data.baseline(name, TARGET), references)
+    ]
+
+
+def describe_model(model: BaseFairseqModel, config: SuiteConfig, vocab_size: int) -> ModelInfo:
+    """The built model's shape, its parameters counted and as the parity arithmetic predicts."""
+    shape = parity.Shape(
+        d_model=config.model.d_model,
+        num_heads=config.model.num_heads,
+        mha_d_ff=config.model.mha_d_ff,
+        encoder_layers=config.model.encoder_layers,
+        decoder_layers=config.model.decoder_layers,
+        bias=config.model.bias,
+        pre_norm=config.model.norm_before,
+        vocab_size=vocab_size,
+        max_source_positions=config.model.max_positions,
+        max_target_positions=config.model.max_positions,
+    )
+    kv_heads, placement = config.attention.num_kv_heads, config.attention.placement
+    counted = sum(parameter.numel() for parameter in model.parameters())
+    mha = parity.parameter_count(shape, shape.num_heads, placement)
+    return ModelInfo(
+        arch="gqa_transformer",
+        num_heads=shape.num_heads,
+        num_kv_heads=kv_heads,
+        head_dim=shape.head_dim,
+        d_model=shape.d_model,
+        placement=placement,
+        encoder_layers=len(model.encoder.layers),
+        decoder_layers=len(model.decoder.layers),
+        encoder_d_ff=model.encoder.layers[0].fc1.out_features,
+        decoder_d_ff=model.decoder.layers[0].fc1.out_features,
+        bias=config.model.bias,
+        parameters=counted,
+        parameters_predicted=parity.parameter_count(shape, kv_heads, placement),
+        parameters_mha=mha,
+        residual=counted - mha,
+    )
+
+
+def read_lines(path: Path) -> list[str]:
+    """Lines of a UTF-8 file, split at "\\n" alone: text holds other separators as characters."""
+    # Bytes, as read_text would turn a carriage return into a line of its own.
+    return path.read_bytes().decode("utf-8").removesuffix("\n").split("\n")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Evaluate one job; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.evaluate", description=__doc__)
+    parser.add_argument("job", type=Path, help="the job's folder")
+    options = parser.parse_args(arguments)
+    try:
+        evaluate(JobFolder(options.job))
+    except ExperimentError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

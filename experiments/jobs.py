@@ -1,0 +1,165 @@
+"""One job: prepare, train, evaluate, benchmark, record.
+
+Each stage is a process of its own whose result is one file, written whole. What is there is not
+done again, so an interrupted job goes on where it stopped; the id in the folder's name answers for
+config, data and code. This process imports neither torch nor fairseq nor the plugin.
+"""
+
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+
+from experiments import provenance, tracking
+from experiments.config import SuiteConfig, job_id
+from experiments.errors import ExperimentError
+from experiments.layout import DataFolder, JobFolder, data_folder, job_folder
+from experiments.manifest import read_data_info
+from experiments.progress import StageView, console
+from experiments.record_parts import Benchmark, Evaluation, JobInfo, ModelInfo, Training
+from experiments.records import SCHEMA_VERSION, Record, write_record
+from experiments.stage import run_stage
+from experiments.storage import read_json, write_json
+from experiments.train import train, train_command
+
+
+def run_job(config: SuiteConfig) -> bool:
+    """Do what is left of a job; False when its record was there already.
+
+    Raises ExperimentError, one line, when a stage fails or another process runs the same job.
+    """
+    data = prepare_data(config)
+    info = read_data_info(data.manifest)
+    code = provenance.code_info()
+    identity = job_id(config, info.checksum, code.version)
+    job = job_folder(config, identity)
+    with _only_one(job):
+        if job.record.exists() and not config.force:
+            console.print(f"{job.path.name}: has its record, skipped (force=true runs it again)")
+            return False
+        if config.force:
+            _empty(job)
+        started, clock = datetime.now(UTC), time.monotonic()
+        write_json(job.config, config)
+        threads = config.hardware.threads or len(os.sched_getaffinity(0))
+        if not job.training.exists():
+            train(config, job, data, threads)
+        if not job.evaluation.exists():
+            _run_module("evaluate", job, threads)
+        if not job.benchmark.exists():
+            _run_module("benchmark", job, threads)
+        record = Record(
+            schema_version=SCHEMA_VERSION,
+            job=JobInfo(
+                id=identity,
+                experiment=config.experiment_name,
+                variant=config.variant,
+                started_utc=started,
+                wall_s=time.monotonic() - clock,
+            ),
+            config=msgspec.to_builtins(config),
+            commands={"train": train_command(config, data.binarized, job.checkpoints)},
+            code=code,
+            versions=provenance.versions(),
+            hardware=provenance.hardware(),
+            seed=config.seed,
+            data=info,
+            model=read_json(job.model, ModelInfo),
+            training=read_json(job.training, Training),
+            evaluation=read_json(job.evaluation, Evaluation),
+            benchmark=read_json(job.benchmark, Benchmark),
+        )
+        write_record(job.record, record)
+    _summarize(record, job)
+    tracking.log_record(record, config.tracking.mode, Path(config.paths.runs).parent)
+    return True
+
+
+def prepare_data(config: SuiteConfig) -> DataFolder:
+    """Have `python -m data_prep` prepare the corpus, which does nothing where that is done.
+
+    It shows its own progress and its own error: SystemExit with its exit code when it fails.
+    """
+    folder = data_folder(config)
+    data = config.data
+    command = [sys.executable, "-m", "data_prep", data.name, "--out", str(folder.path)]
+    options = {
+        "--vocab-size": data.vocab_size,
+        "--max-pieces": data.max_pieces,
+        "--max-ratio": data.max_ratio,
+        "--mirror": data.mirror,
+        "--train-source": data.train_source,
+        "--train-target": data.train_target,
+        "--dev-source": data.dev_source,
+        "--dev-target": data.dev_target,
+        "--test-source": data.test_source,
+        "--test-target": data.test_target,
+    }
+    for name, value in options.items():
+        if value is not None:
+            command += [name, str(value)]
+    code = subprocess.run(command, check=False).returncode
+    if code:
+        sys.exit(code)
+    return folder
+
+
+def _run_module(name: str, job: JobFolder, threads: int) -> None:
+    """Run `python -m experiments.<name>` on the job in a fresh process."""
+    with StageView(f"{job.path.name}: {name}") as view:
+        command = [sys.executable, "-m", f"experiments.{name}", str(job.path)]
+        try:
+            run_stage(command, job.log(name), threads, view.status)
+        except ExperimentError as error:
+            raise ExperimentError(f"{name} failed: {error}") from error
+
+
+@contextmanager
+def _only_one(job: JobFolder) -> Iterator[None]:
+    """Hold the job's lock, which the system frees when the process ends, however it ends."""
+    lock = job.path / ".lock"
+    try:
+        job.path.mkdir(parents=True, exist_ok=True)
+        stream = lock.open("w", encoding="utf-8")
+    except OSError as error:
+        raise ExperimentError(f"{lock}: {error.strerror} (set paths.runs=FOLDER)") from error
+    with stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ExperimentError(
+                f"{job.path.name}: another process runs this job (wait for it)"
+            ) from None
+        yield
+
+
+def _empty(job: JobFolder) -> None:
+    """Remove an earlier run. The record goes first: without it, nothing counts as done."""
+    job.record.unlink(missing_ok=True)
+    for path in job.path.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != ".lock":
+            path.unlink()
+
+
+def _summarize(record: Record, job: JobFolder) -> None:
+    assert record.evaluation is not None
+    assert record.benchmark is not None
+    bleu = [
+        f"{score.value_0_100:.1f} ({score.search})"
+        for score in record.evaluation.scores
+        if (score.split, score.tokenize) == ("test", "13a")
+    ]
+    console.print(
+        f"{job.path.name}: dev {record.evaluation.dev_nll_nats_per_token:.3f} nats/token, "
+        f"test BLEU {', '.join(bleu)}; {job.record}"
+    )
