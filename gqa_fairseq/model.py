@@ -296,6 +296,16 @@ class GroupedQueryTransformerDecoder(TransformerDecoderBase):
             self._decoder_step = (state, DecoderStep(self))
         return self._decoder_step[1]
 
+    def train(self, mode: bool = True) -> "GroupedQueryTransformerDecoder":
+        """Arranged weights end with evaluation: optimizers write through `.data`, uncounted."""
+        if mode:
+            self._decoder_step = None
+        return super().train(mode)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles leave the arranged weights behind; packed ones cannot be copied."""
+        return {**super().__getstate__(), "_decoder_step": None}
+
     def _embed(self, tokens: Tensor, incremental_state: dict | None) -> Tensor:
         """Token and position embeddings, [B, T, C]; the last position alone when decoding."""
         positions = None
