@@ -1,0 +1,225 @@
+"""Decoding token by token equals one full forward pass, whatever beam search does meanwhile."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fairseq.data import Dictionary
+from fairseq.models.transformer import TransformerEncoderBase
+from fairseq.optim.adam import Adam
+from plugin_models import build, dictionary, random_lines, randomize, source_batch
+from torch import Tensor
+
+from gqa_fairseq.attention import cache_bytes
+from gqa_fairseq.decoding.cache import DecoderCache
+from gqa_fairseq.model import GroupedQueryTransformerModel
+from gqa_fairseq.parity import PLACEMENTS
+
+SENTENCES, STEPS = 5, 7
+VARIANTS = [(g, placement) for g in (1, 2, 4, 8) for placement in PLACEMENTS]
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"use_bias": True},
+    {"encoder_normalize_before": False, "decoder_normalize_before": False, "use_bias": True},
+    {"decoder_normalize_before": False, "decoder_learned_pos": False},
+    {"activation_fn": "gelu", "decoder_layers": 1},
+]
+
+
+def model_of(
+    vocabulary: Dictionary, dtype: torch.dtype = torch.float64, **options: Any
+) -> GroupedQueryTransformerModel:
+    model = build(vocabulary, **options)
+    randomize(model)
+    return model.to(dtype)
+
+
+def gathered(encoder_out: dict, rows: Tensor, model: GroupedQueryTransformerModel) -> dict:
+    """fairseq's own reordering: one copy of the source a hypothesis."""
+    return TransformerEncoderBase.reorder_encoder_out(model.encoder, encoder_out, rows)
+
+
+class Walk:
+    """A random walk of beam search's moves, decoded step by step and by full forward passes."""
+
+    def __init__(self, model: GroupedQueryTransformerModel, vocabulary: Dictionary, beam: int):
+        self.model, self.vocabulary, self.beam = model, vocabulary, beam
+        batch = source_batch(random_lines(SENTENCES, vocabulary), vocabulary)["net_input"]
+        assert bool((batch["src_tokens"][:, 0] == vocabulary.pad()).any())  # padded on the left
+        self.original = model.encoder(batch["src_tokens"])
+        self.sentences = torch.arange(SENTENCES)
+        spread = self.sentences.repeat_interleave(beam)
+        self.encoder_out = model.encoder.reorder_encoder_out(self.original, spread)
+        self.state: dict[str, Any] = {}
+        self.tokens = torch.full((SENTENCES * beam, 1), vocabulary.eos())
+
+    def errors(self) -> tuple[float, float]:
+        """Largest differences of the newest logits and attention to a full forward pass."""
+        stepped, extra = self.model.decoder(
+            self.tokens, encoder_out=self.encoder_out, incremental_state=self.state
+        )
+        rows = self.sentences.repeat_interleave(self.beam)
+        full, full_extra = self.model.decoder(
+            self.tokens,
+            encoder_out=gathered(self.original, rows, self.model),
+            alignment_layer=self.model.decoder.num_layers - 1,
+        )
+        assert stepped.shape == (len(rows), 1, len(self.vocabulary))
+        attention = (extra["attn"][0][:, -1] - full_extra["attn"][0][:, -1]).abs().max().item()
+        return (stepped[:, -1] - full[:, -1]).abs().max().item(), attention
+
+    def move(self, kept: Tensor, parents: Tensor) -> None:
+        """Sentences `kept` (by place) go on; beam j continues beam `parents[:, j]`, [n, W]."""
+        rows = (kept[:, None] * self.beam + parents).flatten()
+        self.model.decoder.reorder_incremental_state_scripting(self.state, rows)
+        self.encoder_out = self.model.encoder.reorder_encoder_out(self.encoder_out, rows)
+        first = self.vocabulary.nspecial
+        new = torch.randint(first, len(self.vocabulary), (len(rows), 1))
+        self.tokens = torch.cat((self.tokens[rows], new), dim=1)
+        self.sentences = self.sentences[kept]
+
+
+@torch.no_grad()
+def walk_errors(walk: Walk, leaves: bool = True) -> tuple[float, float]:
+    worst = (0.0, 0.0)
+    for step in range(STEPS):
+        logits, attention = walk.errors()
+        worst = max(worst[0], logits), max(worst[1], attention)
+        kept = torch.arange(len(walk.sentences))
+        if leaves and step % 2 and len(kept) > 1:
+            kept = kept[kept != torch.randint(len(kept), ())]
+        walk.move(kept, torch.randint(walk.beam, (len(kept), walk.beam)))
+    return worst
+
+
+@pytest.mark.parametrize("beam", [1, 3])
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(o) or "plain")
+@pytest.mark.parametrize(("g", "placement"), VARIANTS)
+def test_steps_equal_full_forward(g: int, placement: str, options: dict, beam: int) -> None:
+    vocabulary = dictionary()
+    model = model_of(vocabulary, num_kv_heads=g, attention_placement=placement, **options)
+    torch.manual_seed(g)
+    logits, attention = walk_errors(Walk(model, vocabulary, beam))
+    assert logits < 1e-10
+    assert attention < 1e-10
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(o) or "plain")
+def test_steps_in_single_precision(options: dict) -> None:
+    """float32 takes other kernels on a CPU (packed weights)."""
+    vocabulary = dictionary()
+    model = model_of(vocabulary, torch.float32, num_kv_heads=2, **options)
+    logits, attention = walk_errors(Walk(model, vocabulary, 3))
+    assert logits < 1e-4
+    assert attention < 1e-5
+
+
+def test_a_long_search_outgrows_the_first_capacity() -> None:
+    vocabulary = dictionary()
+    model = model_of(vocabulary, num_kv_heads=2, max_target_positions=128)
+    walk = Walk(model, vocabulary, 2)
+    with torch.no_grad():
+        for step in range(70):
+            if step % 23 == 0 or step > 66:
+                assert walk.errors()[0] < 1e-10
+            else:
+                model.decoder(
+                    walk.tokens, encoder_out=walk.encoder_out, incremental_state=walk.state
+                )
+            kept = torch.arange(len(walk.sentences))
+            kept = kept[1:] if step in (10, 40) else kept
+            walk.move(kept, torch.randint(2, (len(kept), 2)))
+
+
+@pytest.mark.parametrize(("g", "placement"), VARIANTS)
+def test_the_decoder_caches_g_heads(g: int, placement: str) -> None:
+    """The bytes that are really kept: G heads, one source row a sentence, whatever the beam."""
+    vocabulary = dictionary()
+    model = model_of(vocabulary, num_kv_heads=g, attention_placement=placement)
+    walk = Walk(model, vocabulary, 3)
+    with torch.no_grad():
+        for _ in range(4):
+            walk.errors()
+            walk.move(torch.arange(SENTENCES), torch.randint(3, (SENTENCES, 3)))
+    (cache,) = walk.state.values()
+    assert isinstance(cache, DecoderCache)
+    assert cache.nbytes == cache_bytes(
+        batch=SENTENCES,
+        beam=3,
+        source_tokens=walk.original["encoder_out"][0].shape[0],
+        target_tokens=4,
+        layers=2,
+        num_kv_heads=g,
+        head_dim=4,
+        bytes_per_element=8,
+    )
+
+
+def step_error(model: GroupedQueryTransformerModel, vocabulary: Dictionary) -> float:
+    with torch.no_grad():
+        return Walk(model, vocabulary, 2).errors()[0]
+
+
+def test_decoding_follows_the_weights() -> None:
+    """Weights arranged for decoding are arranged anew after training, loading and conversion."""
+    vocabulary = dictionary()
+    model = model_of(vocabulary, torch.float32, num_kv_heads=2)
+    assert step_error(model, vocabulary) < 1e-4
+    other = model_of(vocabulary, torch.float32, num_kv_heads=2)
+    randomize(other, seed=9)
+    model.load_state_dict(other.state_dict())
+    assert step_error(model, vocabulary) < 1e-4
+    # fairseq's Adam writes through `.data`, where PyTorch does not count versions; this is what
+    # validation with --eval-bleu meets in the middle of training.
+    optimizer = Adam(model.parameters(), lr=0.5)
+    model.train()
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    model.eval()
+    assert step_error(model, vocabulary) < 1e-4
+    assert step_error(model.double(), vocabulary) < 1e-10
+
+
+def test_a_model_that_has_decoded_can_be_copied() -> None:
+    vocabulary = dictionary()
+    model = model_of(vocabulary, torch.float32, num_kv_heads=2)
+    step_error(model, vocabulary)
+    twin = copy.deepcopy(model)
+    randomize(twin, seed=5)
+    assert step_error(twin, vocabulary) < 1e-4
+    assert step_error(model, vocabulary) < 1e-4
+
+
+@pytest.mark.parametrize(("g", "placement"), VARIANTS)
+def test_weights_survive_a_round_trip(g: int, placement: str, tmp_path: Path) -> None:
+    vocabulary = dictionary()
+    options: dict[str, Any] = {"num_kv_heads": g, "attention_placement": placement}
+    model = build(vocabulary, **options)
+    randomize(model)
+    torch.save(model.state_dict(), tmp_path / "weights.pt")
+    again = build(vocabulary, seed=7, **options)
+    again.load_state_dict(torch.load(tmp_path / "weights.pt", weights_only=True), strict=True)
+    source = source_batch(random_lines(4, vocabulary), vocabulary)["net_input"]
+    target = torch.full((4, 3), vocabulary.eos())
+    with torch.no_grad():
+        logits = [m(**source, prev_output_tokens=target)[0] for m in (model, again)]
+    assert torch.equal(*logits)
+
+
+def test_attention_of_any_layer_and_no_others() -> None:
+    """--print-alignment and score-reference read these; a full pass computes none unasked."""
+    vocabulary = dictionary()
+    model = model_of(vocabulary, num_kv_heads=2)
+    source = source_batch(random_lines(2, vocabulary), vocabulary)["net_input"]
+    target = torch.full((2, 3), vocabulary.eos())
+    assert model(**source, prev_output_tokens=target)[1]["attn"] == [None]
+    for layer in (0, 1):
+        attn = model(**source, prev_output_tokens=target, alignment_layer=layer)[1]["attn"][0]
+        torch.testing.assert_close(attn.sum(-1), torch.ones(2, 3, dtype=attn.dtype))
+    with pytest.raises(ValueError, match="alignment_heads is not supported"):
+        model(**source, prev_output_tokens=target, alignment_heads=1)
