@@ -1,0 +1,87 @@
+"""Which training pairs are dropped, and why; every pair that is read is kept or counted.
+
+Rules on text come first, before there is a vocabulary. Lengths and their ratio are in subword
+pieces, as the model sees them, and come after. Dev and test lines are never dropped.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import msgspec
+
+from data_prep.manifest import HELD_OUT, SPLITS
+from data_prep.progress import Advance
+from data_prep.text import Pair, pair_writer, same_text_key
+
+REASONS = ("empty", "control_characters", "held_out", "too_long", "ratio")
+
+# C0 and C1 but the tab: they mark broken text, and other tools take some of them for line ends.
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]")
+
+
+class TextRules:
+    """Rules that need no vocabulary; `held_out` are the pairs of dev and test."""
+
+    def __init__(self, held_out: Iterable[Pair]) -> None:
+        self._keys: tuple[set[str], set[str]] = (set(), set())
+        for pair in held_out:
+            for keys, line in zip(self._keys, pair, strict=True):
+                keys.add(same_text_key(line))
+
+    def reason_to_drop(self, pair: Pair) -> str | None:
+        """One of REASONS, or None to keep the pair."""
+        if not all(line.strip() for line in pair):
+            return "empty"
+        if any(_CONTROL.search(line) for line in pair):
+            return "control_characters"
+        if any(same_text_key(line) in keys for keys, line in zip(self._keys, pair, strict=True)):
+            return "held_out"
+        return None
+
+
+def piece_reason_to_drop(
+    source_pieces: int, target_pieces: int, max_pieces: int, max_ratio: float
+) -> str | None:
+    """The rule on the two lengths in subword pieces: one of REASONS, or None to keep the pair."""
+    shorter, longer = sorted((source_pieces, target_pieces))
+    if not shorter:  # such as a line of nothing but invisible spaces
+        return "empty"
+    if longer > max_pieces:
+        return "too_long"
+    if longer > max_ratio * shorter:
+        return "ratio"
+    return None
+
+
+class Cleaned(msgspec.Struct):
+    """Pairs of each split that were read, and training pairs that the text rules dropped."""
+
+    read: dict[str, int] = msgspec.field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
+    dropped: dict[str, int] = msgspec.field(default_factory=lambda: dict.fromkeys(REASONS, 0))
+
+
+def clean_splits(pairs: Callable[[str], Iterator[Pair]], folder: Path, advance: Advance) -> Cleaned:
+    """Write into `folder` all of dev and test, and what the text rules leave of train.
+
+    `pairs(split)` streams the text; dev and test fit in memory, train need not.
+    """
+    counts = Cleaned()
+    held_out: list[Pair] = []
+    for split in HELD_OUT:
+        with pair_writer(folder, split) as write:
+            for pair in pairs(split):
+                counts.read[split] += 1
+                held_out.append(pair)
+                write(pair)
+                advance(1)
+    rules = TextRules(held_out)
+    with pair_writer(folder, "train") as write:
+        for pair in pairs("train"):
+            counts.read["train"] += 1
+            if reason := rules.reason_to_drop(pair):
+                counts.dropped[reason] += 1
+            else:
+                write(pair)
+            advance(1)
+    return counts

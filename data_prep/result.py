@@ -1,0 +1,78 @@
+"""The folder that prepared data lies in: one process at a time, complete when it has a manifest."""
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from data_prep.errors import DataError
+from data_prep.manifest import MANIFEST_NAME, Manifest, load_manifest, write_json
+from data_prep.steps import Step
+from data_prep.text import sha256_of_file
+
+WORK = "work"
+LOCK_NAME = ".data_prep.lock"
+# What a finished folder holds; what else the steps made is for other steps.
+RESULTS = ("text", "bin", "baselines", "spm.model", "spm.vocab")
+
+
+@contextmanager
+def only_one(out: Path, console: Console) -> Iterator[None]:
+    """Make `out` and hold its lock, which the system frees when the process ends, however it ends.
+
+    Another process that prepares the same folder waits, and then finds the work done. Raises
+    DataError when `out` cannot be written or holds files that are not of this package.
+    """
+    lock = out / LOCK_NAME
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if not lock.exists() and any(out.iterdir()):
+            raise DataError(f"{out} holds other files: give --out a new folder")
+        stream = lock.open("a", encoding="utf-8")
+    except OSError as error:
+        raise DataError(
+            f"{out}: {error.strerror}: give --out a folder that you may write"
+        ) from error
+    with stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            console.print(f"{out}: another process prepares it; waiting", highlight=False)
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+def read_finished(out: Path, request: str) -> Manifest | None:
+    """The manifest in `out` if it answers `request` and every file of it is as it was written."""
+    try:
+        manifest = load_manifest(out / MANIFEST_NAME)
+        whole = manifest.request == request and all(
+            sha256_of_file(out / name) == sha256 for name, sha256 in manifest.files.items()
+        )
+    except (DataError, OSError):
+        return None
+    return manifest if whole else None
+
+
+def result_files(steps: Sequence[Step[Any]]) -> dict[str, str]:
+    """The sha256, by path in the finished folder, of what the steps made for it."""
+    files = {name: sha256 for step in steps for name, sha256 in step.files.items()}
+    return {name: files[name] for name in sorted(files) if name.split("/")[0] in RESULTS}
+
+
+def publish(steps: Sequence[Step[Any]], manifest: Manifest, out: Path) -> None:
+    """Put the steps' files in place of what `out` held before, the manifest last."""
+    (out / MANIFEST_NAME).unlink(missing_ok=True)
+    for name in RESULTS:
+        shutil.rmtree(out / name, ignore_errors=True)
+    for step in steps:
+        for name in manifest.files.keys() & step.files.keys():
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(step.folder / name, out / name)
+    write_json(out / MANIFEST_NAME, manifest)
+    shutil.rmtree(out / WORK)

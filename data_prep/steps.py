@@ -1,0 +1,88 @@
+"""Steps that are done once: each has a folder that appears whole, with a stamp of its inputs.
+
+A step builds into `<name>.part`, which is renamed to `<name>` when it is complete. A folder whose
+stamp has the right key is done and is not built again; half a folder is thrown away.
+"""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import msgspec
+from rich.console import Console
+
+from data_prep.manifest import digest, write_json
+from data_prep.progress import Advance, show
+from data_prep.text import sha256_of_file
+
+STAMP_NAME = "stamp.json"
+
+Result = TypeVar("Result")
+
+
+class _Stamp(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    key: str
+    files: dict[str, str]
+    result: msgspec.Raw
+
+
+class Step(msgspec.Struct, Generic[Result], frozen=True):
+    """A step that is done: its folder, the sha256 of its files by path there, and its result."""
+
+    folder: Path
+    files: dict[str, str]
+    result: Result
+
+
+class Steps:
+    """The steps of one preparation, in `root`, with progress on `console`."""
+
+    def __init__(self, root: Path, console: Console) -> None:
+        self._root = root
+        self._console = console
+
+    def run(
+        self,
+        name: str,
+        inputs: object,
+        build: Callable[[Path, Advance], Result],
+        result_type: type[Result],
+    ) -> Step[Result]:
+        """The step `name`, built by `build(folder, advance)` unless it is done for these `inputs`.
+
+        `inputs` is whatever decides what comes out, and can be written as JSON.
+        """
+        key = digest([name, inputs])
+        folder = self._root / name
+        stamp = self._read_stamp(folder)
+        if stamp is None or stamp.key != key:
+            stamp = self._build(folder, key, build)
+        result = msgspec.json.decode(stamp.result, type=result_type)
+        return Step(folder=folder, files=stamp.files, result=result)
+
+    def _read_stamp(self, folder: Path) -> _Stamp | None:
+        try:
+            stamp = msgspec.json.decode((folder / STAMP_NAME).read_bytes(), type=_Stamp)
+        except (OSError, msgspec.DecodeError):
+            return None
+        # Files leave when they are published; after a crash there, the step is built again.
+        return stamp if all((folder / name).is_file() for name in stamp.files) else None
+
+    def _build(self, folder: Path, key: str, build: Callable[[Path, Advance], Result]) -> _Stamp:
+        part = folder.with_name(f"{folder.name}.part")
+        for old in (part, folder):
+            shutil.rmtree(old, ignore_errors=True)
+        part.mkdir(parents=True)
+        with show(self._console, folder.name) as advance:
+            result = build(part, advance)
+        files = {
+            path.relative_to(part).as_posix(): sha256_of_file(path)
+            for path in sorted(part.rglob("*"))
+            if path.is_file()
+        }
+        stamp = _Stamp(key, files, msgspec.Raw(msgspec.json.encode(result)))
+        write_json(part / STAMP_NAME, stamp)
+        os.replace(part, folder)
+        return stamp

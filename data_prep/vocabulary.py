@@ -1,0 +1,75 @@
+"""The joint SentencePiece vocabulary of both languages, and fairseq's dictionary written from it.
+
+The dictionary holds every piece, whether the corpus uses it or not, so that its size depends on the
+vocabulary alone. Trained in a process of its own (`python -m data_prep.vocabulary`), whose output
+goes to a log.
+"""
+
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+import sentencepiece
+
+from data_prep.errors import DataError
+from data_prep.subprocesses import run_logged
+from data_prep.text import open_for_writing, read_lines
+
+MODEL_NAME = "spm.model"
+DICTIONARY_NAME = "dict.txt"
+UNKNOWN = "<unk>"
+# fairseq puts these four in front of every dictionary; sentencepiece has three of them.
+FAIRSEQ_SPECIALS = frozenset(("<s>", "<pad>", "</s>", UNKNOWN))
+MAX_LINES = 4_000_000  # more lines do not change the pieces, only memory and time
+
+
+def train_vocabulary(texts: Sequence[Path], vocab_size: int, folder: Path, log: Path) -> None:
+    """Write spm.model, spm.vocab and dict.txt into `folder` from all lines of `texts`.
+
+    The same text gives the same bytes, on any number of cores. Raises DataError when the text does
+    not give `vocab_size` pieces; the log says more.
+    """
+    command = [sys.executable, "-m", "data_prep.vocabulary", str(vocab_size), str(folder)]
+    run_logged([*command, *map(str, texts)], log)
+    with open_for_writing(folder / DICTIONARY_NAME) as stream:
+        for name in piece_names(load_pieces(folder / MODEL_NAME)):
+            if name not in FAIRSEQ_SPECIALS:
+                stream.write(f"{name} 1\n")
+
+
+def load_pieces(model: Path) -> sentencepiece.SentencePieceProcessor:
+    """The SentencePiece model in the file `model`."""
+    return sentencepiece.SentencePieceProcessor(model_file=str(model))
+
+
+def piece_names(pieces: sentencepiece.SentencePieceProcessor) -> list[str]:
+    """The name that each piece id has for fairseq.
+
+    Text that happens to spell one of fairseq's specials, such as `<pad>`, is unknown text to it.
+    """
+    names = (pieces.id_to_piece(index) for index in range(pieces.get_piece_size()))
+    return [UNKNOWN if name in FAIRSEQ_SPECIALS else name for name in names]
+
+
+def _train(vocab_size: int, folder: Path, texts: list[Path]) -> None:
+    total = sum(1 for text in texts for _ in read_lines(text))
+    step = -(-total // MAX_LINES)
+    lines: Iterator[str] = (line for text in texts for line in read_lines(text))
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=islice(lines, 0, None, step),
+        model_prefix=str((folder / MODEL_NAME).with_suffix("")),
+        model_type="bpe",
+        vocab_size=vocab_size,
+        character_coverage=1.0,
+        normalization_rule_name="nmt_nfkc",
+        max_sentence_length=1 << 16,
+        num_threads=1,
+    )
+
+
+if __name__ == "__main__":
+    try:
+        _train(int(sys.argv[1]), Path(sys.argv[2]), [Path(name) for name in sys.argv[3:]])
+    except (DataError, RuntimeError) as error:
+        sys.exit(f"error: {error}")
