@@ -6,6 +6,7 @@ our own can only come with a task of our own.
 No `from __future__ import annotations` here: fairseq reads the dataclass's types at run time.
 """
 
+import sys
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
@@ -53,8 +54,8 @@ class GroupedQueryTranslationTask(TranslationTask):
     def build_generator(self, models, args, seq_gen_cls=None, extra_gen_cls_kwargs=None, **kwargs):
         """The plugin's search unless `--search stock`, alignments or the caller ask for another.
 
-        Raises:
-            ValueError: a GNMT length penalty with a search that does not know it.
+        fairseq's commands catch nothing: options that do not go together end the process with one
+        line.
         """
         is_ours = (
             seq_gen_cls is None
@@ -67,5 +68,10 @@ class GroupedQueryTranslationTask(TranslationTask):
             extra = {"gnmt_alpha": self.cfg.gnmt_alpha}
             extra_gen_cls_kwargs = {**extra, **(extra_gen_cls_kwargs or {})}
         elif self.cfg.gnmt_alpha is not None:
-            raise ValueError("--gnmt-alpha needs the plugin's search, without alignments")
-        return super().build_generator(models, args, seq_gen_cls, extra_gen_cls_kwargs, **kwargs)
+            sys.exit("error: --gnmt-alpha needs the plugin's search, without alignments")
+        try:
+            return super().build_generator(
+                models, args, seq_gen_cls, extra_gen_cls_kwargs, **kwargs
+            )
+        except (ValueError, AssertionError) as error:
+            sys.exit(f"error: {error}")
