@@ -168,7 +168,8 @@ class GroupedQueryTransformerEncoder(TransformerEncoderBase):
 class GroupedQueryTransformerDecoder(TransformerDecoderBase):
     """fairseq's decoder with whole-sequence and cached forward passes of its own."""
 
-    _decoder_step: tuple[tuple, DecoderStep] | None = None
+    _arranged: DecoderStep
+    _arranged_state: list[tuple] | None = None
 
     def build_decoder_layer(self, cfg, no_encoder_attn: bool = False) -> GroupedQueryDecoderLayer:
         return GroupedQueryDecoderLayer(cfg, cfg.num_kv_heads, cfg.use_bias)
@@ -198,7 +199,7 @@ class GroupedQueryTransformerDecoder(TransformerDecoderBase):
             alignment_heads,
         )
         if not features_only:
-            x = self.output_layer(x) if incremental_state is None else self.decoder_step().output(x)
+            x = self.output_layer(x) if incremental_state is None else self._arranged.output(x)
         return x, extra
 
     def extract_features(
@@ -271,6 +272,7 @@ class GroupedQueryTransformerDecoder(TransformerDecoderBase):
 
     def start_cache(self, encoder_out: dict, beam: int) -> DecoderCache:
         """A cache for `beam` hypotheses a sentence that holds the source's keys and values."""
+        self._arrange_weights()
         source, is_padding = _source(encoder_out)
         cache = DecoderCache(source.shape[1], beam)
         cross = [layer.encoder_attn.project_kv(source) for layer in self.layers]
@@ -279,32 +281,32 @@ class GroupedQueryTransformerDecoder(TransformerDecoderBase):
 
     def next_logits(self, tokens: Tensor, cache: DecoderCache) -> Tensor:
         """One step: tokens so far [B, W, T] -> scores of the next one [B * W, V]."""
-        return self.decoder_step().output(self._next_features(tokens, cache, None)[0].flatten(0, 1))
+        return self._arranged.output(self._next_features(tokens, cache, None)[0].flatten(0, 1))
 
     def _next_features(
         self, tokens: Tensor, cache: DecoderCache, alignment: int | None
     ) -> tuple[Tensor, Tensor | None]:
         """Tokens so far [B, W, T] -> features [B, W, C], weights [B, W, S] in the cache's order."""
         x = self._embed(tokens.flatten(0, 1), {}).view(cache.batch, cache.beam, -1)
-        x, weights = self.decoder_step().features(cache.to_cache_order(x), cache, alignment)
+        x, weights = self._arranged.features(cache.to_cache_order(x), cache, alignment)
         return cache.to_sentence_order(x), weights
 
-    def decoder_step(self) -> DecoderStep:
-        """The weights arranged for decoding; arranged anew when any of them has changed."""
-        state = tuple((p.data_ptr(), p._version, p.dtype) for p in self.parameters())
-        if self._decoder_step is None or self._decoder_step[0] != state:
-            self._decoder_step = (state, DecoderStep(self))
-        return self._decoder_step[1]
+    def _arrange_weights(self) -> None:
+        """Fuses and packs the weights for decoding, unless they are those of the last search."""
+        state = [(p.data_ptr(), p._version, p.dtype) for p in self.parameters()]
+        if self._arranged_state != state:
+            self._arranged_state, self._arranged = state, DecoderStep(self)
 
     def train(self, mode: bool = True) -> "GroupedQueryTransformerDecoder":
         """Arranged weights end with evaluation: optimizers write through `.data`, uncounted."""
-        if mode:
-            self._decoder_step = None
+        if mode and self._arranged_state is not None:
+            del self._arranged, self._arranged_state
         return super().train(mode)
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles leave the arranged weights behind; packed ones cannot be copied."""
-        return {**super().__getstate__(), "_decoder_step": None}
+        state = super().__getstate__()
+        return {k: v for k, v in state.items() if k not in ("_arranged", "_arranged_state")}
 
     def _embed(self, tokens: Tensor, incremental_state: dict | None) -> Tensor:
         """Token and position embeddings, [B, T, C]; the last position alone when decoding."""

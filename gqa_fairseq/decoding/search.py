@@ -104,7 +104,7 @@ class GroupedQueryGenerator(SequenceGenerator):
         reasons = {
             "an ensemble of models": self.model.models_size > 1,
             "a model that is not of this plugin": not hasattr(
-                getattr(self.model.single_model, "decoder", None), "decoder_step"
+                getattr(self.model.single_model, "decoder", None), "start_cache"
             ),
             "a language model": self.lm_model is not None,
             "--match-source-len": self.match_source_len,
