@@ -80,11 +80,16 @@ DATA_ORIGIN_KEYS = (
 
 
 class TrainConfig(Section, frozen=True, kw_only=True):
-    """Training; `tokens_per_update` bounds padded tokens of the longer side, over all devices."""
+    """Training; `tokens_per_update` bounds padded tokens of the longer side, over all devices.
+
+    After the warm-up the learning rate falls with the inverse square root of the update, or
+    linearly to 0 at `max_updates`.
+    """
 
     max_updates: Positive
     tokens_per_update: Positive
     learning_rate: PositiveFloat
+    learning_rate_decay: Literal["inverse_sqrt", "linear"]
     warmup_updates: Positive
     adam_betas: tuple[Probability, Probability]
     weight_decay: NonNegativeFloat
@@ -189,6 +194,11 @@ class SuiteConfig(Section, frozen=True, kw_only=True):
                 f"train.log_every_updates={every} must divide train.max_updates="
                 f"{train.max_updates} and train.validate_every_updates="
                 f"{train.validate_every_updates}, so that every token is counted"
+            )
+        if train.warmup_updates >= train.max_updates:
+            raise ValueError(
+                f"train.warmup_updates={train.warmup_updates} must be below train.max_updates="
+                f"{train.max_updates}"
             )
         if min(train.max_updates, train.validate_every_updates) < 2 * every:
             raise ValueError(

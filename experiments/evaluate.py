@@ -23,9 +23,10 @@ from fairseq.sequence_generator import SequenceGenerator
 from fairseq.tasks import FairseqTask
 from sacrebleu.metrics import BLEU, CHRF
 
-from experiments.config import DecodeConfig, ModelConfig, SuiteConfig
+from experiments.config import DecodeConfig, SuiteConfig
+from experiments.corpus import read_lines
 from experiments.errors import ExperimentError
-from experiments.layout import DataFolder, JobFolder, data_folder
+from experiments.layout import TARGET, DataFolder, JobFolder, data_folder
 from experiments.record_parts import BaselineScore, Evaluation, ModelInfo, ModelScore, search_name
 from experiments.storage import write_json, write_text
 from gqa_fairseq import parity
@@ -33,7 +34,6 @@ from gqa_fairseq.checkpoint import load_model
 
 FAIRSEQ_NAMES = {"dev": "valid", "test": "test"}
 BASELINES: tuple[Literal["copy", "nearest"], ...] = ("copy", "nearest")
-TARGET = "de"
 
 
 def evaluate(job: JobFolder) -> None:
@@ -46,10 +46,7 @@ def evaluate(job: JobFolder) -> None:
     if config.hardware.device == "cuda":
         model.cuda()
     references = {split: read_lines(data.text(split, TARGET)) for split in FAIRSEQ_NAMES}
-    datasets = {
-        split: _load_split(task, split, len(references[split]), config.model)
-        for split in FAIRSEQ_NAMES
-    }
+    datasets = {split: _load_split(task, split, len(references[split])) for split in FAIRSEQ_NAMES}
     print("dev loss", flush=True)
     nll, tokens = nll_nats(model, datasets["dev"], config.decode.batch_sentences)
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(data.pieces_model))
@@ -89,10 +86,8 @@ def load_trained(job: JobFolder, data: DataFolder) -> tuple[BaseFairseqModel, Fa
         raise ExperimentError(str(error)) from error
 
 
-def _load_split(
-    task: FairseqTask, split: str, lines: int, model: ModelConfig
-) -> LanguagePairDataset:
-    """The binarized split; raises ExperimentError unless it has all lines and each fits."""
+def _load_split(task: FairseqTask, split: str, lines: int) -> LanguagePairDataset:
+    """The binarized split; raises ExperimentError unless it has all lines of the text."""
     task.load_dataset(FAIRSEQ_NAMES[split])
     dataset = task.dataset(FAIRSEQ_NAMES[split])
     if len(dataset) != lines:
@@ -100,13 +95,6 @@ def _load_split(
             f"{split} has {lines} lines of text but {len(dataset)} binarized ones "
             "(prepare the data again)"
         )
-    for side, sizes in (("source", dataset.src_sizes), ("target", dataset.tgt_sizes)):
-        # A reference's length matters where its loss is measured, which is on dev.
-        if sizes.max() > model.max_positions and (side, split) != ("target", "test"):
-            raise ExperimentError(
-                f"{split} line {sizes.argmax() + 1} has {sizes.max()} {side} tokens, more than "
-                f"model.max_positions={model.max_positions} (raise it: no line is skipped)"
-            )
     return dataset
 
 
@@ -244,12 +232,6 @@ def describe_model(model: BaseFairseqModel, config: SuiteConfig, vocab_size: int
         parameters_mha=mha,
         residual=counted - mha,
     )
-
-
-def read_lines(path: Path) -> list[str]:
-    """Lines of a UTF-8 file, split at "\\n" alone: text holds other separators as characters."""
-    # Bytes, as read_text would turn a carriage return into a line of its own.
-    return path.read_bytes().decode("utf-8").removesuffix("\n").split("\n")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -8,7 +8,6 @@ config, data and code. This process imports neither torch nor fairseq nor the pl
 import fcntl
 import os
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -20,9 +19,9 @@ import msgspec
 
 from experiments import provenance, tracking
 from experiments.config import SuiteConfig, job_id
+from experiments.corpus import check_lengths, prepare_data, read_data_info
 from experiments.errors import ExperimentError
-from experiments.layout import DataFolder, JobFolder, data_folder, job_folder
-from experiments.manifest import read_data_info
+from experiments.layout import JobFolder, job_folder
 from experiments.progress import StageView, console
 from experiments.record_parts import Benchmark, Evaluation, JobInfo, ModelInfo, Training
 from experiments.records import SCHEMA_VERSION, Record, write_record
@@ -37,6 +36,7 @@ def run_job(config: SuiteConfig) -> bool:
     Raises ExperimentError, one line, when a stage fails or another process runs the same job.
     """
     data = prepare_data(config)
+    check_lengths(config, data)
     info = read_data_info(data.manifest)
     code = provenance.code_info()
     identity = job_id(config, info.checksum, code.version)
@@ -81,35 +81,6 @@ def run_job(config: SuiteConfig) -> bool:
     _summarize(record, job)
     tracking.log_record(record, config.tracking.mode, Path(config.paths.runs).parent)
     return True
-
-
-def prepare_data(config: SuiteConfig) -> DataFolder:
-    """Have `python -m data_prep` prepare the corpus, which does nothing where that is done.
-
-    It shows its own progress and its own error: SystemExit with its exit code when it fails.
-    """
-    folder = data_folder(config)
-    data = config.data
-    command = [sys.executable, "-m", "data_prep", data.name, "--out", str(folder.path)]
-    options = {
-        "--vocab-size": data.vocab_size,
-        "--max-pieces": data.max_pieces,
-        "--max-ratio": data.max_ratio,
-        "--mirror": data.mirror,
-        "--train-source": data.train_source,
-        "--train-target": data.train_target,
-        "--dev-source": data.dev_source,
-        "--dev-target": data.dev_target,
-        "--test-source": data.test_source,
-        "--test-target": data.test_target,
-    }
-    for name, value in options.items():
-        if value is not None:
-            command += [name, str(value)]
-    code = subprocess.run(command, check=False).returncode
-    if code:
-        sys.exit(code)
-    return folder
 
 
 def _run_module(name: str, job: JobFolder, threads: int) -> None:

@@ -9,6 +9,8 @@ from experiments.config import SuiteConfig
 from experiments.records import RECORD_NAME
 from experiments.storage import read_json
 
+SOURCE, TARGET = "en", "de"
+
 
 class JobFolder(msgspec.Struct, frozen=True):
     """The folder of one job. A file that is there is whole: each is written in one step."""

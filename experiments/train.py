@@ -15,7 +15,7 @@ import msgspec
 
 from experiments.config import SuiteConfig
 from experiments.errors import ExperimentError
-from experiments.layout import DataFolder, JobFolder
+from experiments.layout import SOURCE, TARGET, DataFolder, JobFolder
 from experiments.progress import StageView
 from experiments.record_parts import Training, TrainPoint
 from experiments.stage import run_stage
@@ -57,8 +57,8 @@ def train_command(config: SuiteConfig, binarized: Path, checkpoints: Path) -> li
     options: dict[str, object] = {
         "--user-dir": os.path.relpath(plugin),
         "--task": "gqa_translation",
-        "--source-lang": "en",
-        "--target-lang": "de",
+        "--source-lang": SOURCE,
+        "--target-lang": TARGET,
         "--arch": "gqa_transformer",
         "--num-kv-heads": config.attention.num_kv_heads,
         "--attention-placement": config.attention.placement,
@@ -81,9 +81,7 @@ def train_command(config: SuiteConfig, binarized: Path, checkpoints: Path) -> li
         "--weight-decay": train.weight_decay,
         "--clip-norm": train.clip_norm,
         "--lr": train.learning_rate,
-        "--lr-scheduler": "inverse_sqrt",
         "--warmup-updates": train.warmup_updates,
-        "--warmup-init-lr": 1e-7,
         "--max-update": train.max_updates,
         "--max-tokens": config.tokens_per_device,
         "--update-freq": config.update_freq,
@@ -99,6 +97,13 @@ def train_command(config: SuiteConfig, binarized: Path, checkpoints: Path) -> li
         "--log-format": "json",
         "--log-interval": train.log_every_updates,
     }
+    if train.learning_rate_decay == "inverse_sqrt":
+        options |= {"--lr-scheduler": "inverse_sqrt", "--warmup-init-lr": 1e-7}
+    else:
+        options |= {
+            "--lr-scheduler": "polynomial_decay",
+            "--total-num-update": train.max_updates,
+        }
     flags = [
         "--share-all-embeddings",
         "--encoder-learned-pos",

@@ -1,0 +1,105 @@
+"""The corpus of a job: have it prepared, check that every held-out line fits, say what it is."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import sentencepiece
+
+from experiments.config import SuiteConfig
+from experiments.errors import ExperimentError
+from experiments.layout import SOURCE, TARGET, DataFolder, data_folder
+from experiments.record_parts import DataInfo, Overlap, SplitCounts
+from experiments.storage import read_json
+
+
+class _Split(msgspec.Struct):
+    read: int
+    kept: int
+    dropped: dict[str, int]
+
+
+class _Manifest(msgspec.Struct):
+    """The part of the manifest that records keep; data_prep's own reader is the strict one."""
+
+    name: str
+    source_lang: str
+    target_lang: str
+    vocab_size: int
+    checksum: str
+    files: dict[str, str]
+    splits: dict[str, _Split]
+    overlap: dict[str, Overlap]
+
+
+def prepare_data(config: SuiteConfig) -> DataFolder:
+    """Have `python -m data_prep` prepare the corpus, which does nothing where that is done.
+
+    It shows its own progress and its own error: SystemExit with its exit code when it fails.
+    """
+    folder = data_folder(config)
+    data = config.data
+    command = [sys.executable, "-m", "data_prep", data.name, "--out", str(folder.path)]
+    options = {
+        "--vocab-size": data.vocab_size,
+        "--max-pieces": data.max_pieces,
+        "--max-ratio": data.max_ratio,
+        "--mirror": data.mirror,
+        "--train-source": data.train_source,
+        "--train-target": data.train_target,
+        "--dev-source": data.dev_source,
+        "--dev-target": data.dev_target,
+        "--test-source": data.test_source,
+        "--test-target": data.test_target,
+    }
+    for name, value in options.items():
+        if value is not None:
+            command += [name, str(value)]
+    code = subprocess.run(command, check=False).returncode
+    if code:
+        sys.exit(code)
+    return folder
+
+
+def read_lines(path: Path) -> list[str]:
+    """Lines of a UTF-8 file, split at "\n" alone: text holds other separators as characters."""
+    # Bytes, as read_text would turn a carriage return into a line of its own.
+    return path.read_bytes().decode("utf-8").removesuffix("\n").split("\n")
+
+
+def check_lengths(config: SuiteConfig, data: DataFolder) -> None:
+    """Raise ExperimentError for the first held-out line that the model has no positions for.
+
+    No line may be skipped, so this is found before the training. The reference of a test line is
+    only compared as text: its length does not matter.
+    """
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(data.pieces_model))
+    longest = config.model.max_positions
+    for split, language in (("dev", SOURCE), ("dev", TARGET), ("test", SOURCE)):
+        path = data.text(split, language)
+        for number, line in enumerate(pieces.encode(read_lines(path)), start=1):
+            tokens = len(line) + 1  # and the end of the sentence
+            if tokens > longest:
+                raise ExperimentError(
+                    f"{path}, line {number}: {tokens} tokens, more than model.max_positions="
+                    f"{longest} (raise it: no line is skipped)"
+                )
+
+
+def read_data_info(path: Path) -> DataInfo:
+    """The data of a manifest; raises ExperimentError, one line, when it cannot be used."""
+    manifest = read_json(path, _Manifest)
+    return DataInfo(
+        name=manifest.name,
+        source_lang=manifest.source_lang,
+        target_lang=manifest.target_lang,
+        vocab_size=manifest.vocab_size,
+        checksum=manifest.checksum,
+        files=manifest.files,
+        splits={
+            name: SplitCounts(read=split.read, kept=split.kept, dropped=split.dropped)
+            for name, split in manifest.splits.items()
+        },
+        overlap=manifest.overlap,
+    )

@@ -1,0 +1,115 @@
+"""From text files to records, twice: every stage in a process of its own, on a tiny model."""
+
+import lzma
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments.layout import JobFolder
+from experiments.records import Record, read_records
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parents[2]
+LINES = {"train": (0, 400), "dev": (400, 417), "test": (417, 440)}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Overrides that name six files of real text."""
+    folder = tmp_path_factory.mktemp("text")
+    overrides = []
+    for side, language in (("source", "en"), ("target", "de")):
+        packed = ROOT / f"data_prep/sample/libreoffice-help.{language}.xz"
+        lines = lzma.decompress(packed.read_bytes()).decode("utf-8").split("\n")
+        for split, (start, end) in LINES.items():
+            path = folder / f"{split}.{language}"
+            text = "".join(f"{line}\n" for line in lines[start:end])
+            path.write_text(text, encoding="utf-8", newline="\n")
+            overrides.append(f"data.{split}_{side}={path}")
+    return overrides
+
+
+def run(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "experiments.run", "-m", "experiment=smoke"]
+    paths = [f"paths.data={folder}/data", f"paths.runs={folder}/runs"]
+    return subprocess.run(
+        [*command, "hardware.threads=1", *paths, *overrides],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+
+
+def jobs_of(folder: Path) -> dict[str, Record]:
+    return {record.job.variant: record for record in read_records(folder / "runs")}
+
+
+def test_a_multirun_gives_records_is_skipped_and_repeats(corpus: list[str], tmp_path: Path) -> None:
+    sweep = [*corpus, "attention.num_kv_heads=1,4"]
+    first = run(tmp_path, *sweep)
+    assert first.returncode == 0, first.stderr
+    records = jobs_of(tmp_path)
+    assert set(records) == {"mha", "mqa"}
+    for record in records.values():
+        check_record(record, tmp_path)
+    assert records["mha"].model.parameters == records["mqa"].model.parameters
+
+    again = run(tmp_path, *sweep)
+    assert again.returncode == 0, again.stderr
+    assert again.stderr.count("skipped") == 2
+    assert jobs_of(tmp_path) == records
+
+    forced = run(tmp_path, *corpus, "attention.num_kv_heads=1", "force=true")
+    assert forced.returncode == 0, forced.stderr
+    same, repeated = records["mqa"], jobs_of(tmp_path)["mqa"]
+    assert repeated.job.started_utc > same.job.started_utc
+    assert repeated.job.id == same.job.id
+    assert losses(repeated) == losses(same)
+    assert repeated.evaluation == same.evaluation
+
+
+def losses(record: Record) -> list[tuple[float | None, float | None]]:
+    assert record.training is not None
+    curve = record.training.curve
+    return [(point.train_nll_nats_per_token, point.dev_nll_nats_per_token) for point in curve]
+
+
+def check_record(record: Record, folder: Path) -> None:
+    assert record.training is not None
+    assert record.evaluation is not None
+    assert record.benchmark is not None
+    assert record.training.updates == 12
+    # The loss of our evaluation is fairseq's last validation, which is logged to 1e-3 bits.
+    last = record.training.curve[-1].dev_nll_nats_per_token
+    assert record.evaluation.dev_nll_nats_per_token == pytest.approx(last, abs=1e-3)
+    scores = record.evaluation.scores
+    found = {(s.split, s.search, s.metric, s.tokenize) for s in scores}
+    metrics = [("bleu", "13a"), ("bleu", "intl"), ("chrf", None)]
+    searches = [("dev", "greedy"), ("test", "greedy"), ("test", "beam4")]
+    assert found == {(*search, *metric) for search in searches for metric in metrics}
+    assert {score.lines for score in scores if score.split == "test"} == {23}
+    assert {(t.source_tokens, t.search) for t in record.benchmark.timings} == {
+        (16, "greedy"),
+        (16, "beam4"),
+    }
+    heads = record.model.num_kv_heads
+    greedy = record.benchmark.timings[0]
+    assert greedy.kv_cache_bytes == 2 * 2 * heads * 8 * 4 * (16 + 16)  # batch, K and V, D, fp32
+
+    name = f"{record.job.variant}-seed1-{record.job.id[:12]}"
+    job = JobFolder(folder / "runs/smoke" / name)
+    assert job.record.exists()
+    for hypotheses in ("dev.greedy", "test.greedy", "test.beam4"):
+        text = (job.hypotheses / f"{hypotheses}.de").read_text(encoding="utf-8")
+        assert text.count("\n") == record.data.splits[hypotheses.split(".")[0]].read
+    assert {path.name for path in (job.path / "logs").iterdir()} == {
+        "train.log",
+        "evaluate.log",
+        "benchmark.log",
+    }

@@ -1,0 +1,104 @@
+"""fairseq's own log lines, read into the training curve: nats, real tokens, resumes, timing."""
+
+import math
+
+import pytest
+
+from experiments.train import (
+    TrainUpdates,
+    Validation,
+    parse_line,
+    read_curve,
+    us_per_target_token,
+)
+
+# As fairseq wrote them.
+TRAIN_LINE = (
+    '2026-11-23 23:59:03 | INFO | train_inner | {"epoch": 2, "update": 1.429, "loss": "7.103", '
+    '"nll_loss": "7.091", "ppl": "136.35", "wps": "11355", "ups": "27.11", "wpb": "418.8", '
+    '"bsz": "38.4", "num_updates": "10", "lr": "1.84975e-06", "gnorm": "1.491", "clip": "100", '
+    '"train_wall": "0", "wall": "2"}'
+)
+VALID_LINE = (
+    '2026-11-23 23:59:03 | INFO | valid | {"epoch": 2, "valid_loss": "7.248", "valid_nll_loss": '
+    '"7.244", "valid_ppl": "151.58", "valid_wps": "0", "valid_wpb": "128", "valid_bsz": "16", '
+    '"valid_num_updates": "10"}'
+)
+OTHER_LINES = [
+    '2026-11-23 23:59:03 | INFO | train | {"epoch": 1, "train_loss": "7.105", "train_nll_loss": '
+    '"7.097", "train_wall": "2"}',
+    "2026-11-23 23:59:03 | INFO | fairseq_cli.train | Start iterating over samples",
+    "    (embed_tokens): Embedding(40, 32, padding_idx=1)",
+    "",
+]
+
+
+def updates(update: int, tokens: float = 100.0, rate: float = 1000.0) -> TrainUpdates:
+    return TrainUpdates(
+        update=update,
+        nll_nats_per_token=5.0,
+        learning_rate=1e-3,
+        target_tokens_per_update=tokens,
+        target_tokens_per_s=rate,
+        wall_s=float(update),
+    )
+
+
+def validation(update: int, nll: float = 4.0) -> Validation:
+    return Validation(update=update, nll_nats_per_token=nll)
+
+
+def test_a_training_line() -> None:
+    assert parse_line(TRAIN_LINE) == TrainUpdates(
+        update=10,
+        nll_nats_per_token=7.091 * math.log(2),
+        learning_rate=1.84975e-06,
+        target_tokens_per_update=418.8,
+        target_tokens_per_s=11355.0,
+        wall_s=2.0,
+    )
+
+
+def test_a_validation_line() -> None:
+    assert parse_line(VALID_LINE) == validation(10, 7.244 * math.log(2))
+
+
+@pytest.mark.parametrize("line", OTHER_LINES)
+def test_other_lines_say_nothing(line: str) -> None:
+    assert parse_line(line) is None
+
+
+def test_the_curve_counts_real_tokens_from_the_start() -> None:
+    curve = read_curve([updates(5, 100.4), updates(10, 200.0), validation(10), updates(15, 50.0)])
+    assert [point.update for point in curve] == [5, 10, 15]
+    assert [point.target_tokens for point in curve] == [502, 1502, 1752]
+    assert [point.dev_nll_nats_per_token for point in curve] == [None, 4.0, None]
+
+
+def test_after_a_resume_the_later_line_on_an_update_counts() -> None:
+    first = [updates(5), updates(10), validation(10, 4.0), updates(15, 300.0)]
+    resumed = [updates(15, 200.0), updates(20), validation(20, 3.0)]
+    curve = read_curve([*first, *resumed])
+    assert [point.update for point in curve] == [5, 10, 15, 20]
+    assert curve[-1].target_tokens == 500 + 500 + 1000 + 500
+
+
+def test_time_per_token_leaves_out_first_updates_validations_and_resumes() -> None:
+    slow = 1.0  # tokens a second: one such interval would show
+    events = [
+        updates(5, rate=slow),
+        updates(10, rate=1000.0),
+        validation(10),
+        updates(15, rate=slow),
+        updates(20, rate=500.0),
+        # interrupted after 20, resumed from 10
+        updates(15, rate=slow),
+        updates(20, rate=1000.0),
+    ]
+    # 500 tokens in 0.5 s, 1 s and 0.5 s
+    assert us_per_target_token(events, log_every=5) == pytest.approx(1e6 * 2.0 / 1500)
+
+
+def test_a_log_without_clean_intervals_is_refused() -> None:
+    with pytest.raises(ValueError, match="no updates"):
+        us_per_target_token([updates(5), validation(5), updates(10)], log_every=5)
