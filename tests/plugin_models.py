@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 import random
-from argparse import Namespace
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from fairseq.data import Dictionary, data_utils
-from fairseq.models.transformer import TransformerConfig, TransformerModelBase
+from fairseq.models.transformer import TransformerModelBase
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 from torch import Tensor
 
@@ -72,22 +72,13 @@ def randomize(model: torch.nn.Module, scale: float = 1.0, seed: int = 1) -> None
 
 
 def build_stock(
-    vocabulary: Dictionary, cfg: GroupedQueryTransformerConfig | Namespace
+    vocabulary: Dictionary, model: GroupedQueryTransformerModel
 ) -> TransformerModelBase:
-    """fairseq's own Transformer of the shape that a built model's `cfg` has."""
-    names = ("layers", "normalize_before", "learned_pos", "attention_heads", "ffn_embed_dim")
-    flat = {f"{side}_{name}": getattr(cfg, f"{side}_{name}") for side in _SIDES for name in names}
-    for name in ("encoder_embed_dim", "decoder_embed_dim", "share_all_embeddings", "dropout"):
-        flat[name] = getattr(cfg, name)
-    for name in ("max_source_positions", "max_target_positions", "activation_fn"):
-        flat[name] = getattr(cfg, name)
-    width = cfg.decoder_embed_dim
-    flat |= {"decoder_input_dim": width, "decoder_output_dim": width}
-    stock_cfg = TransformerConfig.from_namespace(Namespace(**flat))
-    return TransformerModelBase.build_model(stock_cfg, task(vocabulary)).eval()
-
-
-_SIDES = ("encoder", "decoder")
+    """fairseq's own Transformer with the weights of a multi-head model of the plugin."""
+    stock = TransformerModelBase.build_model(copy.deepcopy(model.cfg), task(vocabulary)).eval()
+    stock.to(next(model.parameters()).dtype)
+    copy_to_stock(model, stock)
+    return stock
 
 
 def copy_to_stock(model: GroupedQueryTransformerModel, stock: TransformerModelBase) -> None:
