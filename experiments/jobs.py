@@ -65,7 +65,7 @@ def run_job(config: SuiteConfig) -> bool:
                 started_utc=started,
                 wall_s=time.monotonic() - clock,
             ),
-            config=msgspec.to_builtins(config),
+            config=msgspec.json.decode(msgspec.json.encode(config)),
             commands={"train": train_command(config, data.binarized, job.checkpoints)},
             code=code,
             versions=provenance.versions(),
