@@ -5,6 +5,6 @@
 
 from data_prep.errors import DataError
 from data_prep.manifest import DataSpec, Manifest, load_manifest
-from data_prep.prepare import prepare
+from data_prep.pipeline import prepare
 
 __all__ = ["DataError", "DataSpec", "Manifest", "load_manifest", "prepare"]

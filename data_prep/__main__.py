@@ -10,9 +10,10 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from data_prep.clean import REASONS
 from data_prep.errors import DataError
-from data_prep.manifest import MANIFEST_NAME, SPLITS, DataSpec, Manifest
-from data_prep.prepare import prepare
+from data_prep.manifest import HELD_OUT, MANIFEST_NAME, SPLITS, DataSpec, Manifest
+from data_prep.pipeline import prepare
 
 VOCAB_SIZES = {"sample_en_de": 4000, "multi30k_en_de": 6000, "local": 8000}
 TEXT_OPTIONS = [f"{split}_{side}" for split in SPLITS for side in ("source", "target")]
@@ -40,10 +41,7 @@ examples:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; the exit code is 2 for what the user can put right."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
-    # Ends child processes too, as an interrupt from the keyboard does.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    options = _parser().parse_args(arguments)
     try:
         manifest = prepare(
             _spec(options),
@@ -142,7 +140,8 @@ def _print_summary(manifest: Manifest, out: Path) -> None:
     table.add_column("split")
     for heading in ("read", "kept", "dropped", "pieces/line en", "de"):
         table.add_column(heading, justify="right")
-    for name, counts in manifest.splits.items():
+    for name in SPLITS:
+        counts = manifest.splits[name]
         lines = max(counts.kept, 1)
         table.add_row(
             name,
@@ -154,12 +153,13 @@ def _print_summary(manifest: Manifest, out: Path) -> None:
         )
     console = Console(highlight=False, soft_wrap=True)
     console.print(table)
-    dropped = manifest.splits["train"].dropped.items()
+    dropped = manifest.splits["train"].dropped
     rows = {
-        "dropped": ", ".join(f"{reason} {count:,}" for reason, count in dropped),
+        "dropped": ", ".join(f"{reason} {dropped[reason]:,}" for reason in REASONS),
         "vocabulary": f"{manifest.vocab_size:,} pieces, joint",
     }
-    for split, overlap in manifest.overlap.items():
+    for split in HELD_OUT:
+        overlap = manifest.overlap[split]
         rows[f"{split} seen"] = (
             f"{overlap.four_grams_seen_share:.1%} of its 4-grams are in train, "
             f"{overlap.lines_covered_share:.1%} of its lines are covered, "
@@ -173,4 +173,6 @@ def _print_summary(manifest: Manifest, out: Path) -> None:
 
 
 if __name__ == "__main__":
+    # Ends child processes too, as an interrupt from the keyboard does.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     sys.exit(main())

@@ -42,7 +42,8 @@ class Sample(Corpus):
     def __init__(self) -> None:
         self.inputs = fetch.read_sums(SAMPLE_FOLDER / "SHA256SUMS")
         for name, expected in self.inputs.items():
-            fetch.check_sum(SAMPLE_FOLDER / name, expected, "get the project's files again")
+            path = SAMPLE_FOLDER / name
+            fetch.check_sum(path, expected, str(path), "get the project's files again")
 
     def pairs(self, split: str, folder: Path) -> Iterator[Pair]:
         source, target = (SAMPLE_FOLDER / f"libreoffice-help.{lang}.xz" for lang in ("en", "de"))

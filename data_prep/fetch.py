@@ -11,6 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 import requests
 from requests.adapters import HTTPAdapter
+from urllib3.exceptions import HTTPError
 from urllib3.util.retry import Retry
 
 from data_prep.errors import DataError
@@ -19,7 +20,9 @@ from data_prep.text import sha256_of_file
 
 _CHUNK_BYTES = 1 << 20
 _TIMEOUT_S = 30  # to connect, and between two pieces of an answer
-_RETRIES = Retry(total=3, backoff_factor=0.5, status_forcelist=(429, 500, 502, 503, 504))
+_RETRIES = Retry(
+    total=3, backoff_factor=0.5, status_forcelist=(429, 500, 502, 503, 504), raise_on_status=False
+)
 
 
 def fetch_all(
@@ -41,29 +44,31 @@ def fetch(url: str, sha256: str, folder: Path, mirror: str | None, advance: Adva
     if path.is_file() and sha256_of_file(path) == sha256:
         return path
     folder.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{name}.part")
     place = _place(url, name, mirror)
-    with part.open("wb") as stream:
-        for chunk in _read(place):
-            stream.write(chunk)
-            advance(len(chunk))
+    part = path.with_name(f"{name}.part")
     try:
-        check_sum(part, sha256, f"{place} is not the file it should be: try another --mirror")
-    except DataError:
-        part.unlink()
-        raise
-    os.replace(part, path)
+        with part.open("wb") as stream:
+            for chunk in _read(place):
+                stream.write(chunk)
+                advance(len(chunk))
+        check_sum(part, sha256, place, "not the file it should be; try another --mirror")
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
     return path
 
 
-def check_sum(path: Path, expected: str, advice: str) -> None:
-    """Raise DataError, with both sums and the `advice`, unless `path` has the sha256 `expected`."""
+def check_sum(path: Path, expected: str, origin: str, advice: str) -> None:
+    """Raise DataError unless `path`, which came from `origin`, has the sha256 `expected`.
+
+    The message has both sums and the `advice`.
+    """
     try:
         actual = sha256_of_file(path)
     except OSError as error:
-        raise DataError(f"{path}: {error.strerror}: {advice}") from error
+        raise DataError(f"{origin}: {error.strerror}: {advice}") from error
     if actual != expected:
-        raise DataError(f"{path.name}: sha256 is {actual}, expected {expected}: {advice}")
+        raise DataError(f"{origin}: sha256 is {actual}, expected {expected}: {advice}")
 
 
 def read_sums(path: Path) -> dict[str, str]:
@@ -103,14 +108,15 @@ def _read(place: str) -> Iterator[bytes]:
                 # The raw bytes: a server may label .gz files as encoded text, and the sums are
                 # those of the files.
                 yield from answer.raw.stream(_CHUNK_BYTES, decode_content=False)
-        except (requests.RequestException, OSError) as error:
+        except (requests.RequestException, HTTPError) as error:
             raise DataError(
                 f"{place}: {_reason(error)}: check the network, or give --mirror FOLDER_OR_URL"
             ) from error
 
 
 def _reason(error: Exception) -> str:
-    response = getattr(error, "response", None)
-    if response is not None:
-        return f"the server answers {response.status_code} {response.reason}"
-    return type(error).__name__
+    if isinstance(error, requests.HTTPError) and error.response is not None:
+        return f"the server answers {error.response.status_code} {error.response.reason}"
+    if isinstance(error, HTTPError):
+        return "the connection broke off"
+    return f"no answer ({type(error).__name__})"

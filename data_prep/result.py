@@ -74,5 +74,5 @@ def publish(steps: Sequence[Step[Any]], manifest: Manifest, out: Path) -> None:
         for name in manifest.files.keys() & step.files.keys():
             (out / name).parent.mkdir(parents=True, exist_ok=True)
             os.replace(step.folder / name, out / name)
-    write_json(out / MANIFEST_NAME, manifest)
     shutil.rmtree(out / WORK)
+    write_json(out / MANIFEST_NAME, manifest)

@@ -7,6 +7,7 @@ stamp has the right key is done and is not built again; half a folder is thrown 
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -75,8 +76,14 @@ class Steps:
         for old in (part, folder):
             shutil.rmtree(old, ignore_errors=True)
         part.mkdir(parents=True)
-        with show(self._console, folder.name) as advance:
-            result = build(part, advance)
+        try:
+            with show(self._console, folder.name) as advance:
+                result = build(part, advance)
+        except BaseException:
+            shutil.rmtree(part, ignore_errors=True)
+            with suppress(OSError):
+                self._root.rmdir()  # unless earlier steps are there
+            raise
         files = {
             path.relative_to(part).as_posix(): sha256_of_file(path)
             for path in sorted(part.rglob("*"))

@@ -5,14 +5,15 @@ vocabulary alone. Trained in a process of its own (`python -m data_prep.vocabula
 goes to a log.
 """
 
+import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import chdir
 from itertools import islice
 from pathlib import Path
 
 import sentencepiece
 
-from data_prep.errors import DataError
 from data_prep.subprocesses import run_logged
 from data_prep.text import open_for_writing, read_lines
 
@@ -55,21 +56,31 @@ def piece_names(pieces: sentencepiece.SentencePieceProcessor) -> list[str]:
 def _train(vocab_size: int, folder: Path, texts: list[Path]) -> None:
     total = sum(1 for text in texts for _ in read_lines(text))
     step = -(-total // MAX_LINES)
-    lines: Iterator[str] = (line for text in texts for line in read_lines(text))
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=islice(lines, 0, None, step),
-        model_prefix=str((folder / MODEL_NAME).with_suffix("")),
-        model_type="bpe",
-        vocab_size=vocab_size,
-        character_coverage=1.0,
-        normalization_rule_name="nmt_nfkc",
-        max_sentence_length=1 << 16,
-        num_threads=1,
-    )
+    lines = (line for text in texts for line in read_lines(text))
+    with chdir(folder):  # the model stores the prefix: a name alone is the same everywhere
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=islice(lines, 0, None, step),
+            model_prefix=Path(MODEL_NAME).stem,
+            model_type="bpe",
+            vocab_size=vocab_size,
+            character_coverage=1.0,
+            normalization_rule_name="nmt_nfkc",
+            max_sentence_length=1 << 16,
+            num_threads=1,
+        )
+
+
+def _in_words(error: RuntimeError) -> str:
+    """sentencepiece's complaint about the size in terms of our option."""
+    if match := re.search(r"<= (\d+)", str(error)):
+        return f"--vocab-size is too large: this text has at most {match[1]} pieces"
+    if match := re.search(r"required_chars\. \d+ vs (\d+)", str(error)):
+        return f"--vocab-size is too small: the characters of this text need at least {match[1]}"
+    return str(error)
 
 
 if __name__ == "__main__":
     try:
-        _train(int(sys.argv[1]), Path(sys.argv[2]), [Path(name) for name in sys.argv[3:]])
-    except (DataError, RuntimeError) as error:
-        sys.exit(f"error: {error}")
+        _train(int(sys.argv[1]), Path(sys.argv[2]), [Path(name).resolve() for name in sys.argv[3:]])
+    except RuntimeError as problem:
+        sys.exit(f"error: {_in_words(problem)}")

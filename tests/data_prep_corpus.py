@@ -1,0 +1,35 @@
+"""Small parallel files out of the embedded sample, for tests of data_prep."""
+
+from itertools import islice
+from pathlib import Path
+
+from data_prep.corpora import Sample
+from data_prep.manifest import DataSpec
+
+SIZES = {"train": 400, "dev": 20, "test": 30}
+
+
+def write_local_files(folder: Path) -> DataSpec:
+    """Six files below `folder`, with lines that cleaning drops, and the spec that names them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths: dict[str, str] = {}
+    for split, size in SIZES.items():
+        pairs = list(islice(Sample().pairs(split, Path()), size))
+        if split == "train":
+            pairs += [("", "leer"), ("bell \x07", "Glocke"), ("one", "eins " * 40)]
+            pairs.append((next(Sample().pairs("test", Path()))[0].upper(), "Vom Test."))
+        for side, name in enumerate(("source", "target")):
+            path = folder / f"{split}.{name}.txt"
+            text = "".join(f"{pair[side]}\n" for pair in pairs)
+            path.write_text(text, encoding="utf-8", newline="\n")
+            paths[f"{split}_{name}"] = str(path)
+    return DataSpec(name="local", vocab_size=500, **paths)
+
+
+def command_line(spec: DataSpec, out: Path) -> list[str]:
+    """The arguments of `python -m data_prep` that ask for `spec`."""
+    arguments = [spec.name, "--out", str(out), "--vocab-size", str(spec.vocab_size)]
+    for split in SIZES:
+        for side in ("source", "target"):
+            arguments += [f"--{split}-{side}", getattr(spec, f"{split}_{side}")]
+    return arguments

@@ -1,0 +1,160 @@
+"""From text to what fairseq reads, with the real commands: bytes, interruption, two at a time."""
+
+import os
+import subprocess
+import sys
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+import pytest
+from data_prep_corpus import SIZES, command_line, write_local_files
+from rich.console import Console
+
+from data_prep import load_manifest, pipeline, prepare
+from data_prep.corpora import Multi30k
+from data_prep.encode import encode_splits
+from data_prep.errors import DataError
+from data_prep.fetch import fetch_all
+from data_prep.manifest import LANGS, SPLITS
+from data_prep.text import read_lines, sha256_of_file
+from data_prep.vocabulary import load_pieces, train_vocabulary
+
+QUIET = Console(quiet=True)
+
+
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory):
+    return write_local_files(tmp_path_factory.mktemp("in"))
+
+
+@pytest.fixture(scope="module")
+def prepared(spec, tmp_path_factory):
+    out = tmp_path_factory.mktemp("prepared") / "out"
+    return out, prepare(spec, out, workers=2, console=QUIET)
+
+
+def files_of(out: Path) -> dict[str, str]:
+    """Sums of all that a finished folder holds but logs, which have paths and times."""
+    return {
+        path.relative_to(out).as_posix(): sha256_of_file(path)
+        for path in out.rglob("*")
+        if path.is_file() and path.parent.name != "logs"
+    }
+
+
+def test_manifest_tells_what_is_there(spec, prepared):
+    out, manifest = prepared
+    assert load_manifest(out / "manifest.json") == manifest
+    held = files_of(out)
+    assert held.keys() == {*manifest.files, "manifest.json", ".data_prep.lock"}
+    assert manifest.files.items() <= held.items()
+    for split, size in SIZES.items():
+        for lang in LANGS:
+            lines = list(read_lines(out / "text" / f"{split}.{lang}"))
+            assert len(lines) == manifest.splits[split].kept
+            assert split == "train" or len(lines) == manifest.splits[split].read == size
+    dropped = dict(manifest.splits["train"].dropped)
+    assert dropped.pop("ratio") > 1  # "one" with forty words, and real ones
+    assert dropped == {"empty": 1, "control_characters": 1, "held_out": 1, "too_long": 0}
+    for name in ("copy", "nearest"):
+        assert len(list(read_lines(out / "baselines" / f"{name}.test.de"))) == SIZES["test"]
+    assert manifest.overlap.keys() == {"dev", "test"}
+
+
+def test_fairseq_reads_the_text_back(prepared):
+    from fairseq.data import Dictionary, data_utils
+
+    out, manifest = prepared
+    pieces = load_pieces(out / "spm.model")
+    dictionary = Dictionary.load(str(out / "bin" / "dict.en.txt"))
+    assert (out / "bin" / "dict.de.txt").read_bytes() == (out / "bin" / "dict.en.txt").read_bytes()
+    assert len(dictionary) == manifest.vocab_size + 1  # fairseq's <pad>
+    for split in SPLITS:
+        for side, lang in zip(("source", "target"), LANGS, strict=True):
+            subset = "valid" if split == "dev" else split
+            dataset = data_utils.load_indexed_dataset(
+                str(out / "bin" / f"{subset}.en-de.{lang}"), dictionary
+            )
+            lines = list(read_lines(out / "text" / f"{split}.{lang}"))
+            assert len(dataset) == len(lines)
+            total = 0
+            for line, tensor in zip(lines, dataset, strict=True):
+                assert tensor[-1] == dictionary.eos()
+                total += len(tensor) - 1
+                expected = [dictionary.index(piece) for piece in pieces.encode_as_pieces(line)]
+                assert tensor[:-1].tolist() == expected
+            assert total == getattr(manifest.splits[split], f"{side}_pieces")
+
+
+def test_what_is_done_is_not_done_again(spec, prepared, monkeypatch):
+    out, manifest = prepared
+    monkeypatch.setattr(pipeline, "Steps", None)  # any step would fail
+    assert prepare(spec, out, console=QUIET) == manifest
+
+
+def test_interrupted_again_and_again_it_ends_with_the_same_bytes(
+    spec, prepared, tmp_path, monkeypatch
+):
+    def die_after(work, *arguments):
+        if work:
+            work(*arguments)
+        raise KeyboardInterrupt
+
+    out = tmp_path / "out"
+    # Before a step does anything, or when all its files are there and it is not yet done.
+    for name, work in (
+        ("clean_splits", None),
+        ("train_vocabulary", train_vocabulary),
+        ("encode_splits", encode_splits),
+        ("binarize", None),
+        ("_compare", None),
+    ):
+        monkeypatch.setattr(pipeline, name, partial(die_after, work))
+        with pytest.raises(KeyboardInterrupt):
+            prepare(spec, out, console=QUIET)
+        monkeypatch.undo()
+    killed = out / "work" / "compare.part"  # a process that is killed does not tidy up
+    killed.mkdir()
+    (killed / "half").write_text("half")
+    assert prepare(spec, out, console=QUIET) == prepared[1]
+    assert files_of(out) == files_of(prepared[0])
+
+
+def test_bad_input_leaves_what_was_prepared(spec, prepared, tmp_path):
+    out, _ = prepared
+    before = files_of(out)
+    other = write_local_files(tmp_path / "in")
+    Path(other.dev_target or "").write_bytes(b"\xff\n")
+    with pytest.raises(DataError, match="not UTF-8"):
+        prepare(other, out, console=QUIET)
+    assert files_of(out) == before
+
+
+def test_two_processes_at_once(spec, prepared, tmp_path):
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "data_prep", *command_line(spec, out), "--workers", "1"]
+    processes = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    printed = [process.communicate() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], printed
+    assert printed[0][0] == printed[1][0]
+    # One of them did the work: steps are named once.
+    assert sum("binarize" in errors for _, errors in printed) == 1
+    assert files_of(out) == files_of(prepared[0])
+
+
+def test_multi30k_from_a_mirror(tmp_path):
+    corpora = os.environ.get("CORPORA_DIR")
+    if not corpora:
+        pytest.skip("CORPORA_DIR is not set: no Multi30k files to read")
+    corpus = Multi30k()
+    mirror = str(Path(corpora) / "multi30k")
+    fetch_all(corpus.urls, corpus.inputs, tmp_path, mirror, lambda _: None)
+    counts = {split: sum(1 for _ in corpus.pairs(split, tmp_path)) for split in SPLITS}
+    assert counts == {"train": 29_000, "dev": 1_014, "test": 1_000}
+    ((source, target),) = islice(corpus.pairs("test", tmp_path), 1)
+    assert source == "A man in an orange hat starring at something."
+    assert target == "Ein Mann mit einem orangefarbenen Hut, der etwas anstarrt."

@@ -1,0 +1,130 @@
+"""The command: bad input ends with one line and exit code 2, and leaves nothing behind."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from data_prep_corpus import command_line, write_local_files
+
+from data_prep.__main__ import main
+
+
+@dataclass
+class Case:
+    """Six good files, the command that prepares them, and where it would."""
+
+    files: Path
+    out: Path
+    arguments: list[str]
+
+
+@pytest.fixture
+def case(tmp_path):
+    out = tmp_path / "out"
+    return Case(tmp_path / "in", out, command_line(write_local_files(tmp_path / "in"), out))
+
+
+def error_of(arguments, capsys):
+    """The one line that the command prints when it exits with 2."""
+    assert main(arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    lines = printed.err.split("\n")
+    assert [line for line in lines if line.startswith("error: ")] == lines[-2:-1]
+    assert "Traceback" not in printed.err
+    return lines[-2]
+
+
+def prepared_files(out):
+    """What a reader could take for prepared data."""
+    return [path for path in out.rglob("*") if path.is_file() and path.parent.name != "logs"]
+
+
+def test_a_missing_file(case, capsys):
+    (case.files / "dev.source.txt").unlink()
+    assert "dev.source.txt: No such file or directory: --dev-source" in error_of(
+        case.arguments, capsys
+    )
+    assert not case.out.exists()
+
+
+def test_an_empty_file(case, capsys):
+    (case.files / "train.target.txt").write_bytes(b"")
+    assert "train.target.txt is empty: --train-target" in error_of(case.arguments, capsys)
+    assert not case.out.exists()
+
+
+def test_a_folder_for_a_file(case, capsys):
+    case.arguments[case.arguments.index("--test-source") + 1] = str(case.files)
+    assert "in: Is a directory: --test-source" in error_of(case.arguments, capsys)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_sides_of_different_length(case, capsys, split):
+    with (case.files / f"{split}.target.txt").open("a", encoding="utf-8") as stream:
+        stream.write("Eine Zeile mehr.\n")
+    message = error_of(case.arguments, capsys)
+    assert f"{split}.target.txt has" in message
+    assert f"{split}.source.txt has" in message
+    assert [path.name for path in prepared_files(case.out)] == [".data_prep.lock"]
+
+
+def test_invalid_utf8(case, capsys):
+    path = case.files / "train.source.txt"
+    lines = path.read_bytes().split(b"\n")
+    lines[6] = "größer".encode("latin-1")
+    path.write_bytes(b"\n".join(lines))
+    assert "train.source.txt, line 7: not UTF-8" in error_of(case.arguments, capsys)
+    assert [path.name for path in prepared_files(case.out)] == [".data_prep.lock"]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--vocab-size", "0", "--vocab-size: "),
+        ("--max-pieces", "0", "--max-pieces: "),
+        ("--max-ratio", "1", "--max-ratio: "),
+        ("--max-ratio", "nan", "--max-ratio: "),
+        ("--workers", "0", "--workers 0: "),
+    ],
+)
+def test_settings_out_of_range(case, capsys, option, value, message):
+    assert message in error_of([*case.arguments, option, value], capsys)
+    assert not case.out.exists()
+
+
+def test_an_unwritable_folder(case, capsys):
+    (case.files / "out").write_text("a file, where the folder would be")
+    arguments = [*case.arguments, "--out", str(case.files / "out" / "below")]
+    assert "give --out a folder that you may write" in error_of(arguments, capsys)
+
+
+def test_a_folder_with_other_files(case, capsys):
+    arguments = [*case.arguments, "--out", str(case.files)]
+    assert "holds other files" in error_of(arguments, capsys)
+    assert len(list(case.files.iterdir())) == 6
+
+
+def test_local_without_its_files(tmp_path, capsys):
+    assert "give --train-source FILE" in error_of(["local", "--out", str(tmp_path / "o")], capsys)
+
+
+def test_files_for_a_corpus_that_has_its_own(case, capsys):
+    assert "are for local" in error_of(["sample_en_de", *case.arguments[1:]], capsys)
+
+
+def test_a_full_disk(case, capsys, monkeypatch):
+    def no_space(*_):
+        raise OSError(28, "No space left on device", str(case.out / "work"))
+
+    monkeypatch.setattr("data_prep.pipeline.clean_splits", no_space)
+    assert "No space left on device" in error_of(case.arguments, capsys)
+
+
+def test_an_interrupt_says_how_to_go_on(case, capsys, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("data_prep.pipeline.clean_splits", interrupt)
+    assert main(case.arguments) == 130
+    assert "the same command continues" in capsys.readouterr().err

@@ -1,0 +1,60 @@
+"""What dev and test share with train, and hypotheses that no model made, on cases done by hand."""
+
+from data_prep.baselines import nearest, write_baselines
+from data_prep.overlap import measure_overlap
+
+TRAIN = [
+    ("Open the file menu now.", "Öffnen Sie jetzt das Menü Datei."),
+    ("Save the table.", "Speichern Sie die Tabelle."),
+    ("Save the table.", "Die Tabelle speichern."),
+    ("A b c", "A b c"),
+]
+
+
+def overlap_of(*lines):
+    return measure_overlap((source for source, _ in TRAIN), {"test": list(lines)})["test"]
+
+
+def test_overlap_by_hand():
+    # 4-grams: 2 of 2 seen; 1 of 3 seen ("the file menu now"); none; a line of 3 words has none.
+    found = overlap_of(
+        "open THE file, menu now",
+        "the file menu now and then",
+        "new words only here",
+        "Save it all",
+    )
+    assert found.four_grams_seen_share == 3 / 6
+    assert found.lines_covered_share == 1 / 4
+    assert found.duplicate_lines == 1
+
+
+def test_overlap_counts_a_gram_as_often_as_it_occurs():
+    found = overlap_of("the file menu now", "the file menu now", "x y z w")
+    assert found.four_grams_seen_share == 2 / 3
+    assert found.lines_covered_share == 2 / 3
+    assert found.duplicate_lines == 0
+
+
+def test_no_four_grams_at_all():
+    found = overlap_of("", "a b")
+    assert (found.four_grams_seen_share, found.lines_covered_share) == (0, 0)
+
+
+def test_nearest_takes_the_first_of_equals():
+    assert nearest(TRAIN, ["save table", "menu", "a"], lambda _: None) == [
+        "Speichern Sie die Tabelle.",
+        "Öffnen Sie jetzt das Menü Datei.",
+        "A b c",
+    ]
+
+
+def test_nearest_to_nothing_known_is_the_first_line():
+    assert nearest(TRAIN, ["", "xyzzy"], lambda _: None) == [TRAIN[0][1]] * 2
+
+
+def test_one_hypothesis_a_test_line(tmp_path):
+    sources = ["save the table", "", "x\u2028y"] * 50
+    write_baselines(TRAIN, sources, tmp_path, lambda _: None)
+    copied = (tmp_path / "copy.test.de").read_text(encoding="utf-8")
+    assert copied == "".join(f"{line}\n" for line in sources)
+    assert (tmp_path / "nearest.test.de").read_text(encoding="utf-8").count("\n") == len(sources)

@@ -1,0 +1,45 @@
+"""The embedded corpus: its bytes, its fixed dev and test lines, its licence."""
+
+import hashlib
+from itertools import combinations
+
+import pytest
+
+from data_prep.corpora import SAMPLE_FOLDER, Sample
+from data_prep.manifest import SPLITS
+from data_prep.text import same_text_key
+
+
+@pytest.fixture(scope="module")
+def splits(tmp_path_factory):
+    return {split: list(Sample().pairs(split, tmp_path_factory.mktemp("no"))) for split in SPLITS}
+
+
+def test_every_pair_is_in_one_split(splits):
+    assert {split: len(pairs) for split, pairs in splits.items()} == {
+        "train": 24_007,
+        "dev": 774,
+        "test": 840,
+    }
+
+
+@pytest.mark.parametrize(
+    ("split", "sha256"),
+    [
+        ("dev", "45d0090e365200646c33e5a0f22177659bf72bbd5fb408487f16a8dfa4e3ce91"),
+        ("test", "3ff518c73cf7d1756461d98248cc00a7cd87615c0831a5b38b73e8d77b03d572"),
+    ],
+)
+def test_held_out_lines_never_change(splits, split, sha256):
+    text = "".join(f"{source}\t{target}\n" for source, target in splits[split])
+    assert hashlib.sha256(text.encode()).hexdigest() == sha256
+
+
+def test_lines_that_say_the_same_are_in_one_split(splits):
+    keys = [{same_text_key(source) for source, _ in pairs} for pairs in splits.values()]
+    assert all(one.isdisjoint(other) for one, other in combinations(keys, 2))
+
+
+def test_licence_is_beside_the_text():
+    assert "Mozilla Public License Version 2.0" in (SAMPLE_FOLDER / "LICENSE").read_text()
+    assert "MPL-2.0" in Sample.licence

@@ -1,0 +1,88 @@
+"""A step is done once, whole or not at all; a prepared folder is used as it is or made again."""
+
+import pytest
+from rich.console import Console
+
+from data_prep.errors import DataError
+from data_prep.manifest import load_manifest
+from data_prep.result import only_one
+from data_prep.steps import Steps
+
+
+class Counter:
+    """A build that counts its runs, and can fail when half of its files are there."""
+
+    def __init__(self):
+        self.runs = 0
+        self.fails = False
+
+    def __call__(self, folder, advance):
+        self.runs += 1
+        (folder / "first").write_text("1")
+        if self.fails:
+            raise OSError(28, "No space left on device")
+        (folder / "sub").mkdir()
+        (folder / "sub" / "second").write_text("2")
+        advance(1)
+        return {"lines": 2}
+
+
+@pytest.fixture
+def run(tmp_path):
+    build = Counter()
+
+    def run(inputs, fails=False):
+        build.fails = fails
+        steps = Steps(tmp_path / "work", Console(quiet=True))
+        return steps.run("step", inputs, build, dict[str, int]), build.runs
+
+    return run
+
+
+def test_done_steps_are_not_done_again(run):
+    first, runs = run({"size": 4})
+    assert runs == 1
+    assert sorted(first.files) == ["first", "sub/second"]
+    assert run({"size": 4}) == (first, 1)
+    assert first.result == {"lines": 2}
+
+
+def test_other_inputs_do_it_again(run):
+    run({"size": 4})
+    assert run({"size": 5})[1] == 2
+
+
+def test_half_a_step_is_done_again(run, tmp_path):
+    with pytest.raises(OSError, match="No space"):
+        run(1, fails=True)
+    assert not (tmp_path / "work" / "step").exists()
+    step, runs = run(1)
+    assert runs == 2
+    assert sorted(step.files) == ["first", "sub/second"]
+
+
+def test_a_step_that_lost_a_file_is_done_again(run):
+    step, _ = run(1)
+    (step.folder / "first").unlink()
+    again, runs = run(1)
+    assert (again, runs) == (step, 2)
+    assert (step.folder / "first").is_file()
+
+
+def test_out_must_not_hold_other_files(tmp_path):
+    (tmp_path / "text").mkdir()
+    with (
+        pytest.raises(DataError, match="holds other files"),
+        only_one(tmp_path, Console(quiet=True)),
+    ):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["text"]
+
+
+def test_manifest_is_read_strictly(tmp_path):
+    path = tmp_path / "manifest.json"
+    with pytest.raises(DataError, match="prepare the data first"):
+        load_manifest(path)
+    path.write_text('{"schema_version": 1, "surprise": 2}')
+    with pytest.raises(DataError, match="surprise"):
+        load_manifest(path)
