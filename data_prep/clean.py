@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from data_prep.errors import DataError
 from data_prep.manifest import HELD_OUT, SPLITS
 from data_prep.progress import Advance
 from data_prep.text import Pair, pair_writer, same_text_key
@@ -54,6 +55,15 @@ def piece_reason_to_drop(
     return None
 
 
+def require_some(training_pairs: int) -> None:
+    """Raise DataError when no training pair is left."""
+    if not training_pairs:
+        raise DataError(
+            "cleaning leaves no training pair: give other text, or allow more with --max-pieces "
+            "and --max-ratio"
+        )
+
+
 class Cleaned(msgspec.Struct):
     """Pairs of each split that were read, and training pairs that the text rules dropped."""
 
@@ -65,6 +75,7 @@ def clean_splits(pairs: Callable[[str], Iterator[Pair]], folder: Path, advance: 
     """Write into `folder` all of dev and test, and what the text rules leave of train.
 
     `pairs(split)` streams the text; dev and test fit in memory, train need not.
+    Raises DataError when nothing is left of train.
     """
     counts = Cleaned()
     held_out: list[Pair] = []
@@ -84,4 +95,5 @@ def clean_splits(pairs: Callable[[str], Iterator[Pair]], folder: Path, advance: 
             else:
                 write(pair)
             advance(1)
+    require_some(counts.read["train"] - sum(counts.dropped.values()))
     return counts

@@ -86,30 +86,28 @@ class Local(Corpus):
     licence = "your own text: its licence is yours to know"
 
     def __init__(self, spec: DataSpec) -> None:
-        self._paths: dict[str, tuple[Path, Path]] = {}
         self.inputs = {}
-        for split in SPLITS:
-            sides = []
-            for side in ("source", "target"):
-                given = getattr(spec, f"{split}_{side}")
-                if given is None:
-                    raise DataError(
-                        f"local needs the {side} side of {split}: give --{split}-{side} FILE"
-                    )
-                path = Path(given)
-                try:
-                    self.inputs[f"{split}_{side}"] = sha256_of_file(path)
-                except OSError as error:
-                    raise DataError(
-                        f"{path}: {error.strerror}: --{split}-{side} takes a text file"
-                    ) from error
-                if not path.stat().st_size:
-                    raise DataError(f"{path} is empty: --{split}-{side} takes a file with text")
-                sides.append(path)
-            self._paths[split] = (sides[0], sides[1])
+        self._paths = {
+            split: (self._file(spec, split, "source"), self._file(spec, split, "target"))
+            for split in SPLITS
+        }
 
     def pairs(self, split: str, folder: Path) -> Iterator[Pair]:
         return read_pairs(*self._paths[split])
+
+    def _file(self, spec: DataSpec, split: str, side: str) -> Path:
+        option = f"--{split}-{side}"
+        given = getattr(spec, f"{split}_{side}")
+        if given is None:
+            raise DataError(f"local needs the {side} side of {split}: give {option} FILE")
+        path = Path(given)
+        try:
+            self.inputs[f"{split}_{side}"] = sha256_of_file(path)
+        except OSError as error:
+            raise DataError(f"{path}: {error.strerror}: {option} takes a text file") from error
+        if not path.stat().st_size:
+            raise DataError(f"{path} is empty: {option} takes a file with text")
+        return path
 
 
 def open_corpus(spec: DataSpec) -> Corpus:

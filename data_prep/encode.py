@@ -6,8 +6,7 @@ from pathlib import Path
 
 import msgspec
 
-from data_prep.clean import REASONS, piece_reason_to_drop
-from data_prep.errors import DataError
+from data_prep.clean import REASONS, piece_reason_to_drop, require_some
 from data_prep.manifest import SPLITS
 from data_prep.progress import Advance
 from data_prep.text import Pair, pair_writer, read_text
@@ -65,11 +64,7 @@ def encode_splits(
         )
         for split in SPLITS
     }
-    if not counts["train"].kept:
-        raise DataError(
-            "cleaning leaves no training pair: give more text, or allow more with --max-pieces and "
-            "--max-ratio"
-        )
+    require_some(counts["train"].kept)
     return counts
 
 

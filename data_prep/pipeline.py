@@ -8,12 +8,12 @@ written, last: a folder that has it is complete.
 """
 
 import shutil
-from collections.abc import Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from rich.console import Console
 
 from data_prep.binarize import binarize
@@ -41,6 +41,8 @@ from data_prep.vocabulary import DICTIONARY_NAME, MODEL_NAME, train_vocabulary
 
 # Part of every request: raise it when the same request gives other data than before.
 RECIPE = 1
+DOWNLOADS = "downloads"
+NO_RESULT = type(None)
 PACKAGES = ("sentencepiece", "scikit-learn", "ve-fairseq", "fairseq-fixed")
 
 
@@ -69,90 +71,67 @@ def prepare(
             shutil.rmtree(out / WORK, ignore_errors=True)
         elif done := read_finished(out, request):
             return done
-        finished, manifest = _run_steps(
-            spec, corpus, request, out, mirror=mirror, workers=workers, console=console
-        )
-        publish(finished, manifest, out)
+        if corpus.urls:
+            with show(console, "fetch", "bytes") as advance:
+                fetch_all(corpus.urls, corpus.inputs, out / DOWNLOADS, mirror, advance)
+        finished = _run_steps(spec, corpus, out, workers, console)
+        manifest = _describe(spec, corpus, request, finished)
+        publish(finished.results, manifest, out)
         return manifest
 
 
+class _Finished(msgspec.Struct, frozen=True, kw_only=True):
+    """What the steps counted, and those of them that made results."""
+
+    cleaned: Cleaned
+    encoded: dict[str, Encoded]
+    overlap: dict[str, Overlap]
+    results: list[Step[Any]]
+
+
 def _run_steps(
-    spec: DataSpec,
-    corpus: Corpus,
-    request: str,
-    out: Path,
-    *,
-    mirror: str | None,
-    workers: int,
-    console: Console,
-) -> tuple[Sequence[Step[Any]], Manifest]:
-    """The steps whose files are to be published, and the manifest that describes them."""
-    steps = Steps(out / WORK, console)
-    downloads, logs = out / "downloads", out / "logs"
-    if corpus.urls:
-        with show(console, "fetch", "bytes") as advance:
-            fetch_all(corpus.urls, corpus.inputs, downloads, mirror, advance)
+    spec: DataSpec, corpus: Corpus, out: Path, workers: int, console: Console
+) -> _Finished:
+    steps = Steps(out / WORK, RECIPE, console)
+    logs = out / "logs"
 
     def clean(folder: Path, advance: Advance) -> Cleaned:
-        return clean_splits(lambda split: corpus.pairs(split, downloads), folder, advance)
+        return clean_splits(lambda split: corpus.pairs(split, out / DOWNLOADS), folder, advance)
 
-    cleaned = steps.run("clean", [RECIPE, corpus.inputs], clean, Cleaned)
+    cleaned = steps.run("clean", corpus.inputs, clean, Cleaned)
 
     def train_pieces(folder: Path, advance: Advance) -> None:
         texts = text_files(cleaned.folder, "train")
         train_vocabulary(texts, spec.vocab_size, folder, logs / "vocabulary.log")
 
-    vocabulary = steps.run(
-        "vocabulary", [RECIPE, cleaned.files, spec.vocab_size], train_pieces, type(None)
-    )
+    vocabulary = steps.run("vocabulary", [cleaned.files, spec.vocab_size], train_pieces, NO_RESULT)
 
     def encode(folder: Path, advance: Advance) -> dict[str, Encoded]:
         encoder = Encoder(vocabulary.folder / MODEL_NAME, workers)
         limits = spec.max_pieces, spec.max_ratio
         return encode_splits(cleaned.folder, encoder, *limits, folder, advance)
 
-    encoded = steps.run(
-        "encode",
-        [RECIPE, cleaned.files, vocabulary.files, spec.max_pieces, spec.max_ratio],
-        encode,
-        dict[str, Encoded],
-    )
+    encode_inputs = [cleaned.files, vocabulary.files, spec.max_pieces, spec.max_ratio]
+    encoded = steps.run("encode", encode_inputs, encode, dict[str, Encoded])
 
     def to_binary(folder: Path, advance: Advance) -> None:
         dictionary = vocabulary.folder / DICTIONARY_NAME
         log = logs / "binarize.log"
         binarize(encoded.folder / "pieces", dictionary, folder / "bin", workers, log)
 
-    binarized = steps.run(
-        "binarize", [RECIPE, encoded.files, vocabulary.files], to_binary, type(None)
-    )
+    binarized = steps.run("binarize", [encoded.files, vocabulary.files], to_binary, NO_RESULT)
 
     def compare(folder: Path, advance: Advance) -> dict[str, Overlap]:
         return _compare(encoded.folder / "text", folder / "baselines", advance)
 
-    compared = steps.run("compare", [RECIPE, encoded.files], compare, dict[str, Overlap])
+    compared = steps.run("compare", encoded.files, compare, dict[str, Overlap])
 
-    finished = (vocabulary, encoded, binarized, compared)
-    files = result_files(finished)
-    manifest = Manifest(
-        name=spec.name,
-        source_lang=SOURCE_LANG,
-        target_lang=TARGET_LANG,
-        licence=corpus.licence,
-        vocab_size=spec.vocab_size,
-        max_pieces=spec.max_pieces,
-        max_ratio=spec.max_ratio,
-        request=request,
-        inputs=corpus.inputs,
-        splits={
-            split: _split_counts(split, cleaned.result, encoded.result[split]) for split in SPLITS
-        },
+    return _Finished(
+        cleaned=cleaned.result,
+        encoded=encoded.result,
         overlap=compared.result,
-        files=files,
-        checksum=digest(files),
-        versions=_versions(),
+        results=[vocabulary, encoded, binarized, compared],
     )
-    return finished, manifest
 
 
 def _compare(texts: Path, out: Path, advance: Advance) -> dict[str, Overlap]:
@@ -164,6 +143,29 @@ def _compare(texts: Path, out: Path, advance: Advance) -> dict[str, Overlap]:
     sources = {split: [source for source, _ in read_text(texts, split)] for split in HELD_OUT}
     write_baselines(train, sources["test"], out, advance)
     return measure_overlap((source for source, _ in train), sources)
+
+
+def _describe(spec: DataSpec, corpus: Corpus, request: str, finished: _Finished) -> Manifest:
+    files = result_files(finished.results)
+    return Manifest(
+        name=spec.name,
+        source_lang=SOURCE_LANG,
+        target_lang=TARGET_LANG,
+        licence=corpus.licence,
+        vocab_size=spec.vocab_size,
+        max_pieces=spec.max_pieces,
+        max_ratio=spec.max_ratio,
+        request=request,
+        inputs=corpus.inputs,
+        splits={
+            split: _split_counts(split, finished.cleaned, finished.encoded[split])
+            for split in SPLITS
+        },
+        overlap=finished.overlap,
+        files=files,
+        checksum=digest(files),
+        versions=_versions(),
+    )
 
 
 def _split_counts(split: str, cleaned: Cleaned, encoded: Encoded) -> SplitCounts:

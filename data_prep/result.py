@@ -25,8 +25,9 @@ RESULTS = ("text", "bin", "baselines", "spm.model", "spm.vocab")
 def only_one(out: Path, console: Console) -> Iterator[None]:
     """Make `out` and hold its lock, which the system frees when the process ends, however it ends.
 
-    Another process that prepares the same folder waits, and then finds the work done. Raises
-    DataError when `out` cannot be written or holds files that are not of this package.
+    Commands that `run_logged` starts hold it too: when this process is killed, they write on, and
+    the next one must not work beside them. Another process that prepares the same folder waits,
+    and then finds the work done. Raises DataError when `out` cannot be written or holds files that are not of this package.
     """
     lock = out / LOCK_NAME
     try:
@@ -44,6 +45,7 @@ def only_one(out: Path, console: Console) -> Iterator[None]:
         except BlockingIOError:
             console.print(f"{out}: another process prepares it; waiting", highlight=False)
             fcntl.flock(stream, fcntl.LOCK_EX)
+        os.set_inheritable(stream.fileno(), True)
         yield
 
 
@@ -69,7 +71,8 @@ def publish(steps: Sequence[Step[Any]], manifest: Manifest, out: Path) -> None:
     """Put the steps' files in place of what `out` held before, the manifest last."""
     (out / MANIFEST_NAME).unlink(missing_ok=True)
     for name in RESULTS:
-        shutil.rmtree(out / name, ignore_errors=True)
+        if (out / name).is_dir():
+            shutil.rmtree(out / name)
     for step in steps:
         for name in manifest.files.keys() & step.files.keys():
             (out / name).parent.mkdir(parents=True, exist_ok=True)

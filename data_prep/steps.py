@@ -38,10 +38,14 @@ class Step(msgspec.Struct, Generic[Result], frozen=True):
 
 
 class Steps:
-    """The steps of one preparation, in `root`, with progress on `console`."""
+    """The steps of one preparation, in `root`, with progress on `console`.
 
-    def __init__(self, root: Path, console: Console) -> None:
+    Steps of another `recipe`, a version of the code, count as not done.
+    """
+
+    def __init__(self, root: Path, recipe: int, console: Console) -> None:
         self._root = root
+        self._recipe = recipe
         self._console = console
 
     def run(
@@ -55,7 +59,7 @@ class Steps:
 
         `inputs` is whatever decides what comes out, and can be written as JSON.
         """
-        key = digest([name, inputs])
+        key = digest([self._recipe, name, inputs])
         folder = self._root / name
         stamp = self._read_stamp(folder)
         if stamp is None or stamp.key != key:

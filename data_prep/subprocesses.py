@@ -12,7 +12,8 @@ from data_prep.errors import DataError
 def run_logged(command: Sequence[str], log: Path) -> None:
     """Run `command` with its output in `log`; raises DataError when it fails.
 
-    The error has the output's last line, or the signal that ended the command.
+    The command inherits open files that are inheritable: the lock of `only_one`. The error
+    has the output's last line, or the signal that ended the command.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as stream:
@@ -21,7 +22,12 @@ def run_logged(command: Sequence[str], log: Path) -> None:
         # One thread a process: its workers share the cores already.
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         code = subprocess.run(
-            command, stdout=stream, stderr=subprocess.STDOUT, env=environment, check=False
+            command,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            close_fds=False,
+            check=False,
         ).returncode
     if code < 0:
         reason = f"stopped by {signal.Signals(-code).name}"

@@ -22,14 +22,14 @@ DICTIONARY_NAME = "dict.txt"
 UNKNOWN = "<unk>"
 # fairseq puts these four in front of every dictionary; sentencepiece has three of them.
 FAIRSEQ_SPECIALS = frozenset(("<s>", "<pad>", "</s>", UNKNOWN))
-MAX_LINES = 4_000_000  # more lines do not change the pieces, only memory and time
+MAX_LINES = 4_000_000  # more lines would cost memory and time, and hardly change the pieces
 
 
 def train_vocabulary(texts: Sequence[Path], vocab_size: int, folder: Path, log: Path) -> None:
-    """Write spm.model, spm.vocab and dict.txt into `folder` from all lines of `texts`.
+    """Write spm.model, spm.vocab and dict.txt into `folder` from the lines of `texts`.
 
-    The same text gives the same bytes, on any number of cores. Raises DataError when the text does
-    not give `vocab_size` pieces; the log says more.
+    Where there are more than MAX_LINES, lines at even distances are used. The same text gives the
+    same bytes. Raises DataError when the text does not give `vocab_size` pieces; the log says more.
     """
     command = [sys.executable, "-m", "data_prep.vocabulary", str(vocab_size), str(folder)]
     run_logged([*command, *map(str, texts)], log)

@@ -113,6 +113,24 @@ def test_files_for_a_corpus_that_has_its_own(case, capsys):
     assert "are for local" in error_of(["sample_en_de", *case.arguments[1:]], capsys)
 
 
+def test_a_mirror_without_the_files(case, tmp_path, capsys):
+    arguments = ["multi30k_en_de", "--out", str(case.out), "--mirror", str(tmp_path / "in")]
+    assert "in/train.en.gz: No such file or directory: the mirror lacks" in error_of(
+        arguments, capsys
+    )
+
+
+def test_text_of_which_nothing_is_left(case, capsys):
+    for side in ("source", "target"):
+        test = (case.files / f"test.{side}.txt").read_bytes()
+        (case.files / f"train.{side}.txt").write_bytes(test)
+    assert "no training pair" in error_of(case.arguments, capsys)
+
+
+def test_limits_that_nothing_meets(case, capsys):
+    assert "no training pair" in error_of([*case.arguments, "--max-pieces", "1"], capsys)
+
+
 def test_a_full_disk(case, capsys, monkeypatch):
     def no_space(*_):
         raise OSError(28, "No space left on device", str(case.out / "work"))

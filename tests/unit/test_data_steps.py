@@ -1,11 +1,16 @@
 """A step is done once, whole or not at all; a prepared folder is used as it is or made again."""
 
+import fcntl
+import os
+import subprocess
+import sys
+
 import pytest
 from rich.console import Console
 
 from data_prep.errors import DataError
 from data_prep.manifest import load_manifest
-from data_prep.result import only_one
+from data_prep.result import LOCK_NAME, only_one
 from data_prep.steps import Steps
 
 
@@ -31,9 +36,9 @@ class Counter:
 def run(tmp_path):
     build = Counter()
 
-    def run(inputs, fails=False):
+    def run(inputs, fails=False, recipe=1):
         build.fails = fails
-        steps = Steps(tmp_path / "work", Console(quiet=True))
+        steps = Steps(tmp_path / "work", recipe, Console(quiet=True))
         return steps.run("step", inputs, build, dict[str, int]), build.runs
 
     return run
@@ -50,6 +55,7 @@ def test_done_steps_are_not_done_again(run):
 def test_other_inputs_do_it_again(run):
     run({"size": 4})
     assert run({"size": 5})[1] == 2
+    assert run({"size": 5}, recipe=2)[1] == 3
 
 
 def test_half_a_step_is_done_again(run, tmp_path):
@@ -77,6 +83,33 @@ def test_out_must_not_hold_other_files(tmp_path):
     ):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["text"]
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from rich.console import Console
+from data_prep.result import LOCK_NAME, only_one
+from data_prep.subprocesses import run_logged
+
+out = Path(sys.argv[1])
+with only_one(out, Console(quiet=True)):
+    run_logged(["sh", "-c", f"echo > {out}/started; read line < {out}/end"], out / "log")
+"""
+
+
+def test_a_command_that_outlives_its_process_keeps_the_lock(tmp_path):
+    with only_one(tmp_path, Console(quiet=True)):
+        os.mkfifo(tmp_path / "started")
+        os.mkfifo(tmp_path / "end")
+    with subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)]) as process:
+        (tmp_path / "started").read_text()
+        process.kill()
+    with (tmp_path / LOCK_NAME).open() as lock:
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        (tmp_path / "end").write_text("now\n")
+        fcntl.flock(lock, fcntl.LOCK_EX)
 
 
 def test_manifest_is_read_strictly(tmp_path):
