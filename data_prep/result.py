@@ -27,7 +27,8 @@ def only_one(out: Path, console: Console) -> Iterator[None]:
 
     Commands that `run_logged` starts hold it too: when this process is killed, they write on, and
     the next one must not work beside them. Another process that prepares the same folder waits,
-    and then finds the work done. Raises DataError when `out` cannot be written or holds files that are not of this package.
+    and then finds the work done. Raises DataError when `out` cannot be written or holds files that
+    are not of this package.
     """
     lock = out / LOCK_NAME
     try:
