@@ -65,12 +65,21 @@ def load_model(path: Path | str, data_dir: Path | str) -> tuple[BaseFairseqModel
         state = checkpoint_utils.load_checkpoint_to_cpu(str(path))
         cfg = state["cfg"]
     except Exception as error:
-        reason = str(error).splitlines()[0]
         raise ValueError(
-            f"{path} is not a fairseq checkpoint that can be loaded: {reason}"
+            f"{path} is not a fairseq checkpoint that can be loaded: {_reason(error)}"
         ) from error
     cfg.task.data = str(data_dir)
     task = tasks.setup_task(cfg.task)
     model = task.build_model(cfg.model, from_checkpoint=True)
     model.load_state_dict(state["model"], strict=True, model_cfg=cfg.model)
     return model.eval(), task
+
+
+def _reason(error: Exception) -> str:
+    """One line of torch's page: which class was refused, if one was.
+
+    The rest of the page advises to switch the check off.
+    """
+    lines = str(error).split("\n")
+    refused = next((line for line in lines if "GLOBAL" in line), None)
+    return refused.split(". ")[0] if refused else f"{type(error).__name__}: {lines[0]}"

@@ -27,7 +27,7 @@ from torch import Tensor
 from gqa_fairseq.decoding.cache import DecoderCache
 from gqa_fairseq.decoding.step import DecoderStep
 from gqa_fairseq.layers import GroupedQueryDecoderLayer, GroupedQueryEncoderLayer
-from gqa_fairseq.parity import PLACEMENTS, Placement, Shape, matched_widths
+from gqa_fairseq.parity import Shape, matched_widths
 
 MODEL_NAME = "gqa_transformer"
 _CACHE_KEY = "gqa_decoder_cache"
@@ -37,7 +37,7 @@ _CACHE_KEY = "gqa_decoder_cache"
 Int = Optional[int]
 Float = Optional[float]
 Bool = Optional[bool]
-PlacementChoice: Any = Optional[ChoiceEnum(PLACEMENTS)]
+Text = Optional[str]
 ActivationChoice: Any = Optional[ChoiceEnum(utils.get_available_activation_fns())]
 
 
@@ -57,7 +57,8 @@ class GroupedQueryTransformerConfig(FairseqDataclass):
     num_kv_heads: Int = _option(
         None, "key/value heads G: 1 is multi-query, unset is multi-head (G = attention heads)"
     )
-    attention_placement: PlacementChoice = _option(
+    # Plain text and no choice: argparse would refuse with a page, check_placement has one line.
+    attention_placement: Text = _option(
         "all",
         "which attentions have G heads: all (Shazeer 2019), or the decoder's self- and "
         "cross-attention (Ainslie et al. 2023)",
@@ -116,17 +117,12 @@ def resolve(cfg) -> None:
             bias=cfg.use_bias,
         ),
         cfg.num_kv_heads,
-        placement_of(cfg),
+        cfg.attention_placement,
     )
     if cfg.encoder_ffn_embed_dim is None:
         cfg.encoder_ffn_embed_dim = widths.encoder_d_ff
     if cfg.decoder_ffn_embed_dim is None:
         cfg.decoder_ffn_embed_dim = widths.decoder_d_ff
-
-
-def placement_of(cfg) -> Placement:
-    """The placement as plain text: fairseq hands it over as text or as an enum member."""
-    return str(getattr(cfg.attention_placement, "value", cfg.attention_placement))  # type: ignore[return-value]  # parity checks it
 
 
 def _nested(cfg) -> TransformerConfig:
@@ -141,7 +137,9 @@ class GroupedQueryTransformerEncoder(TransformerEncoderBase):
     """fairseq's encoder; under placement `decoder` it keeps multi-head attention."""
 
     def build_encoder_layer(self, cfg) -> GroupedQueryEncoderLayer:
-        heads = cfg.num_kv_heads if placement_of(cfg) == "all" else cfg.encoder.attention_heads
+        heads = (
+            cfg.num_kv_heads if cfg.attention_placement == "all" else cfg.encoder.attention_heads
+        )
         return GroupedQueryEncoderLayer(cfg, heads, cfg.use_bias)
 
     def reorder_encoder_out(self, encoder_out: dict, new_order: Tensor) -> dict:
@@ -336,6 +334,20 @@ def _source(encoder_out: dict) -> tuple[Tensor, Tensor | None]:
     return encoder_out["encoder_out"][0], is_padding
 
 
+def _misfit(given: dict[str, Tensor], own: dict[str, Tensor]) -> str | None:
+    """The first difference between a checkpoint's weights and a model's, in words."""
+    for name, weight in given.items():
+        if name not in own:
+            return f"the checkpoint has {name}, which this model has not"
+        if own[name].shape != weight.shape:
+            return (
+                f"the checkpoint's {name} is {tuple(weight.shape)}, this model's "
+                f"{tuple(own[name].shape)}"
+            )
+    missing = (name for name in own if name not in given)
+    return next((f"this model has {name}, which the checkpoint has not" for name in missing), None)
+
+
 @register_model(MODEL_NAME, dataclass=GroupedQueryTransformerConfig)
 class GroupedQueryTransformerModel(TransformerModelBase):
     """Encoder-decoder Transformer; G = H is fairseq's own, with the same parameter names."""
@@ -360,14 +372,13 @@ class GroupedQueryTransformerModel(TransformerModelBase):
 
     def load_state_dict(self, state_dict, strict=True, model_cfg=None, args=None):
         """As in fairseq, but weights of another shape end the process with one line, not a page."""
-        own = self.state_dict()
-        for name, weight in state_dict.items():
-            if name in own and own[name].shape != weight.shape:
-                sys.exit(
-                    f"error: the checkpoint's {name} is {tuple(weight.shape)}, this model's "
-                    f"{tuple(own[name].shape)}: give the options the checkpoint was trained with, "
-                    "or another --save-dir"
-                )
+        self.upgrade_state_dict(state_dict)
+        misfit = _misfit(state_dict, self.state_dict()) if strict else None
+        if misfit:
+            sys.exit(
+                f"error: {misfit}: give the options the checkpoint was trained with, "
+                "or another --save-dir"
+            )
         return super().load_state_dict(state_dict, strict, model_cfg, args)
 
     @classmethod
