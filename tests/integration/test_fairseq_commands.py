@@ -1,0 +1,381 @@
+"""The plugin under fairseq's own commands, with `--user-dir` and nothing else of this suite.
+
+Everything happens on a tiny corpus made here. Test lines are 13, no multiple of 8: stock fairseq
+would drop five of them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from fairseq_commands import Result, run, start, succeed
+
+import gqa_fairseq
+from gqa_fairseq.checkpoint import load_model
+
+pytestmark = pytest.mark.slow
+
+PLUGIN = Path(gqa_fairseq.__file__).parent
+LINES = {"train": 120, "valid": 11, "test": 13}
+UPDATES = 12
+MODEL = [
+    *("--arch", "gqa_transformer", "--num-kv-heads", "2"),
+    *("--encoder-embed-dim", "32", "--encoder-attention-heads", "4", "--encoder-layers", "1"),
+    *("--decoder-embed-dim", "32", "--decoder-attention-heads", "4", "--decoder-layers", "1"),
+    *("--mha-ffn-embed-dim", "64", "--share-all-embeddings", "--dropout", "0.1"),
+]
+TRAIN = [
+    *("--criterion", "label_smoothed_cross_entropy", "--label-smoothing", "0.1"),
+    *("--optimizer", "adam", "--lr", "0.003", "--lr-scheduler", "fixed"),
+    *("--max-tokens", "120", "--num-workers", "0", "--cpu", "--seed", "3"),
+    *("--no-progress-bar", "--log-format", "json", "--log-interval", "1"),
+    "--no-epoch-checkpoints",
+]
+TASK = ["--user-dir", str(PLUGIN), "--task", "gqa_translation"]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with text and `bin`, made by fairseq-preprocess; the target is the source."""
+    folder = tmp_path_factory.mktemp("corpus")
+    draw = random.Random(0)
+    for split, count in LINES.items():
+        lines = [
+            " ".join(draw.choice("abcdefghijkl") for _ in range(draw.randint(2, 9)))
+            for _ in range(count)
+        ]
+        for language in ("en", "de"):
+            path = folder / f"{split}.{language}"
+            path.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
+    prefixes = [word for split in LINES for word in (f"--{split}pref", folder / split)]
+    languages = ["--source-lang", "en", "--target-lang", "de", "--joined-dictionary"]
+    succeed("preprocess", *languages, *prefixes, "--destdir", folder / "bin", folder=folder)
+    return folder / "bin"
+
+
+def train(
+    corpus: Path, folder: Path, updates: int, *options: object, model: list[str] = MODEL
+) -> Result:
+    return run("train", *train_arguments(corpus, updates, *options, model=model), folder=folder)
+
+
+def train_arguments(
+    corpus: Path, updates: int, *options: object, model: list[str] = MODEL
+) -> list[object]:
+    places = ["--save-dir", "checkpoints", "--max-update", updates]
+    return [corpus, *TASK, *model, *TRAIN, *places, *options]
+
+
+def losses(result: Result) -> dict[int, str]:
+    """Training loss of each update, as it was printed."""
+    found = {}
+    for line in result.output.split("\n"):
+        _, is_there, text = line.partition("| train_inner | ")
+        if is_there:
+            entry = json.loads(text)
+            found[int(entry["num_updates"])] = entry["loss"]
+    return found
+
+
+def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    return torch.load(checkpoint, weights_only=True)["model"]
+
+
+@pytest.fixture(scope="module")
+def trained(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    """The uninterrupted run; by the installed command itself, for once."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    command = Path(sys.executable).parent / "fairseq-train"
+    arguments = [str(argument) for argument in train_arguments(corpus, UPDATES)]
+    ended = subprocess.run(
+        [command, *arguments],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stdout[-4000:]
+    return folder / "checkpoints" / "checkpoint_last.pt", Result(0, ended.stdout)
+
+
+def test_training_resumes_where_it_stopped(
+    corpus: Path, trained: tuple[Path, Result], tmp_path: Path
+) -> None:
+    """The same losses and, at the end, the same weights as without an interruption."""
+    checkpoint, uninterrupted = trained
+    whole = losses(uninterrupted)
+    assert list(whole) == list(range(1, UPDATES + 1))
+    first = train(corpus, tmp_path, 5)
+    second = train(corpus, tmp_path, UPDATES)
+    assert first.status == second.status == 0, second.output[-4000:]
+    assert losses(first) == {update: whole[update] for update in range(1, 6)}
+    assert losses(second) == {update: whole[update] for update in range(6, UPDATES + 1)}
+    ours, theirs = weights(tmp_path / "checkpoints/checkpoint_last.pt"), weights(checkpoint)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def hypotheses(result: Result) -> dict[int, str]:
+    rows = (line.split("\t") for line in result.lines("H-"))
+    return {int(name.removeprefix("H-")): text for name, _, text in rows}
+
+
+SEARCH = ["--beam", 4, "--max-len-b", 12, "--num-workers", 0, "--cpu"]
+
+
+@pytest.fixture(scope="module")
+def generated(
+    corpus: Path, trained: tuple[Path, Result], tmp_path_factory: pytest.TempPathFactory
+) -> Result:
+    folder = tmp_path_factory.mktemp("generate")
+    return succeed(
+        "generate", corpus, *TASK, "--path", trained[0], *SEARCH, "--batch-size", 8, folder=folder
+    )
+
+
+def test_generate_translates_every_line(
+    generated: Result, corpus: Path, trained: tuple[Path, Result], tmp_path: Path
+) -> None:
+    assert sorted(hypotheses(generated)) == list(range(LINES["test"]))
+    stock_task = ["--user-dir", PLUGIN, "--task", "translation"]
+    stock = succeed(
+        "generate", corpus, *stock_task, "--path", trained[0], *SEARCH, "--batch-size", 8,
+        folder=tmp_path,
+    )  # fmt: skip
+    kept = hypotheses(stock)
+    assert len(kept) == 8  # why the plugin's task does it differently
+    assert kept == {line: hypotheses(generated)[line] for line in kept}
+
+
+def test_interactive_translates_as_generate_does(
+    generated: Result, corpus: Path, trained: tuple[Path, Result], tmp_path: Path
+) -> None:
+    result = succeed(
+        "interactive", corpus, *TASK, "--path", trained[0], *SEARCH,
+        "--input", corpus.parent / "test.en", "--buffer-size", 5, "--batch-size", 5,
+        folder=tmp_path,
+    )  # fmt: skip
+    assert hypotheses(result) == hypotheses(generated)
+
+
+def test_validate_scores_every_line(
+    corpus: Path, trained: tuple[Path, Result], tmp_path: Path
+) -> None:
+    """The loss is that of all 11 lines, computed here from the loaded model."""
+    result = succeed(
+        "validate", corpus, *TASK, "--path", trained[0], "--max-tokens", 120, "--num-workers", 0,
+        "--cpu", "--log-format", "json", folder=tmp_path,
+    )  # fmt: skip
+    (summary,) = (
+        json.loads(line.partition("| valid | ")[2])
+        for line in result.output.split("\n")
+        if "| valid | {" in line
+    )
+    model, task = load_model(trained[0], corpus)
+    task.load_dataset("valid")
+    dataset = task.dataset("valid")
+    nll_bits, tokens = 0.0, 0
+    for index in range(len(dataset)):
+        sample = dataset.collater([dataset[index]])
+        log_probs = model.get_normalized_probs(model(**sample["net_input"]), log_probs=True)
+        picked = log_probs.gather(2, sample["target"][:, :, None])
+        nll_bits -= picked.sum().item() / torch.log(torch.tensor(2.0)).item()
+        tokens += sample["ntokens"]
+    assert len(dataset) == LINES["valid"]
+    assert float(summary["valid_nll_loss"]) == pytest.approx(nll_bits / tokens, abs=2e-3)
+
+
+HYDRA: dict[str, Any] = {
+    "common": {"user_dir": str(PLUGIN), "cpu": True, "seed": 3},
+    "criterion": {"_name": "cross_entropy"},
+    "optimizer": {"_name": "adam"},
+    "lr_scheduler": {"_name": "fixed"},
+    "optimization": {"lr": [0.003], "max_update": 2},
+    "dataset": {"max_tokens": 120, "num_workers": 0},
+}
+NAMED = {"_name": "mqa_transformer_small"}
+OPTIONS = {
+    "_name": "gqa_transformer",
+    "num_kv_heads": 2,
+    "attention_placement": "decoder",
+    "encoder_embed_dim": 32,
+    "decoder_embed_dim": 32,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_layers": 1,
+    "decoder_layers": 2,
+    "mha_ffn_embed_dim": 64,
+    "share_all_embeddings": True,
+}
+
+
+@pytest.mark.parametrize(
+    ("model", "encoder_kv", "decoder_kv", "encoder_d_ff"),
+    [(NAMED, 24, 24, 768 + 7 * 36), (OPTIONS, 32, 16, 64)],
+    ids=["named", "options"],
+)
+def test_hydra_train(
+    model: dict[str, Any],
+    encoder_kv: int,
+    decoder_kv: int,
+    encoder_d_ff: int,
+    corpus: Path,
+    tmp_path: Path,
+) -> None:
+    task = {"_name": "gqa_translation", "data": str(corpus)}
+    places = {"save_dir": str(tmp_path / "checkpoints"), "no_epoch_checkpoints": True}
+    config = HYDRA | {"model": model, "task": task, "checkpoint": places}
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    succeed("hydra_train", "--config-dir", tmp_path, "--config-name", "job", folder=tmp_path)
+    built = weights(tmp_path / "checkpoints/checkpoint_last.pt")
+    assert built["encoder.layers.0.self_attn.k_proj.weight"].shape[0] == encoder_kv
+    assert built["decoder.layers.0.self_attn.k_proj.weight"].shape[0] == decoder_kv
+    assert built["decoder.layers.1.encoder_attn.v_proj.weight"].shape[0] == decoder_kv
+    assert built["encoder.layers.0.fc1.weight"].shape[0] == encoder_d_ff
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def train_on_two(corpus: Path, folder: Path, updates: int) -> list[Result]:
+    shared = [
+        *("--distributed-no-spawn", "--distributed-world-size", 2),
+        *("--distributed-init-method", f"tcp://127.0.0.1:{free_port()}"),
+        *("--distributed-backend", "gloo", "--ddp-backend", "legacy_ddp"),
+    ]
+    running = [
+        start(
+            "train",
+            *train_arguments(corpus, updates, *shared, "--distributed-rank", rank),
+            folder=folder,
+            log=f"rank{rank}.txt",
+        )
+        for rank in (0, 1)
+    ]
+    results = [each.wait() for each in running]
+    assert [r.status for r in results] == [0, 0], results[0].output[-3000:]
+    return results
+
+
+def test_two_processes_train_and_resume(corpus: Path, tmp_path: Path) -> None:
+    """The resume broadcasts the whole checkpoint as an object: what the allowlist is long for."""
+    first = train_on_two(corpus, tmp_path, 2)[0]
+    second = train_on_two(corpus, tmp_path, 4)[0]
+    assert list(losses(first)) == [1, 2]
+    assert list(losses(second)) == [3, 4]
+
+
+# Bad input: one line, no traceback.
+
+
+def assert_one_line(result: Result, message: str) -> None:
+    (line,) = result.lines("error: ")
+    assert message in line
+    assert result.status != 0
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--num-kv-heads", 3], "num_kv_heads 3 does not divide 4 attention heads"),
+        (["--attention-placement", "encoder"], "choose one of all, decoder"),
+        (["--decoder-embed-dim", 64], "encoder and decoder embed_dim differ"),
+        (["--encoder-attention-heads", 5, "--decoder-attention-heads", 5], "not divisible by 5"),
+    ],
+    ids=["kv_heads", "placement", "widths", "heads"],
+)
+def test_bad_options(options: list[object], message: str, corpus: Path, tmp_path: Path) -> None:
+    assert_one_line(train(corpus, tmp_path, 1, *options), message)
+    assert not list(tmp_path.rglob("*.pt"))
+
+
+WIDTHS = ["--encoder-ffn-embed-dim", 88, "--decoder-ffn-embed-dim", 88]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--num-kv-heads", 1], "the checkpoint's encoder.layers.0.self_attn.k_proj.weight is"),
+        (["--decoder-layers", 2, *WIDTHS], "this model has decoder.layers.1."),
+        (["--encoder-normalize-before"], "this model has encoder.layer_norm.weight, which the"),
+    ],
+    ids=["heads", "layers", "norms"],
+)
+def test_checkpoint_of_another_shape(
+    options: list[object],
+    message: str,
+    corpus: Path,
+    trained: tuple[Path, Result],
+    tmp_path: Path,
+) -> None:
+    result = train(corpus, tmp_path, 1, "--restore-file", trained[0], *options)
+    assert_one_line(result, message)
+
+
+class RunsCommand:
+    """Pickled, it asks the reader to run a shell command."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, (f"touch {self.marker}",)
+
+
+@pytest.fixture
+def malicious(trained: tuple[Path, Result], tmp_path: Path) -> tuple[Path, Path]:
+    """A checkpoint that is whole but for one object, and the file that the object would make."""
+    state = torch.load(trained[0], weights_only=True)
+    marker = tmp_path / "code-ran"
+    state["extra_state"]["note"] = RunsCommand(marker)
+    torch.save(state, tmp_path / "malicious.pt")
+    return tmp_path / "malicious.pt", marker
+
+
+def test_commands_refuse_checkpoints_that_run_code(
+    malicious: tuple[Path, Path], corpus: Path, tmp_path: Path
+) -> None:
+    path, marker = malicious
+    result = run("generate", corpus, *TASK, "--path", path, *SEARCH, folder=tmp_path)
+    assert result.status != 0
+    assert "system" in result.output
+    assert not hypotheses(result)
+    resumed = train(corpus, tmp_path, 1, "--restore-file", path)
+    assert resumed.status != 0
+    assert not losses(resumed)
+    assert not marker.exists()
+    torch.load(path, weights_only=False)  # the trap does work where nobody guards the door
+    assert marker.exists()
+
+
+def test_load_model_refuses_with_one_line(malicious: tuple[Path, Path], corpus: Path) -> None:
+    path, marker = malicious
+    with pytest.raises(ValueError, match=r"posix\.system") as caught:
+        load_model(path, corpus)
+    assert "\n" not in str(caught.value)
+    assert not marker.exists()
+
+
+def test_load_model_errors(corpus: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no checkpoint at"):
+        load_model(tmp_path / "absent.pt", corpus)
+    (tmp_path / "text.pt").write_text("not a checkpoint", encoding="utf-8")
+    torch.save({"weights": torch.zeros(1)}, tmp_path / "other.pt")
+    for name in ("text.pt", "other.pt"):
+        with pytest.raises(ValueError, match="is not a fairseq checkpoint") as caught:
+            load_model(tmp_path / name, corpus)
+        assert "\n" not in str(caught.value)
