@@ -278,6 +278,35 @@ def test_two_processes_train_and_resume(corpus: Path, tmp_path: Path) -> None:
     assert list(losses(second)) == [3, 4]
 
 
+BLEU = [
+    *("--eval-bleu", "--eval-bleu-args", '{"beam": 2}', "--eval-tokenized-bleu"),
+    *("--best-checkpoint-metric", "bleu", "--maximize-best-checkpoint-metric"),
+]
+
+
+def test_training_with_eval_bleu_resumes(corpus: Path, tmp_path: Path) -> None:
+    """Validation translates in the middle of training, and its counts go into the checkpoint."""
+    for updates in (UPDATES, UPDATES + 1):
+        result = train(corpus, tmp_path, updates, *BLEU)
+        assert result.status == 0, result.output[-4000:]
+        assert "valid_bleu" in result.output
+    assert list(losses(result)) == [UPDATES + 1]
+
+
+def test_stock_architectures_stay_usable(corpus: Path, tmp_path: Path) -> None:
+    """The plugin's task with fairseq's Transformer: what the plugin is compared with."""
+    model = [
+        *("--arch", "transformer_iwslt_de_en", "--encoder-layers", "1", "--decoder-layers", "1"),
+        *("--encoder-embed-dim", "32", "--decoder-embed-dim", "32"),
+    ]
+    for updates in (1, 2):
+        result = train(corpus, tmp_path, updates, model=model)
+        assert list(losses(result)) == [updates], result.output[-4000:]
+    checkpoint = tmp_path / "checkpoints/checkpoint_last.pt"
+    result = succeed("generate", corpus, *TASK, "--path", checkpoint, *SEARCH, folder=tmp_path)
+    assert sorted(hypotheses(result)) == list(range(LINES["test"]))
+
+
 # Bad input: one line, no traceback.
 
 
