@@ -82,14 +82,12 @@ DATA_ORIGIN_KEYS = (
 class TrainConfig(Section, frozen=True, kw_only=True):
     """Training; `tokens_per_update` bounds padded tokens of the longer side, over all devices.
 
-    After the warm-up the learning rate falls with the inverse square root of the update, or
-    linearly to 0 at `max_updates`.
+    After the warm-up the learning rate falls with the inverse square root of the update.
     """
 
     max_updates: Positive
     tokens_per_update: Positive
     learning_rate: PositiveFloat
-    learning_rate_decay: Literal["inverse_sqrt", "linear"]
     warmup_updates: Positive
     adam_betas: tuple[Probability, Probability]
     weight_decay: NonNegativeFloat
@@ -103,9 +101,9 @@ class TrainConfig(Section, frozen=True, kw_only=True):
 
 
 class DecodeConfig(Section, frozen=True, kw_only=True):
-    """Translation of dev and test, greedy and with `beam`."""
+    """Translation of dev and test, greedy and with `beam`; `engine` is whose search does it."""
 
-    engine: Literal["stock"]
+    engine: Literal["gqa", "stock"]
     beam: Annotated[int, Meta(ge=2)]
     length_alpha: NonNegativeFloat
     max_len_a: NonNegativeFloat

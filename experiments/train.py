@@ -81,7 +81,9 @@ def train_command(config: SuiteConfig, binarized: Path, checkpoints: Path) -> li
         "--weight-decay": train.weight_decay,
         "--clip-norm": train.clip_norm,
         "--lr": train.learning_rate,
+        "--lr-scheduler": "inverse_sqrt",
         "--warmup-updates": train.warmup_updates,
+        "--warmup-init-lr": 1e-7,
         "--max-update": train.max_updates,
         "--max-tokens": config.tokens_per_device,
         "--update-freq": config.update_freq,
@@ -97,13 +99,6 @@ def train_command(config: SuiteConfig, binarized: Path, checkpoints: Path) -> li
         "--log-format": "json",
         "--log-interval": train.log_every_updates,
     }
-    if train.learning_rate_decay == "inverse_sqrt":
-        options |= {"--lr-scheduler": "inverse_sqrt", "--warmup-init-lr": 1e-7}
-    else:
-        options |= {
-            "--lr-scheduler": "polynomial_decay",
-            "--total-num-update": train.max_updates,
-        }
     flags = [
         "--share-all-embeddings",
         "--encoder-learned-pos",
