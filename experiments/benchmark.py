@@ -21,14 +21,14 @@ import torch
 from fairseq import options, tasks
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.models import BaseFairseqModel
-from fairseq.sequence_generator import EnsembleModel, SequenceGenerator
+from fairseq.sequence_generator import EnsembleModel
 from fairseq.tasks import FairseqTask
 from fairseq.trainer import Trainer
 from torch import Tensor
 
 from experiments.config import SuiteConfig
 from experiments.errors import ExperimentError
-from experiments.evaluate import load_trained
+from experiments.evaluate import GENERATORS, load_trained
 from experiments.layout import DataFolder, JobFolder, data_folder
 from experiments.record_parts import (
     Benchmark,
@@ -89,26 +89,25 @@ def benchmark(job: JobFolder) -> None:
 
 
 class TimedModel(EnsembleModel):
-    """One model as fairseq's generator sees it; times the encoder and keeps the last cache."""
+    """One model as the generators see it; times the encoder and keeps the last cache."""
 
     def __init__(self, model: BaseFairseqModel) -> None:
         super().__init__([model])
         self.encoder_s = 0.0
         self.cache: DecoderCache | None = None
+        start_cache = type(model.decoder).start_cache
+
+        def start_and_keep(encoder_out: dict, beam: int) -> DecoderCache:
+            self.cache = start_cache(model.decoder, encoder_out, beam)
+            return self.cache
+
+        model.decoder.start_cache = start_and_keep
 
     def forward_encoder(self, net_input: dict[str, Tensor]) -> list:
         started = _now(net_input["src_tokens"].device)
         encoded = super().forward_encoder(net_input)
         self.encoder_s = _now(net_input["src_tokens"].device) - started
         return encoded
-
-    def forward_decoder(
-        self, tokens: Tensor, encoder_outs: list, incremental_states: list, temperature: float = 1.0
-    ) -> tuple[Tensor, Tensor | None]:
-        out = super().forward_decoder(tokens, encoder_outs, incremental_states, temperature)
-        caches = [v for v in incremental_states[0].values() if isinstance(v, DecoderCache)]
-        self.cache = caches[0]
-        return out
 
 
 def time_decoding(
@@ -127,7 +126,7 @@ def time_decoding(
     device = next(model.parameters()).device
     timed = TimedModel(model)
     # A hypothesis of n - 1 tokens and the end of the sentence takes n steps, no more, no less.
-    generator = SequenceGenerator(
+    generator = GENERATORS[config.decode.engine](
         timed,
         task.target_dictionary,
         beam_size=beam,

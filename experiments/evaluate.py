@@ -31,7 +31,9 @@ from experiments.record_parts import BaselineScore, Evaluation, ModelInfo, Model
 from experiments.storage import write_json, write_text
 from gqa_fairseq import parity
 from gqa_fairseq.checkpoint import load_model
+from gqa_fairseq.decoding.search import GroupedQueryGenerator
 
+GENERATORS = {"gqa": GroupedQueryGenerator, "stock": SequenceGenerator}
 FAIRSEQ_NAMES = {"dev": "valid", "test": "test"}
 BASELINES: tuple[Literal["copy", "nearest"], ...] = ("copy", "nearest")
 
@@ -138,7 +140,7 @@ def translate(
     """One detokenized line for each source, in the order of the dataset."""
     device = next(model.parameters()).device
     dictionary = task.target_dictionary
-    generator = SequenceGenerator(
+    generator = GENERATORS[decode.engine](
         [model],
         dictionary,
         beam_size=beam,

@@ -142,7 +142,7 @@ class GroupedQueryGenerator(SequenceGenerator):
     ) -> list[list[dict[str, Tensor]]]:
         model, W = self.model.single_model, self.beam_size
         batch, device = net_input["src_tokens"].shape[0], net_input["src_tokens"].device
-        encoder_out = model.encoder.forward_torchscript(net_input)
+        encoder_out = self.model.forward_encoder(net_input)[0]
         cache = model.decoder.start_cache(encoder_out, W)
         cache.reserve(max_len + 1)
         del encoder_out  # its keys and values are in the cache
