@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from experiments.errors import ExperimentError
+from experiments.record_parts import variant_name
 
 Positive = Annotated[int, Meta(ge=1)]
 NonNegative = Annotated[int, Meta(ge=0)]
@@ -219,12 +220,9 @@ class SuiteConfig(Section, frozen=True, kw_only=True):
 
     @property
     def variant(self) -> str:
-        """`mha`, `gqa4`, `mqa`; with `-dec` where only the decoder's attention is grouped."""
-        kv_heads = self.attention.num_kv_heads
-        if kv_heads == self.model.num_heads:
-            return "mha"
-        name = "mqa" if kv_heads == 1 else f"gqa{kv_heads}"
-        return name + ("-dec" if self.attention.placement == "decoder" else "")
+        """Such as `mha`, `gqa4` or `mqa-dec`."""
+        attention = self.attention
+        return variant_name(self.model.num_heads, attention.num_kv_heads, attention.placement)
 
 
 def parse_config(resolved: object) -> SuiteConfig:

@@ -137,11 +137,7 @@ class ModelInfo(Part, frozen=True, kw_only=True):
 
     @property
     def variant(self) -> str:
-        """`mha`, `gqa4`, `mqa`; with `-dec` where only the decoder's attention is grouped."""
-        if self.num_kv_heads == self.num_heads:
-            return "mha"
-        name = "mqa" if self.num_kv_heads == 1 else f"gqa{self.num_kv_heads}"
-        return name + ("-dec" if self.placement == "decoder" else "")
+        return variant_name(self.num_heads, self.num_kv_heads, self.placement)
 
     def check(self) -> None:
         require(
@@ -179,8 +175,9 @@ class Training(Part, frozen=True, kw_only=True):
     """What training did.
 
     `target_tokens` are real ones, padding not counted; `target_tokens_per_update_wanted` is null
-    where the config asks for none. `wall_s` is the whole command, `update_wall_s` the updates
-    alone (no validation, no checkpoints); `us_per_target_token` comes from the latter.
+    where the config asks for none. `wall_s` is the whole command (after an interruption, the one
+    that finished). `update_wall_s` is what the updates alone take at the rate of those that no
+    start, validation or checkpoint slowed; `us_per_target_token` is that rate.
     `peak_memory_bytes` is the largest of the processes.
     """
 
@@ -356,6 +353,14 @@ class Benchmark(Part, frozen=True, kw_only=True):
     def check(self) -> None:
         keys = [(t.engine, t.beam, t.batch, t.source_tokens, t.target_tokens) for t in self.timings]
         require(len(keys) == len(set(keys)), "timings has the same shape twice")
+
+
+def variant_name(num_heads: int, num_kv_heads: int, placement: Literal["all", "decoder"]) -> str:
+    """`mha`, `gqa4`, `mqa`; with `-dec` where only the decoder's attention is grouped."""
+    if num_kv_heads == num_heads:
+        return "mha"
+    name = "mqa" if num_kv_heads == 1 else f"gqa{num_kv_heads}"
+    return name + ("-dec" if placement == "decoder" else "")
 
 
 def search_name(beam: int) -> str:
