@@ -7,6 +7,9 @@ SHELL := bash
 
 TORCH ?= default
 TORCH_VERSION := 2.13.0
+# The one that this torch's CUDA build requires; with a CPU build it interprets the GPU kernels in
+# the tests. It comes with torch, not from the locks: TORCH=system brings its own.
+TRITON_VERSION := 3.7.1
 # What torch alone brings: the CUDA build's libraries, which a CPU build does not want.
 TORCH_ONLY := torch triton cuda-bindings cuda-pathfinder cuda-toolkit $(addprefix nvidia-,cublas \
 	cuda-cupti cuda-nvrtc cuda-runtime cudnn-cu13 cufft cufile curand cusolver cusparse \
@@ -19,7 +22,7 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell for p in python3 python3.11 python3.12 python; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null \
 	&& { echo $$p; break; }; done)
-INSTALLED := $(VENV)/.installed-$(TORCH)-$(TORCH_VERSION)
+INSTALLED := $(VENV)/.installed-$(TORCH)-$(TORCH_VERSION)-$(TRITON_VERSION)
 
 help:  ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' \
@@ -38,7 +41,8 @@ $(INSTALLED): requirements/py311.txt requirements/py312.txt
 	version=$$($(BIN)/python -c 'import sys; print("%d%d" % sys.version_info[:2])'); \
 	$(BIN)/python -m pip install -q --require-hashes --no-deps -r requirements/py$$version.txt
 ifeq ($(TORCH),default)
-	$(BIN)/python -m pip install -q torch==$(TORCH_VERSION)
+	$(BIN)/python -m pip install -q torch==$(TORCH_VERSION) \
+		'triton==$(TRITON_VERSION) ; sys_platform == "linux"'
 endif
 	@$(BIN)/python -c 'import torch, fairseq; print("installed: torch", torch.__version__, "fairseq", fairseq.__version__)' 2>/dev/null \
 		|| { echo "error: torch or fairseq does not import: run $(BIN)/python -c 'import torch, fairseq' to see why" >&2; exit 2; }
