@@ -8,6 +8,7 @@ import math
 import os
 import re
 import sys
+import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -126,6 +127,7 @@ def train(config: SuiteConfig, job: JobFolder, data: DataFolder, threads: int) -
 
     Raises ExperimentError, one line that names the log, when the command fails.
     """
+    _drop_half_copied(job)
     command = train_command(config, data.binarized, job.checkpoints)
     log = job.log("train")
     with StageView(f"{job.path.name}: train", config.train.max_updates) as view:
@@ -170,6 +172,26 @@ def train(config: SuiteConfig, job: JobFolder, data: DataFolder, threads: int) -
         peak_memory_kind="process_rss",
     )
     write_json(job.training, result)
+    for path in job.checkpoints.glob("*.pt"):
+        if path != job.checkpoint:  # fairseq's best and its last but one, as large as the last
+            path.unlink()
+
+
+def _drop_half_copied(job: JobFolder) -> None:
+    """Put the last whole checkpoint in the place of one whose writing was interrupted.
+
+    fairseq writes a checkpoint in one step under the number of its update, and then copies it to
+    checkpoint_last.pt: half a copy would stop every resume. Half a checkpoint is no zip file.
+    """
+    if not job.checkpoint.exists() or zipfile.is_zipfile(job.checkpoint):
+        return
+    numbered = sorted(
+        job.checkpoints.glob("checkpoint_*_*.pt"), key=lambda path: int(path.stem.split("_")[2])
+    )
+    if numbered:
+        os.replace(numbered[-1], job.checkpoint)
+    else:
+        job.checkpoint.unlink()
 
 
 def parse_line(line: str) -> TrainUpdates | Validation | None:

@@ -7,9 +7,19 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from hydra import compose, initialize_config_dir
 
+from experiments.config import SuiteConfig
+from experiments.corpus import prepare_data
 from experiments.layout import JobFolder
+from experiments.progress import StageView
+from experiments.record_parts import Training
 from experiments.records import Record, read_records
+from experiments.run import resolve
+from experiments.storage import read_json
+from experiments.train import train
+from gqa_fairseq.checkpoint import allow_fairseq_checkpoints
 
 pytestmark = pytest.mark.slow
 
@@ -70,14 +80,13 @@ def test_a_multirun_gives_records_is_skipped_and_repeats(corpus: list[str], tmp_
     same, repeated = records["mqa"], jobs_of(tmp_path)["mqa"]
     assert repeated.job.started_utc > same.job.started_utc
     assert repeated.job.id == same.job.id
-    assert losses(repeated) == losses(same)
+    assert losses(repeated.training) == losses(same.training)
     assert repeated.evaluation == same.evaluation
 
 
-def losses(record: Record) -> list[tuple[float | None, float | None]]:
-    assert record.training is not None
-    curve = record.training.curve
-    return [(point.train_nll_nats_per_token, point.dev_nll_nats_per_token) for point in curve]
+def losses(training: Training | None) -> list[tuple[float | None, float | None]]:
+    assert training is not None
+    return [(p.train_nll_nats_per_token, p.dev_nll_nats_per_token) for p in training.curve]
 
 
 def check_record(record: Record, folder: Path) -> None:
@@ -113,3 +122,46 @@ def check_record(record: Record, folder: Path) -> None:
         "evaluate.log",
         "benchmark.log",
     }
+
+
+@pytest.fixture
+def config(corpus: list[str], tmp_path: Path) -> SuiteConfig:
+    lengths = ["train.max_updates=60", "train.validate_every_updates=10"]
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        overrides = ["experiment=smoke", "attention=gqa2", *lengths, *corpus]
+        return resolve(compose("suite", overrides=[*overrides, f"paths.data={tmp_path}/data"]))
+
+
+def test_an_interrupted_training_ends_as_if_it_had_not_been(
+    config: SuiteConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = prepare_data(config)
+    whole, broken = JobFolder(tmp_path / "whole"), JobFolder(tmp_path / "broken")
+    train(config, whole, data, threads=1)
+
+    def interrupt(view: StageView, text: str) -> None:
+        if text.startswith("update 30"):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(StageView, "note", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, broken, data, threads=1)
+    assert not broken.training.exists()
+    last = broken.checkpoint.read_bytes()
+    broken.checkpoint.write_bytes(last[: len(last) // 2])  # killed while copying it
+    train(config, broken, data, threads=1)
+
+    log = broken.log("train").read_text(encoding="utf-8")
+    assert "Loaded checkpoint" in log  # it went on and did not start over
+    assert list(broken.checkpoints.iterdir()) == [broken.checkpoint]
+    one, two = (read_json(job.training, Training) for job in (whole, broken))
+    assert losses(one) == losses(two)
+    assert one.target_tokens == two.target_tokens
+    for name, weight in weights(whole).items():
+        assert torch.equal(weight, weights(broken)[name]), name
+
+
+def weights(job: JobFolder) -> dict[str, torch.Tensor]:
+    allow_fairseq_checkpoints()
+    return torch.load(job.checkpoint, weights_only=True)["model"]
