@@ -56,7 +56,7 @@ report: setup  ## Build results/report from results/runs and the papers' numbers
 	$(BIN)/python -m experiments.report --records results/runs --out results/report
 
 test: setup  ## Run all tests
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n logical --dist loadfile $(ARGS)
 
 lint: setup  ## Check style, format and types
 	$(BIN)/ruff check .
