@@ -11,7 +11,6 @@ import argparse
 import resource
 import statistics
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Literal
@@ -24,6 +23,7 @@ from fairseq.models import BaseFairseqModel
 from fairseq.sequence_generator import EnsembleModel
 from fairseq.tasks import FairseqTask
 from fairseq.trainer import Trainer
+from omegaconf import DictConfig
 from torch import Tensor
 
 from experiments.config import SuiteConfig
@@ -198,8 +198,7 @@ def time_training(
     """Time whole updates (forward, backward, optimizer) of fairseq's trainer at one shape."""
     source_tokens, target_tokens = TRAINING_SHAPE
     batch = config.benchmark.training_batch
-    with tempfile.TemporaryDirectory() as unused:
-        cfg = _fairseq_config(config, data, Path(unused))
+    cfg = _fairseq_config(config, data)
     trainer = Trainer(cfg, task, model, task.build_criterion(cfg.criterion))
     trainer.begin_epoch(1)
     device = trainer.device
@@ -229,16 +228,16 @@ def time_training(
     )
 
 
-def _fairseq_config(config: SuiteConfig, data: DataFolder, checkpoints: Path):
-    """fairseq's own config object of the job's training command."""
-    arguments = train_command(config, data.binarized, checkpoints)[1:]
+def _fairseq_config(config: SuiteConfig, data: DataFolder) -> DictConfig:
+    """fairseq's own config of the job's training command; nothing is saved, so no folder either."""
+    arguments = train_command(config, data.binarized, Path("unused"))[1:]
     parsed = options.parse_args_and_arch(options.get_training_parser(), arguments)
     return convert_namespace_to_omegaconf(parsed)
 
 
 def _random_model(config: SuiteConfig, data: DataFolder) -> tuple[BaseFairseqModel, FairseqTask]:
     torch.manual_seed(config.seed)
-    cfg = _fairseq_config(config, data, Path("unused"))
+    cfg = _fairseq_config(config, data)
     task = tasks.setup_task(cfg.task)
     return task.build_model(cfg.model), task
 

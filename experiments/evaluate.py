@@ -43,7 +43,8 @@ def evaluate(job: JobFolder) -> None:
 
     Raises ExperimentError when a line does not fit the model or the data lacks lines.
     """
-    config, data = job.read_config(), data_folder(job.read_config())
+    config = job.read_config()
+    data = data_folder(config)
     model, task = load_trained(job, data)
     if config.hardware.device == "cuda":
         model.cuda()

@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from experiments.config import SuiteConfig, parse_config
 from experiments.errors import ExperimentError
 from experiments.jobs import run_job
+from experiments.provenance import hardware
 from experiments.tracking import check_account
 
 
@@ -41,6 +42,16 @@ def resolve(composed: DictConfig) -> SuiteConfig:
     return parse_config(resolved)
 
 
+def check_gpus(config: SuiteConfig) -> None:
+    """Raise ExperimentError when the machine lacks the GPUs: fairseq would fall back to the CPU."""
+    wanted = config.hardware.devices if config.hardware.device == "cuda" else 0
+    if wanted and len(hardware().gpus) < wanted:
+        raise ExperimentError(
+            f"hardware.devices={wanted} GPUs are wanted, nvidia-smi shows {len(hardware().gpus)} "
+            "(use hardware=cpu)"
+        )
+
+
 def main() -> int:
     """Run the jobs of the command line; returns the exit code."""
     failed = 0
@@ -48,6 +59,7 @@ def main() -> int:
         jobs = compose_jobs()
         for config in jobs:
             check_account(config.tracking.mode)
+            check_gpus(config)
     except ExperimentError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import shutil
 import sys
 import zipfile
 from collections.abc import Iterable
@@ -127,9 +128,13 @@ def train(config: SuiteConfig, job: JobFolder, data: DataFolder, threads: int) -
 
     Raises ExperimentError, one line that names the log, when the command fails.
     """
-    _drop_half_copied(job)
-    command = train_command(config, data.binarized, job.checkpoints)
     log = job.log("train")
+    _drop_half_copied(job)
+    if any(event.update >= config.train.max_updates for event in read_events(log)):
+        # Stopped after the last update: fairseq would resume with one more. Start over instead.
+        shutil.rmtree(job.checkpoints, ignore_errors=True)
+        log.unlink()
+    command = train_command(config, data.binarized, job.checkpoints)
     with StageView(f"{job.path.name}: train", config.train.max_updates) as view:
 
         def show(line: str) -> None:
@@ -149,8 +154,7 @@ def train(config: SuiteConfig, job: JobFolder, data: DataFolder, threads: int) -
             done = run_stage([*program, *command[1:]], log, threads, show)
         except ExperimentError as error:
             raise ExperimentError(f"training failed: {error}; force=true starts over") from error
-    lines = log.read_text(encoding="utf-8").split("\n")
-    events = [event for event in map(parse_line, lines) if event is not None]
+    events = read_events(log)
     curve = read_curve(events)
     if not curve or curve[-1].update != config.train.max_updates:
         raise ExperimentError(f"training ended early, without a word (see {log})")
@@ -192,6 +196,14 @@ def _drop_half_copied(job: JobFolder) -> None:
         os.replace(numbered[-1], job.checkpoint)
     else:
         job.checkpoint.unlink()
+
+
+def read_events(log: Path) -> list[TrainUpdates | Validation]:
+    """What a log says of the training, in its order; nothing where there is no log yet."""
+    if not log.exists():
+        return []
+    events = map(parse_line, log.read_text(encoding="utf-8").split("\n"))
+    return [event for event in events if event is not None]
 
 
 def parse_line(line: str) -> TrainUpdates | Validation | None:

@@ -158,8 +158,18 @@ def test_an_interrupted_training_ends_as_if_it_had_not_been(
     one, two = (read_json(job.training, Training) for job in (whole, broken))
     assert losses(one) == losses(two)
     assert one.target_tokens == two.target_tokens
-    for name, weight in weights(whole).items():
-        assert torch.equal(weight, weights(broken)[name]), name
+    assert_same_weights(whole, broken)
+
+    # Stopped between the last update and the result: not one update more than asked for.
+    broken.training.unlink()
+    train(config, broken, data, threads=1)
+    assert losses(read_json(broken.training, Training)) == losses(one)
+    assert_same_weights(whole, broken)
+
+
+def assert_same_weights(one: JobFolder, two: JobFolder) -> None:
+    for name, weight in weights(one).items():
+        assert torch.equal(weight, weights(two)[name]), name
 
 
 def weights(job: JobFolder) -> dict[str, torch.Tensor]:

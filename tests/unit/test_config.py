@@ -113,11 +113,12 @@ def test_variants_differ_in_attention_only(composed: dict[str, Any]) -> None:
         ("attention.num_kv_heads=16", "does not divide"),
         ("train.max_updates=many", "train.max_updates"),
         ("data=local", "data.train_source"),
+        ("hardware=gpu1 hardware.devices=4", "hardware=cpu"),
     ],
 )
 def test_the_command_refuses_before_any_work(tmp_path: Path, override: str, words: str) -> None:
     done = run_python(
-        "-m", "experiments.run", "experiment=quickstart", override,
+        "-m", "experiments.run", "experiment=quickstart", *override.split(),
         f"paths.data={tmp_path}/data", f"paths.runs={tmp_path}/runs",
     )  # fmt: skip
     assert done.returncode in (1, 2)  # 1 is Hydra's own
