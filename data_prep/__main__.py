@@ -1,6 +1,7 @@
 """`python -m data_prep NAME --out DIR`: prepare a corpus and say what came out."""
 
 import argparse
+import errno
 import os
 import signal
 import sys
@@ -15,7 +16,12 @@ from data_prep.errors import DataError
 from data_prep.manifest import HELD_OUT, MANIFEST_NAME, SPLITS, DataSpec, Manifest
 from data_prep.pipeline import prepare
 
-VOCAB_SIZES = {"sample_en_de": 4000, "multi30k_en_de": 6000, "local": 8000}
+VOCAB_SIZES = {
+    "sample_en_de": 4000,
+    "multi30k_en_de": 6000,
+    "wmt14_en_de": 32000,
+    "local": 8000,
+}
 TEXT_OPTIONS = [f"{split}_{side}" for split in SPLITS for side in ("source", "target")]
 
 DESCRIPTION = """\
@@ -26,6 +32,8 @@ interrupted continues with the same command.
 corpora:
   sample_en_de     the embedded LibreOffice help, 25,621 pairs; needs no network
   multi30k_en_de   Multi30k, 29,000 image captions; downloaded (1.3 MB), or from --mirror
+  wmt14_en_de      WMT14, 4.5 million pairs; 1.7 GB of archives, downloaded or from --mirror
+                   (docs/wmt14.md has what it costs)
   local            your own files: one segment a line, UTF-8, plain or .gz or .xz; line n of the
                    source file is the translation of line n of the target file
 """
@@ -53,6 +61,8 @@ def main(arguments: list[str] | None = None) -> int:
     except DataError as error:
         return _fail(str(error), 2)
     except OSError as error:  # such as a full disk, anywhere
+        if error.errno == errno.ENOSPC:
+            return _fail(f"{options.out}: {error.strerror}: free some, then run this again", 2)
         return _fail(f"{error.filename or options.out}: {error.strerror or error}", 2)
     except KeyboardInterrupt:
         return _fail("interrupted: the same command continues", 130)
@@ -102,6 +112,11 @@ def _parser() -> argparse.ArgumentParser:
         help="processes; they do not change the result (default: all cores, %(default)s)",
     )
     parser.add_argument("--force", action="store_true", help="prepare again what is done")
+    parser.add_argument(
+        "--sources",
+        metavar="FILE",
+        help="wmt14_en_de: other archives, a JSON table as data_prep/wmt14_en_de.json is",
+    )
     files = parser.add_argument_group("files of `local` (all six)")
     for name in TEXT_OPTIONS:
         files.add_argument(f"--{name.replace('_', '-')}", metavar="FILE")
@@ -112,6 +127,8 @@ def _spec(options: argparse.Namespace) -> DataSpec:
     given = {name: getattr(options, name) for name in TEXT_OPTIONS}
     if options.name != "local" and any(given.values()):
         raise DataError(f"{options.name} has its own text: --train-source and such are for local")
+    if options.name != "wmt14_en_de" and options.sources:
+        raise DataError("--sources is for wmt14_en_de")
     if options.workers < 1:
         raise DataError(f"--workers {options.workers}: give at least 1")
     values = {
@@ -121,6 +138,7 @@ def _spec(options: argparse.Namespace) -> DataSpec:
         else options.vocab_size,
         "max_pieces": options.max_pieces,
         "max_ratio": options.max_ratio,
+        "sources": options.sources,
     }
     try:
         return msgspec.convert(values | given, DataSpec)
@@ -165,11 +183,15 @@ def _print_summary(manifest: Manifest, out: Path) -> None:
             f"{overlap.lines_covered_share:.1%} of its lines are covered, "
             f"{overlap.duplicate_lines} lines are in train"
         )
+    for name, subset in manifest.subsets.items():
+        rows[f"test {name}"] = f"{subset.lines:,} lines, their numbers are in {subset.file}"
     rows["licence"] = manifest.licence
+    if manifest.note:
+        rows["note"] = manifest.note
     rows["checksum"] = manifest.checksum
     rows["manifest"] = str(out / MANIFEST_NAME)
     for name, text in rows.items():
-        console.print(f"{name:<11} {text}", markup=False)
+        console.print(f"{name:<13} {text}", markup=False)
 
 
 if __name__ == "__main__":

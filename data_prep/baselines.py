@@ -7,29 +7,32 @@ included; the first such line wins a tie.
 
 from pathlib import Path
 
-import numpy
-from sklearn.feature_extraction.text import TfidfVectorizer
-
 from data_prep.manifest import TARGET_LANG
-from data_prep.progress import Advance
 from data_prep.text import Pair, open_for_writing
 
 BATCH_LINES = 64
 NAMES = ("copy", "nearest")
 
 
-def write_baselines(
-    train: list[Pair], test_sources: list[str], folder: Path, advance: Advance
-) -> None:
-    """Write `<name>.test.de` for each of NAMES into `folder`, one hypothesis a test line."""
-    hypotheses = {"copy": test_sources, "nearest": nearest(train, test_sources, advance)}
-    for name in NAMES:
+def write_baselines(train: list[Pair] | None, test_sources: list[str], folder: Path) -> None:
+    """Write `<name>.test.de` for each of NAMES into `folder`, one hypothesis a test line.
+
+    Without `train`, `nearest` is left out.
+    """
+    hypotheses = {"copy": test_sources}
+    if train is not None:
+        hypotheses["nearest"] = nearest(train, test_sources)
+    for name in hypotheses:
         with open_for_writing(folder / f"{name}.test.{TARGET_LANG}") as stream:
             stream.writelines(f"{line}\n" for line in hypotheses[name])
 
 
-def nearest(train: list[Pair], sources: list[str], advance: Advance) -> list[str]:
+def nearest(train: list[Pair], sources: list[str]) -> list[str]:
     """For each line of `sources`, the target side of the training pair with the nearest source."""
+    # They take longer to import than all else, and not every corpus wants them.
+    import numpy
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
     vectorizer = TfidfVectorizer(token_pattern=r"(?u)\b\w+\b")
     train_vectors = vectorizer.fit_transform([source for source, _ in train]).T.tocsr()
     found: list[str] = []
@@ -37,5 +40,4 @@ def nearest(train: list[Pair], sources: list[str], advance: Advance) -> list[str
         batch = sources[start : start + BATCH_LINES]
         cosines = (vectorizer.transform(batch) @ train_vectors).toarray()
         found += [train[index][1] for index in numpy.argmax(cosines, axis=1)]
-        advance(len(batch))
     return found

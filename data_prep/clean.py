@@ -5,17 +5,22 @@ pieces, as the model sees them, and come after. Dev and test lines are never dro
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 import msgspec
 
 from data_prep.errors import DataError
 from data_prep.manifest import HELD_OUT, SPLITS
+from data_prep.parallel import chunks, ordered_map
 from data_prep.progress import Advance
 from data_prep.text import Pair, pair_writer, same_text_key
 
 REASONS = ("empty", "control_characters", "held_out", "too_long", "ratio")
+
+CHUNK_PAIRS = 10_000
 
 # C0 and C1 but the tab: they mark broken text, and other tools take some of them for line ends.
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]")
@@ -64,6 +69,13 @@ def require_some(training_pairs: int) -> None:
         )
 
 
+def _sift(rules: TextRules, pairs: list[Pair]) -> tuple[list[Pair], Counter[str]]:
+    """The pairs that stay, and how many do not by reason."""
+    reasons = [rules.reason_to_drop(pair) for pair in pairs]
+    kept = [pair for pair, reason in zip(pairs, reasons, strict=True) if reason is None]
+    return kept, Counter(reason for reason in reasons if reason)
+
+
 class Cleaned(msgspec.Struct):
     """Pairs of each split that were read, and training pairs that the text rules dropped."""
 
@@ -71,7 +83,9 @@ class Cleaned(msgspec.Struct):
     dropped: dict[str, int] = msgspec.field(default_factory=lambda: dict.fromkeys(REASONS, 0))
 
 
-def clean_splits(pairs: Callable[[str], Iterator[Pair]], folder: Path, advance: Advance) -> Cleaned:
+def clean_splits(
+    pairs: Callable[[str], Iterator[Pair]], folder: Path, advance: Advance, workers: int = 1
+) -> Cleaned:
     """Write into `folder` all of dev and test, and what the text rules leave of train.
 
     `pairs(split)` streams the text; dev and test fit in memory, train need not.
@@ -80,20 +94,20 @@ def clean_splits(pairs: Callable[[str], Iterator[Pair]], folder: Path, advance: 
     counts = Cleaned()
     held_out: list[Pair] = []
     for split in HELD_OUT:
+        lines = list(pairs(split))
+        counts.read[split] = len(lines)
+        held_out += lines
         with pair_writer(folder, split) as write:
-            for pair in pairs(split):
-                counts.read[split] += 1
-                held_out.append(pair)
-                write(pair)
-                advance(1)
-    rules = TextRules(held_out)
+            write(lines)
+        advance(len(lines))
+    sift = partial(_sift, TextRules(held_out))
     with pair_writer(folder, "train") as write:
-        for pair in pairs("train"):
-            counts.read["train"] += 1
-            if reason := rules.reason_to_drop(pair):
-                counts.dropped[reason] += 1
-            else:
-                write(pair)
-            advance(1)
+        for kept, dropped in ordered_map(sift, chunks(pairs("train"), CHUNK_PAIRS), workers):
+            write(kept)
+            for reason, count in dropped.items():
+                counts.dropped[reason] += count
+            read = len(kept) + sum(dropped.values())
+            counts.read["train"] += read
+            advance(read)
     require_some(counts.read["train"] - sum(counts.dropped.values()))
     return counts

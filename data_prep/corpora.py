@@ -1,32 +1,17 @@
 """The corpora that can be prepared, and how each comes to train, dev and test pairs."""
 
 import hashlib
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from data_prep import fetch
+from data_prep.corpus import Corpus
 from data_prep.errors import DataError
 from data_prep.manifest import SPLITS, DataSpec
 from data_prep.text import Pair, read_pairs, same_text_key, sha256_of_file
+from data_prep.wmt14 import Wmt14
 
 SAMPLE_FOLDER = Path(__file__).parent / "sample"
-
-
-class Corpus(ABC):
-    """Text in three splits.
-
-    `licence` is one line for the user, `inputs` are the sha256 of the files it is made from, and
-    `urls` are where those are that must be downloaded.
-    """
-
-    licence: str
-    inputs: dict[str, str]
-    urls: Sequence[str] = ()
-
-    @abstractmethod
-    def pairs(self, split: str, folder: Path) -> Iterator[Pair]:
-        """The pairs of a split, streamed; downloads are in `folder`."""
 
 
 class Sample(Corpus):
@@ -73,7 +58,10 @@ class Multi30k(Corpus):
                 "9204244e408ccb38d2a55cfcd344df15005fc42a07a6e55ca6c52b6ababb8cc8"
             ),
         }
-        self.urls = [self.URL + name for name in self.inputs]
+        self.downloads = [
+            fetch.Download(url=self.URL + name, checksum=checksum)
+            for name, checksum in self.inputs.items()
+        ]
 
     def pairs(self, split: str, folder: Path) -> Iterator[Pair]:
         name = {"train": "train", "dev": "val", "test": "test_2016_flickr"}[split]
@@ -116,4 +104,6 @@ def open_corpus(spec: DataSpec) -> Corpus:
         return Sample()
     if spec.name == "multi30k_en_de":
         return Multi30k()
+    if spec.name == "wmt14_en_de":
+        return Wmt14(spec)
     return Local(spec)

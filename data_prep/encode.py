@@ -1,21 +1,16 @@
-"""Text to subword pieces, dropping training pairs by their lengths in pieces."""
+"""Text to subword pieces on all cores, dropping training pairs by their lengths in pieces."""
 
-from collections.abc import Callable, Iterator
-from itertools import islice
+from functools import cache, partial
 from pathlib import Path
 
 import msgspec
 
-from data_prep.clean import REASONS, piece_reason_to_drop, require_some
+from data_prep.clean import CHUNK_PAIRS, REASONS, piece_reason_to_drop, require_some
 from data_prep.manifest import SPLITS
+from data_prep.parallel import chunks, ordered_map
 from data_prep.progress import Advance
 from data_prep.text import Pair, pair_writer, read_text
 from data_prep.vocabulary import load_pieces, piece_names
-
-CHUNK_PAIRS = 10_000
-
-# The reason to drop a pair with so many pieces on each side, or None.
-Rule = Callable[[int, int], str | None]
 
 
 class Encoded(msgspec.Struct):
@@ -26,64 +21,82 @@ class Encoded(msgspec.Struct):
     source_pieces: int = 0
     target_pieces: int = 0
 
+    def add(self, other: "Encoded") -> None:
+        """Count also what `other` counted."""
+        self.kept += other.kept
+        self.source_pieces += other.source_pieces
+        self.target_pieces += other.target_pieces
+        for reason, count in other.dropped.items():
+            self.dropped[reason] += count
+
 
 class Encoder:
-    """A SentencePiece model that encodes on `workers` cores; the result does not depend on them."""
+    """A SentencePiece model in the file `model`, loaded by each process that uses it."""
 
-    def __init__(self, model: Path, workers: int) -> None:
+    def __init__(self, model: Path) -> None:
+        self._model = model
         self._pieces = load_pieces(model)
         self._names = piece_names(self._pieces)
-        self._workers = workers
+
+    def __reduce__(self) -> tuple[object, tuple[Path]]:
+        return _loaded, (self._model,)
 
     def encode(self, lines: list[str]) -> list[list[str]]:
         """The pieces of each line, by the names that fairseq's dictionary has for them."""
-        encoded = self._pieces.encode(lines, num_threads=self._workers)
+        encoded = self._pieces.encode(lines, num_threads=1)
         return [[self._names[index] for index in line] for line in encoded]
 
 
+@cache
+def _loaded(model: Path) -> Encoder:
+    return Encoder(model)
+
+
 def encode_splits(
-    texts: Path, encoder: Encoder, max_pieces: int, max_ratio: float, out: Path, advance: Advance
+    texts: Path,
+    encoder: Encoder,
+    max_pieces: int,
+    max_ratio: float,
+    out: Path,
+    advance: Advance,
+    workers: int = 1,
 ) -> dict[str, Encoded]:
     """Encode every split of the folder `texts`: `out`/pieces, and `out`/text with the same pairs.
 
     Training pairs are dropped by `piece_reason_to_drop`; of dev and test every pair stays.
     Raises DataError when no training pair is left.
     """
-
-    def training_rule(source_pieces: int, target_pieces: int) -> str | None:
-        return piece_reason_to_drop(source_pieces, target_pieces, max_pieces, max_ratio)
-
-    counts = {
-        split: _encode(
-            read_text(texts, split),
-            encoder,
-            training_rule if split == "train" else lambda *_: None,
-            out,
-            split,
-            advance,
-        )
-        for split in SPLITS
-    }
-    require_some(counts["train"].kept)
-    return counts
+    found: dict[str, Encoded] = {}
+    for split in SPLITS:
+        limits = (max_pieces, max_ratio) if split == "train" else None
+        encode = partial(_encode, encoder, limits)
+        found[split] = counts = Encoded()
+        stream = ordered_map(encode, chunks(read_text(texts, split), CHUNK_PAIRS), workers)
+        with pair_writer(out / "text", split) as text, pair_writer(out / "pieces", split) as pieces:
+            for kept, encoded, more in stream:
+                text(kept)
+                pieces(encoded)
+                counts.add(more)
+                advance(more.kept + sum(more.dropped.values()))
+    require_some(found["train"].kept)
+    return found
 
 
 def _encode(
-    pairs: Iterator[Pair], encoder: Encoder, rule: Rule, out: Path, split: str, advance: Advance
-) -> Encoded:
+    encoder: Encoder, limits: tuple[int, float] | None, pairs: list[Pair]
+) -> tuple[list[Pair], list[Pair], Encoded]:
+    """The pairs that stay, the same in pieces, and the counts; without `limits` all stay."""
     counts = Encoded()
-    with pair_writer(out / "text", split) as text, pair_writer(out / "pieces", split) as pieces:
-        while chunk := list(islice(pairs, CHUNK_PAIRS)):
-            sources, targets = ([pair[side] for pair in chunk] for side in (0, 1))
-            encoded = zip(chunk, encoder.encode(sources), encoder.encode(targets), strict=True)
-            for pair, source, target in encoded:
-                if reason := rule(len(source), len(target)):
-                    counts.dropped[reason] += 1
-                    continue
-                text(pair)
-                pieces((" ".join(source), " ".join(target)))
-                counts.kept += 1
-                counts.source_pieces += len(source)
-                counts.target_pieces += len(target)
-            advance(len(chunk))
-    return counts
+    kept: list[Pair] = []
+    pieces: list[Pair] = []
+    sides = (encoder.encode([pair[side] for pair in pairs]) for side in (0, 1))
+    for pair, source, target in zip(pairs, *sides, strict=True):
+        if limits and (reason := piece_reason_to_drop(len(source), len(target), *limits)):
+            counts.dropped[reason] += 1
+            continue
+        kept.append(pair)
+        pieces.append((" ".join(source), " ".join(target)))
+        counts.kept += 1
+        counts.source_pieces += len(source)
+        counts.target_pieces += len(target)
+    return kept, pieces, counts

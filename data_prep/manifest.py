@@ -21,7 +21,9 @@ Count = Annotated[int, Meta(ge=0)]
 Positive = Annotated[int, Meta(ge=1)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
-CorpusName = Literal["sample_en_de", "multi30k_en_de", "local"]
+# A sha256; the md5, so marked, where the publisher gives no other.
+Checksum = Annotated[str, Meta(pattern="^([0-9a-f]{64}|md5:[0-9a-f]{32})$")]
+CorpusName = Literal["sample_en_de", "multi30k_en_de", "wmt14_en_de", "local"]
 
 
 class Strict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -31,14 +33,15 @@ class Strict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 class DataSpec(Strict, frozen=True, kw_only=True):
     """A corpus and the settings that decide what comes out of it.
 
-    `max_pieces` and `max_ratio` (longer side to shorter) are in subword pieces. The six paths are
-    for `local` alone.
+    `max_pieces` and `max_ratio` (longer side to shorter) are in subword pieces. `sources` is a
+    table of other archives for `wmt14_en_de`; the six paths are for `local` alone.
     """
 
     name: CorpusName
     vocab_size: Positive
     max_pieces: Positive = 250
     max_ratio: Annotated[float, Meta(gt=1)] = 1.5
+    sources: str | None = None
     train_source: str | None = None
     train_target: str | None = None
     dev_source: str | None = None
@@ -70,10 +73,17 @@ class Overlap(Strict, frozen=True, kw_only=True):
     duplicate_lines: Count
 
 
+class Subset(Strict, frozen=True, kw_only=True):
+    """A part of test that is scored by itself: its line numbers in test, from 1, are in `file`."""
+
+    file: str
+    lines: Count
+
+
 class Manifest(Strict, frozen=True, kw_only=True):
     """The prepared corpus.
 
-    `request` is the sha256 of what was asked for: settings and the sha256 of every input.
+    `request` is the sha256 of what was asked for: settings and the checksum of every input.
     `files` are the sha256 of what came out, by path in the folder, and `checksum` is theirs: it
     changes when and only when the prepared data does.
     """
@@ -87,9 +97,11 @@ class Manifest(Strict, frozen=True, kw_only=True):
     max_pieces: Positive
     max_ratio: float
     request: Sha256
-    inputs: dict[str, Sha256]
+    inputs: dict[str, Checksum]
     splits: dict[str, SplitCounts]
     overlap: dict[str, Overlap]
+    subsets: dict[str, Subset] = {}
+    note: str = ""
     files: dict[str, Sha256]
     checksum: Sha256
     versions: dict[str, str]
@@ -110,9 +122,9 @@ def load_manifest(path: Path) -> Manifest:
         raise DataError(f"{path}: {error}: remove the file and prepare the data again") from error
 
 
-def write_json(path: Path, struct: msgspec.Struct) -> None:
-    """Write `struct` as indented JSON in one step: a reader sees all of it or none."""
-    encoded = msgspec.json.encode(struct, order="deterministic")
+def write_json(path: Path, value: object) -> None:
+    """Write `value` as indented JSON in one step: a reader sees all of it or none."""
+    encoded = msgspec.json.encode(value, order="deterministic")
     temporary = path.with_name(f".{path.name}.part")
     temporary.write_bytes(msgspec.json.format(encoded, indent=2) + b"\n")
     os.replace(temporary, path)

@@ -1,13 +1,14 @@
 """A corpus from its text to what fairseq trains on, as steps that are done once.
 
-    fetch -> clean -> vocabulary -> encode -> binarize
-                                      +----> compare (overlap with train, baselines)
+    fetch -> extract -> clean -> vocabulary -> encode -> binarize
+                                                 +----> compare (overlap with train, baselines)
 
 Steps work below DIR/work. When all are done, what they made moves to its place and manifest.json is
 written, last: a folder that has it is complete.
 """
 
 import shutil
+from collections.abc import Iterator
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,9 +17,11 @@ from typing import Any
 import msgspec
 from rich.console import Console
 
+from data_prep.baselines import write_baselines
 from data_prep.binarize import binarize
 from data_prep.clean import Cleaned, clean_splits
-from data_prep.corpora import Corpus, open_corpus
+from data_prep.corpora import open_corpus
+from data_prep.corpus import Corpus
 from data_prep.encode import Encoded, Encoder, encode_splits
 from data_prep.fetch import fetch_all
 from data_prep.manifest import (
@@ -30,19 +33,26 @@ from data_prep.manifest import (
     Manifest,
     Overlap,
     SplitCounts,
+    Subset,
     digest,
+    write_json,
 )
 from data_prep.overlap import measure_overlap
-from data_prep.progress import Advance, show
+from data_prep.progress import Advance
 from data_prep.result import WORK, only_one, publish, read_finished, result_files
+from data_prep.space import require_space, size_of
 from data_prep.steps import Step, Steps
-from data_prep.text import read_text, text_files
+from data_prep.text import open_for_writing, read_text, text_files
 from data_prep.vocabulary import DICTIONARY_NAME, MODEL_NAME, train_vocabulary
 
 # Part of every request: raise it when the same request gives other data than before.
 RECIPE = 1
 DOWNLOADS = "downloads"
+STEPS = ("extract", "clean", "vocabulary", "encode", "binarize", "compare")
+TIMINGS = "timings.json"  # in logs: seconds and pairs of the steps of the last run
 NO_RESULT = type(None)
+# What WORK and the result take at the most, measured with lines as long as WMT14's (docs/wmt14.md).
+WORK_BYTES_PER_PAIR = 1900
 PACKAGES = ("sentencepiece", "scikit-learn", "ve-fairseq", "fairseq-fixed")
 
 
@@ -71,13 +81,21 @@ def prepare(
             shutil.rmtree(out / WORK, ignore_errors=True)
         elif done := read_finished(out, request):
             return done
-        if corpus.urls:
-            with show(console, "fetch", "bytes") as advance:
-                fetch_all(corpus.urls, corpus.inputs, out / DOWNLOADS, mirror, advance)
+        if corpus.downloads:
+            require_space(out, _missing_bytes(corpus, out))
+            fetch_all(corpus.downloads, out / DOWNLOADS, mirror, console)
         finished = _run_steps(spec, corpus, out, workers, console)
         manifest = _describe(spec, corpus, request, finished)
         publish(finished.results, manifest, out)
         return manifest
+
+
+def _missing_bytes(corpus: Corpus, out: Path) -> int:
+    """What the downloads and the work will take, less what `out` has of them."""
+    archives = sum(download.size_bytes or 0 for download in corpus.downloads)
+    work = corpus.training_pairs * WORK_BYTES_PER_PAIR
+    have = [size_of(out / DOWNLOADS), size_of(out / WORK)]
+    return max(archives - have[0], 0) + max(work - have[1], 0)
 
 
 class _Finished(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,6 +104,7 @@ class _Finished(msgspec.Struct, frozen=True, kw_only=True):
     cleaned: Cleaned
     encoded: dict[str, Encoded]
     overlap: dict[str, Overlap]
+    subsets: dict[str, Subset]
     results: list[Step[Any]]
 
 
@@ -95,21 +114,33 @@ def _run_steps(
     steps = Steps(out / WORK, RECIPE, console)
     logs = out / "logs"
 
+    def extract(folder: Path, advance: Advance) -> dict[str, Subset]:
+        corpus.extract(out / DOWNLOADS, folder)
+        advance(corpus.training_pairs)
+        return _write_subsets(corpus.subsets(folder), folder)
+
+    texts, subsets, results = out / DOWNLOADS, dict[str, Subset](), list[Step[Any]]()
+    if corpus.in_archives:
+        extracted = steps.run("extract", corpus.inputs, extract, dict[str, Subset])
+        texts, subsets, results = extracted.folder, extracted.result, [extracted]
+
     def clean(folder: Path, advance: Advance) -> Cleaned:
-        return clean_splits(lambda split: corpus.pairs(split, out / DOWNLOADS), folder, advance)
+        return clean_splits(lambda split: corpus.pairs(split, texts), folder, advance, workers)
 
     cleaned = steps.run("clean", corpus.inputs, clean, Cleaned)
+    training_pairs = cleaned.result.read["train"] - sum(cleaned.result.dropped.values())
 
     def train_pieces(folder: Path, advance: Advance) -> None:
-        texts = text_files(cleaned.folder, "train")
-        train_vocabulary(texts, spec.vocab_size, folder, logs / "vocabulary.log")
+        train = text_files(cleaned.folder, "train")
+        train_vocabulary(train, spec.vocab_size, folder, logs / "vocabulary.log")
+        advance(training_pairs)
 
     vocabulary = steps.run("vocabulary", [cleaned.files, spec.vocab_size], train_pieces, NO_RESULT)
 
     def encode(folder: Path, advance: Advance) -> dict[str, Encoded]:
-        encoder = Encoder(vocabulary.folder / MODEL_NAME, workers)
+        encoder = Encoder(vocabulary.folder / MODEL_NAME)
         limits = spec.max_pieces, spec.max_ratio
-        return encode_splits(cleaned.folder, encoder, *limits, folder, advance)
+        return encode_splits(cleaned.folder, encoder, *limits, folder, advance, workers)
 
     encode_inputs = [cleaned.files, vocabulary.files, spec.max_pieces, spec.max_ratio]
     encoded = steps.run("encode", encode_inputs, encode, dict[str, Encoded])
@@ -118,31 +149,53 @@ def _run_steps(
         dictionary = vocabulary.folder / DICTIONARY_NAME
         log = logs / "binarize.log"
         binarize(encoded.folder / "pieces", dictionary, folder / "bin", workers, log)
+        advance(encoded.result["train"].kept)
 
     binarized = steps.run("binarize", [encoded.files, vocabulary.files], to_binary, NO_RESULT)
 
     def compare(folder: Path, advance: Advance) -> dict[str, Overlap]:
-        return _compare(encoded.folder / "text", folder / "baselines", advance)
+        nearest = corpus.nearest_baseline
+        return _compare(encoded.folder / "text", folder / "baselines", nearest, advance)
 
-    compared = steps.run("compare", encoded.files, compare, dict[str, Overlap])
+    inputs = [encoded.files, corpus.nearest_baseline]
+    compared = steps.run("compare", inputs, compare, dict[str, Overlap])
+    if steps.timings:
+        write_json(logs / TIMINGS, steps.timings)
 
     return _Finished(
         cleaned=cleaned.result,
         encoded=encoded.result,
         overlap=compared.result,
-        results=[vocabulary, encoded, binarized, compared],
+        subsets=subsets,
+        results=[*results, vocabulary, encoded, binarized, compared],
     )
 
 
-def _compare(texts: Path, out: Path, advance: Advance) -> dict[str, Overlap]:
-    """Write the baselines into `out`; returns the overlap of dev and test with train."""
-    # Only here is scikit-learn wanted, which takes longer to import than all else.
-    from data_prep.baselines import write_baselines
+def _write_subsets(subsets: dict[str, list[int]], folder: Path) -> dict[str, Subset]:
+    """Write the line numbers of each subset, one a line, into `folder`/text."""
+    found = {}
+    for name, numbers in subsets.items():
+        file = f"text/test.{name}.lines"
+        with open_for_writing(folder / file) as stream:
+            stream.writelines(f"{number}\n" for number in numbers)
+        found[name] = Subset(file=file, lines=len(numbers))
+    return found
 
-    train = list(read_text(texts, "train"))
+
+def _compare(texts: Path, out: Path, nearest: bool, advance: Advance) -> dict[str, Overlap]:
+    """Write the baselines into `out`; returns the overlap of dev and test with train.
+
+    Train is held in memory for the `nearest` baseline alone.
+    """
     sources = {split: [source for source, _ in read_text(texts, split)] for split in HELD_OUT}
-    write_baselines(train, sources["test"], out, advance)
-    return measure_overlap((source for source, _ in train), sources)
+    write_baselines(list(read_text(texts, "train")) if nearest else None, sources["test"], out)
+
+    def train_sources() -> Iterator[str]:
+        for source, _ in read_text(texts, "train"):
+            advance(1)
+            yield source
+
+    return measure_overlap(train_sources(), sources)
 
 
 def _describe(spec: DataSpec, corpus: Corpus, request: str, finished: _Finished) -> Manifest:
@@ -162,6 +215,8 @@ def _describe(spec: DataSpec, corpus: Corpus, request: str, finished: _Finished)
             for split in SPLITS
         },
         overlap=finished.overlap,
+        subsets=finished.subsets,
+        note=corpus.note,
         files=files,
         checksum=digest(files),
         versions=_versions(),

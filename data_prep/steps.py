@@ -15,7 +15,7 @@ import msgspec
 from rich.console import Console
 
 from data_prep.manifest import digest, write_json
-from data_prep.progress import Advance, show
+from data_prep.progress import Advance, Timing, show
 from data_prep.text import sha256_of_file
 
 STAMP_NAME = "stamp.json"
@@ -40,13 +40,15 @@ class Step(msgspec.Struct, Generic[Result], frozen=True):
 class Steps:
     """The steps of one preparation, in `root`, with progress on `console`.
 
-    Steps of another `recipe`, a version of the code, count as not done.
+    Steps of another `recipe`, a version of the code, count as not done. `timings` has those that
+    were built, by name.
     """
 
     def __init__(self, root: Path, recipe: int, console: Console) -> None:
         self._root = root
         self._recipe = recipe
         self._console = console
+        self.timings: dict[str, Timing] = {}
 
     def run(
         self,
@@ -81,7 +83,8 @@ class Steps:
             shutil.rmtree(old, ignore_errors=True)
         part.mkdir(parents=True)
         try:
-            with show(self._console, folder.name) as advance:
+            timing = self.timings[folder.name] = Timing()
+            with show(self._console, folder.name, timing) as advance:
                 result = build(part, advance)
         except BaseException:
             shutil.rmtree(part, ignore_errors=True)

@@ -6,11 +6,11 @@ import lzma
 import re
 import unicodedata
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import zip_longest
 from pathlib import Path
-from typing import BinaryIO, TextIO, cast
+from typing import Any, BinaryIO, TextIO, cast
 
 from data_prep.errors import DataError
 from data_prep.manifest import SOURCE_LANG, TARGET_LANG
@@ -79,14 +79,14 @@ def read_text(folder: Path, split: str) -> Iterator[Pair]:
 
 
 @contextmanager
-def pair_writer(folder: Path, split: str) -> Iterator[Callable[[Pair], None]]:
-    """A function that appends a pair to the files of a split in `folder`, which is made."""
+def pair_writer(folder: Path, split: str) -> Iterator[Callable[[Sequence[Pair]], None]]:
+    """A function that appends pairs to the files of a split in `folder`, which is made."""
     source, target = text_files(folder, split)
     with open_for_writing(source) as left, open_for_writing(target) as right:
 
-        def write(pair: Pair) -> None:
-            left.write(pair[0] + "\n")
-            right.write(pair[1] + "\n")
+        def write(pairs: Sequence[Pair]) -> None:
+            left.writelines(f"{source}\n" for source, _ in pairs)
+            right.writelines(f"{target}\n" for _, target in pairs)
 
         yield write
 
@@ -107,6 +107,19 @@ def sha256_of_file(path: Path) -> str:
     """Hexadecimal sha256 of a file's bytes."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def checksum_of_file(path: Path, like: str) -> str:
+    """The checksum of a file in the form that `like` has: `md5:...`, or a sha256."""
+    if not like.startswith("md5:"):
+        return sha256_of_file(path)
+    with path.open("rb") as stream:
+        return f"md5:{hashlib.file_digest(stream, _unsafe_md5).hexdigest()}"
+
+
+def _unsafe_md5() -> Any:
+    """For checksums that others publish; some systems forbid it for anything else."""
+    return hashlib.md5(usedforsecurity=False)
 
 
 def _open(path: Path) -> BinaryIO:

@@ -22,7 +22,7 @@ DICTIONARY_NAME = "dict.txt"
 UNKNOWN = "<unk>"
 # fairseq puts these four in front of every dictionary; sentencepiece has three of them.
 FAIRSEQ_SPECIALS = frozenset(("<s>", "<pad>", "</s>", UNKNOWN))
-MAX_LINES = 4_000_000  # more lines would cost memory and time, and hardly change the pieces
+MAX_LINES = 1_000_000  # more would cost memory and time, and hardly change the pieces
 
 
 def train_vocabulary(texts: Sequence[Path], vocab_size: int, folder: Path, log: Path) -> None:

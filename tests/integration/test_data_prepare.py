@@ -152,7 +152,7 @@ def test_multi30k_from_a_mirror(tmp_path):
         pytest.skip("CORPORA_DIR is not set: no Multi30k files to read")
     corpus = Multi30k()
     mirror = str(Path(corpora) / "multi30k")
-    fetch_all(corpus.urls, corpus.inputs, tmp_path, mirror, lambda _: None)
+    fetch_all(corpus.downloads, tmp_path, mirror, QUIET)
     counts = {split: sum(1 for _ in corpus.pairs(split, tmp_path)) for split in SPLITS}
     assert counts == {"train": 29_000, "dev": 1_014, "test": 1_000}
     ((source, target),) = islice(corpus.pairs("test", tmp_path), 1)
