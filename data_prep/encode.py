@@ -1,11 +1,10 @@
-"""Text to the numbers of its subword pieces, on all cores; drops training pairs by length."""
+"""Text to subword pieces on all cores, dropping training pairs by their lengths in pieces."""
 
 from functools import cache, partial
 from pathlib import Path
 
 import msgspec
 
-from data_prep.binarize import Numbers, Tokens, binary_writer
 from data_prep.clean import CHUNK_PAIRS, REASONS, piece_reason_to_drop, require_some
 from data_prep.manifest import SPLITS
 from data_prep.parallel import chunks, ordered_map
@@ -37,16 +36,15 @@ class Encoder:
     def __init__(self, model: Path) -> None:
         self._model = model
         self._pieces = load_pieces(model)
-        self.names = piece_names(self._pieces)
-        self.numbers = Numbers(self.names)
+        self._names = piece_names(self._pieces)
 
     def __reduce__(self) -> tuple[object, tuple[Path]]:
         return _loaded, (self._model,)
 
-    def encode(self, lines: list[str]) -> list[list[int]]:
-        """The ids of the pieces of each line."""
-        ids: list[list[int]] = self._pieces.encode(lines, num_threads=1)
-        return ids
+    def encode(self, lines: list[str]) -> list[list[str]]:
+        """The pieces of each line, by the names that fairseq's dictionary has for them."""
+        encoded = self._pieces.encode(lines, num_threads=1)
+        return [[self._names[index] for index in line] for line in encoded]
 
 
 @cache
@@ -63,7 +61,7 @@ def encode_splits(
     advance: Advance,
     workers: int = 1,
 ) -> dict[str, Encoded]:
-    """Encode every split of the folder `texts`: `out`/bin, and `out`/text with the same pairs.
+    """Encode every split of the folder `texts`: `out`/pieces, and `out`/text with the same pairs.
 
     Training pairs are dropped by `piece_reason_to_drop`; of dev and test every pair stays.
     Raises DataError when no training pair is left.
@@ -74,13 +72,10 @@ def encode_splits(
         encode = partial(_encode, encoder, limits)
         found[split] = counts = Encoded()
         stream = ordered_map(encode, chunks(read_text(texts, split), CHUNK_PAIRS), workers)
-        with (
-            pair_writer(out / "text", split) as text,
-            binary_writer(out / "bin", split, encoder.names) as tokens,
-        ):
-            for kept, source, target, more in stream:
+        with pair_writer(out / "text", split) as text, pair_writer(out / "pieces", split) as pieces:
+            for kept, encoded, more in stream:
                 text(kept)
-                tokens(source, target)
+                pieces(encoded)
                 counts.add(more)
                 advance(more.kept + sum(more.dropped.values()))
     require_some(found["train"].kept)
@@ -89,21 +84,19 @@ def encode_splits(
 
 def _encode(
     encoder: Encoder, limits: tuple[int, float] | None, pairs: list[Pair]
-) -> tuple[list[Pair], Tokens, Tokens, Encoded]:
-    """The pairs that stay, both sides as tokens, and the counts; without `limits` all stay."""
+) -> tuple[list[Pair], list[Pair], Encoded]:
+    """The pairs that stay, the same in pieces, and the counts; without `limits` all stay."""
     counts = Encoded()
     kept: list[Pair] = []
-    sources: list[list[int]] = []
-    targets: list[list[int]] = []
+    pieces: list[Pair] = []
     sides = (encoder.encode([pair[side] for pair in pairs]) for side in (0, 1))
     for pair, source, target in zip(pairs, *sides, strict=True):
         if limits and (reason := piece_reason_to_drop(len(source), len(target), *limits)):
             counts.dropped[reason] += 1
             continue
         kept.append(pair)
-        sources.append(source)
-        targets.append(target)
+        pieces.append((" ".join(source), " ".join(target)))
         counts.kept += 1
         counts.source_pieces += len(source)
         counts.target_pieces += len(target)
-    return kept, encoder.numbers.tokens(sources), encoder.numbers.tokens(targets), counts
+    return kept, pieces, counts

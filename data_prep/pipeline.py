@@ -1,6 +1,7 @@
 """A corpus from its text to what fairseq trains on, as steps that are done once.
 
-    fetch -> extract -> clean -> vocabulary -> encode -> compare (overlap with train, baselines)
+    fetch -> extract -> clean -> vocabulary -> encode -> binarize
+                                                 +----> compare (overlap with train, baselines)
 
 Steps work below DIR/work. When all are done, what they made moves to its place and manifest.json is
 written, last: a folder that has it is complete.
@@ -17,6 +18,7 @@ import msgspec
 from rich.console import Console
 
 from data_prep.baselines import write_baselines
+from data_prep.binarize import binarize
 from data_prep.clean import Cleaned, clean_splits
 from data_prep.corpora import open_corpus
 from data_prep.corpus import Corpus
@@ -24,7 +26,6 @@ from data_prep.encode import Encoded, Encoder, encode_splits
 from data_prep.fetch import fetch_all
 from data_prep.manifest import (
     HELD_OUT,
-    LANGS,
     SOURCE_LANG,
     SPLITS,
     TARGET_LANG,
@@ -47,12 +48,12 @@ from data_prep.vocabulary import DICTIONARY_NAME, MODEL_NAME, train_vocabulary
 # Part of every request: raise it when the same request gives other data than before.
 RECIPE = 1
 DOWNLOADS = "downloads"
-STEPS = ("extract", "clean", "vocabulary", "encode", "compare")
+STEPS = ("extract", "clean", "vocabulary", "encode", "binarize", "compare")
 TIMINGS = "timings.json"  # in logs: seconds and pairs of the steps of the last run
 NO_RESULT = type(None)
 # What WORK and the result take at the most, measured with lines as long as WMT14's (docs/wmt14.md).
 WORK_BYTES_PER_PAIR = 1900
-PACKAGES = ("sentencepiece", "scikit-learn", "numpy")
+PACKAGES = ("sentencepiece", "scikit-learn", "ve-fairseq", "fairseq-fixed")
 
 
 def prepare(
@@ -139,15 +140,18 @@ def _run_steps(
     def encode(folder: Path, advance: Advance) -> dict[str, Encoded]:
         encoder = Encoder(vocabulary.folder / MODEL_NAME)
         limits = spec.max_pieces, spec.max_ratio
-        for lang in LANGS:
-            (folder / "bin").mkdir(exist_ok=True)
-            shutil.copyfile(
-                vocabulary.folder / DICTIONARY_NAME, folder / "bin" / f"dict.{lang}.txt"
-            )
         return encode_splits(cleaned.folder, encoder, *limits, folder, advance, workers)
 
     encode_inputs = [cleaned.files, vocabulary.files, spec.max_pieces, spec.max_ratio]
     encoded = steps.run("encode", encode_inputs, encode, dict[str, Encoded])
+
+    def to_binary(folder: Path, advance: Advance) -> None:
+        dictionary = vocabulary.folder / DICTIONARY_NAME
+        log = logs / "binarize.log"
+        binarize(encoded.folder / "pieces", dictionary, folder / "bin", workers, log)
+        advance(encoded.result["train"].kept)
+
+    binarized = steps.run("binarize", [encoded.files, vocabulary.files], to_binary, NO_RESULT)
 
     def compare(folder: Path, advance: Advance) -> dict[str, Overlap]:
         nearest = corpus.nearest_baseline
@@ -163,7 +167,7 @@ def _run_steps(
         encoded=encoded.result,
         overlap=compared.result,
         subsets=subsets,
-        results=[*results, vocabulary, encoded, compared],
+        results=[*results, vocabulary, encoded, binarized, compared],
     )
 
 
@@ -234,7 +238,7 @@ def _split_counts(split: str, cleaned: Cleaned, encoded: Encoded) -> SplitCounts
 
 
 def _versions() -> dict[str, str]:
-    """Versions of what writes the data."""
+    """Versions of what writes the data; fairseq is one of two packages."""
     found = {}
     for package in PACKAGES:
         with suppress(PackageNotFoundError):

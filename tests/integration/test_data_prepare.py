@@ -87,23 +87,6 @@ def test_fairseq_reads_the_text_back(prepared):
             assert total == getattr(manifest.splits[split], f"{side}_pieces")
 
 
-def test_bytes_are_those_of_fairseq_preprocess(prepared, tmp_path):
-    out, _ = prepared
-    pieces = load_pieces(out / "spm.model")
-    for split in SPLITS:
-        for lang in LANGS:
-            with (tmp_path / f"{split}.{lang}").open("w", encoding="utf-8", newline="\n") as stream:
-                for line in read_lines(out / "text" / f"{split}.{lang}"):
-                    stream.write(" ".join(pieces.encode_as_pieces(line)) + "\n")
-    command = [sys.executable, "-m", "fairseq_cli.preprocess", "--joined-dictionary"]
-    command += ["--source-lang", "en", "--target-lang", "de", "--destdir", str(tmp_path / "bin")]
-    command += ["--trainpref", str(tmp_path / "train"), "--validpref", str(tmp_path / "dev")]
-    command += ["--testpref", str(tmp_path / "test"), "--srcdict", str(out / "bin" / "dict.en.txt")]
-    subprocess.run(command, check=True, capture_output=True)
-    (tmp_path / "bin" / "preprocess.log").unlink()
-    assert files_of(tmp_path / "bin") == files_of(out / "bin")
-
-
 def test_what_is_done_is_not_done_again(spec, prepared, monkeypatch):
     out, manifest = prepared
     monkeypatch.setattr(pipeline, "Steps", None)  # any step would fail
@@ -124,6 +107,7 @@ def test_interrupted_again_and_again_it_ends_with_the_same_bytes(
         ("clean_splits", None),
         ("train_vocabulary", train_vocabulary),
         ("encode_splits", encode_splits),
+        ("binarize", None),
         ("_compare", None),
     ):
         monkeypatch.setattr(pipeline, name, partial(die_after, work))
@@ -158,7 +142,7 @@ def test_two_processes_at_once(spec, prepared, tmp_path):
     assert [process.returncode for process in processes] == [0, 0], printed
     assert printed[0][0] == printed[1][0]
     # One of them did the work: steps are named once.
-    assert sum("encode" in errors for _, errors in printed) == 1
+    assert sum("binarize" in errors for _, errors in printed) == 1
     assert files_of(out) == files_of(prepared[0])
 
 

@@ -121,7 +121,7 @@ def test_two_processes_at_once(spec, mirror, prepared, tmp_path):
     ]
     printed = [process.communicate() for process in processes]
     assert [process.returncode for process in processes] == [0, 0], printed
-    assert sum("encode" in errors for _, errors in printed) == 1
+    assert sum("binarize" in errors for _, errors in printed) == 1
     assert files_of(out) == files_of(prepared[0])
 
 
