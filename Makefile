@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: help setup quickstart test lint report lock clean
+.PHONY: help setup quickstart wmt14-data test lint report lock clean
 
 TORCH ?= default
 TORCH_VERSION := 2.13.0
@@ -15,6 +15,7 @@ TORCH_ONLY := torch triton cuda-bindings cuda-pathfinder cuda-toolkit $(addprefi
 	cuda-cupti cuda-nvrtc cuda-runtime cudnn-cu13 cufft cufile curand cusolver cusparse \
 	cusparselt-cu13 nccl-cu13 nvjitlink nvshmem-cu13 nvtx)
 ARGS ?=
+MIRROR ?=
 VENV := .venv
 BIN := $(VENV)/bin
 
@@ -54,6 +55,9 @@ quickstart: setup  ## Raw text to results table with MHA, GQA-2 and MQA: 15 minu
 
 report: setup  ## Build results/report from results/runs and the papers' numbers
 	$(BIN)/python -m experiments.report --records results/runs --out results/report
+
+wmt14-data: setup  ## Fetch and prepare WMT14 English-German (MIRROR=folder or URL): docs/wmt14.md
+	$(BIN)/python -m experiments.prepare data=wmt14_en_de $(if $(MIRROR),"data.mirror='$(MIRROR)'") $(ARGS)
 
 test: setup  ## Run all tests
 	$(BIN)/python -m pytest -n logical --dist loadfile $(ARGS)
