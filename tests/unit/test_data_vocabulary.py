@@ -3,7 +3,6 @@
 import pickle
 import unicodedata
 
-import numpy
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -34,17 +33,6 @@ def encoder(folder):
     return Encoder(folder / "spm.model")
 
 
-def words(folder, encoder, line):
-    """What fairseq's dictionary calls the tokens of a line."""
-    tokens, lengths = encoder.numbers.tokens(encoder.encode([line]))
-    numbers = numpy.frombuffer(tokens, dtype=numpy.uint16)
-    assert [len(numbers)] == lengths
-    names = ["<s>", "<pad>", "</s>", "<unk>", *dictionary(folder)]
-    *found, end = (names[number] for number in numbers)
-    assert end == "</s>"
-    return found
-
-
 def dictionary(folder):
     lines = (folder / "dict.txt").read_text(encoding="utf-8").removesuffix("\n").split("\n")
     assert all(line.split(" ")[1:] == ["1"] for line in lines)
@@ -70,23 +58,16 @@ def test_dictionary_size_does_not_depend_on_the_text(folder, tmp_path):
     assert len(dictionary(tmp_path)) == len(dictionary(folder))
 
 
-def encoder_names(folder, line):
-    """The pieces as sentencepiece calls them; what is in no dictionary is unknown."""
-    known = {*dictionary(folder)}
-    pieces = load_pieces(folder / "spm.model").encode_as_pieces(line)
-    return [piece if piece in known else "<unk>" for piece in pieces]
-
-
 @given(line=st.one_of(st.text(), st.text(alphabet="<>s/padunk ")))
 def test_pieces_are_dictionary_words_or_unknown(folder, encoder, line):
-    expected = encoder_names(folder, line)
-    assert words(folder, encoder, line) == expected
-    assert " ".join(expected).split() == expected  # what fairseq-preprocess would do with them
+    (pieces,) = encoder.encode([line])
+    assert set(pieces) <= {*dictionary(folder), "<unk>"}
+    assert " ".join(pieces).split() == pieces  # what fairseq does with them
 
 
 @given(st.text(alphabet=sorted(set("".join(TEXT[:-1])))))
 def test_round_trip(folder, encoder, line):
-    pieces = words(folder, encoder, line)
+    (pieces,) = encoder.encode([line])
     text = "".join(pieces).replace("▁", " ").strip()
     assert text == " ".join(unicodedata.normalize("NFKC", line).split())
     assert load_pieces(folder / "spm.model").decode(pieces) == text
