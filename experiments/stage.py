@@ -15,7 +15,7 @@ from experiments.errors import ExperimentError
 
 # How long a thread that waits for the others keeps its core. By default they wait so long that any
 # other work on the machine stops them all in turn: a training was seen to run 20 times slower.
-SPIN_COUNT = "1000"
+SPIN_COUNT = "10000"
 
 
 class StageResult(msgspec.Struct, frozen=True, kw_only=True):
