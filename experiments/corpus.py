@@ -1,5 +1,6 @@
 """The corpus of a job: have it prepared, check that every held-out line fits, say what it is."""
 
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -56,10 +57,16 @@ def prepare_data(config: SuiteConfig) -> DataFolder:
     for name, value in options.items():
         if value is not None:
             command += [name, str(value)]
+    _run_once(tuple(command))
+    return folder
+
+
+@functools.cache
+def _run_once(command: tuple[str, ...]) -> None:
+    """Run `command` at its first call: jobs of a sweep share their data."""
     code = subprocess.run(command, check=False).returncode
     if code:
         sys.exit(code)
-    return folder
 
 
 def read_lines(path: Path) -> list[str]:
