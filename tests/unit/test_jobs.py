@@ -48,7 +48,7 @@ class Stages:
 def stages(monkeypatch: pytest.MonkeyPatch) -> Stages:
     stages = Stages()
     monkeypatch.setattr(jobs, "prepare_data", lambda config: DataFolder(Path("nowhere")))
-    monkeypatch.setattr(jobs, "check_lengths", lambda config, data: None)
+    monkeypatch.setattr(jobs, "check_lengths", lambda model, data: None)
     monkeypatch.setattr(jobs, "read_data_info", lambda path: synthetic.data_info())
     monkeypatch.setattr(jobs, "train", stages.train)
     monkeypatch.setattr(jobs, "_run_module", stages.module)
@@ -152,6 +152,6 @@ def test_a_folder_that_cannot_be_written_is_one_line(
     stages: Stages, config: SuiteConfig, tmp_path: Path
 ) -> None:
     (tmp_path / "runs").write_text("a file")
-    with pytest.raises(ExperimentError, match="paths.runs=FOLDER"):
+    with pytest.raises(ExperimentError, match=r"paths\.runs=FOLDER"):
         jobs.run_job(config)
     assert stages.ran == []
