@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import sentencepiece
 
-from experiments.config import SuiteConfig
+from experiments.config import ModelConfig, SuiteConfig
 from experiments.errors import ExperimentError
 from experiments.layout import SOURCE, TARGET, DataFolder, data_folder
 from experiments.record_parts import DataInfo, Overlap, SplitCounts
@@ -75,14 +75,14 @@ def read_lines(path: Path) -> list[str]:
     return path.read_bytes().decode("utf-8").removesuffix("\n").split("\n")
 
 
-def check_lengths(config: SuiteConfig, data: DataFolder) -> None:
+def check_lengths(model: ModelConfig, data: DataFolder) -> None:
     """Raise ExperimentError for the first held-out line that the model has no positions for.
 
     No line may be skipped, so this is found before the training. The reference of a test line is
     only compared as text: its length does not matter.
     """
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(data.pieces_model))
-    longest = config.model.max_positions
+    longest = model.max_positions
     for split, language in (("dev", SOURCE), ("dev", TARGET), ("test", SOURCE)):
         path = data.text(split, language)
         for number, line in enumerate(pieces.encode(read_lines(path)), start=1):

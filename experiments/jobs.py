@@ -36,7 +36,7 @@ def run_job(config: SuiteConfig) -> bool:
     Raises ExperimentError, one line, when a stage fails or another process runs the same job.
     """
     data = prepare_data(config)
-    check_lengths(config, data)
+    check_lengths(config.model, data)
     info = read_data_info(data.manifest)
     code = provenance.code_info()
     identity = job_id(config, info.checksum, code.version)
