@@ -68,7 +68,8 @@ def run_stage(
         except BaseException:
             process.terminate()
             raise
-        # wait4 gives this child's own peak; RUSAGE_CHILDREN would give the largest of all.
+        # wait4 gives this child's own peak; RUSAGE_CHILDREN would give the largest of all. It is
+        # never below this process's memory when the child started, which is small: no torch here.
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
