@@ -5,11 +5,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from wandb_files import runs
 
+from experiments import tracking
 from experiments.config import SuiteConfig
 from experiments.corpus import prepare_data
 from experiments.layout import JobFolder
@@ -51,7 +54,7 @@ def run(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "HOME": str(folder)},  # no account of wandb's
         check=False,
     )
 
@@ -62,10 +65,11 @@ def jobs_of(folder: Path) -> dict[str, Record]:
 
 def test_a_multirun_gives_records_is_skipped_and_repeats(corpus: list[str], tmp_path: Path) -> None:
     sweep = [*corpus, "attention.num_kv_heads=1,4"]
-    first = run(tmp_path, *sweep)
+    first = run(tmp_path, *sweep, "tracking=offline")
     assert first.returncode == 0, first.stderr
     records = jobs_of(tmp_path)
     assert set(records) == {"mha", "mqa"}
+    check_wandb(records, runs(tmp_path))
     for record in records.values():
         check_record(record, tmp_path)
     assert records["mha"].model.parameters == records["mqa"].model.parameters
@@ -82,6 +86,18 @@ def test_a_multirun_gives_records_is_skipped_and_repeats(corpus: list[str], tmp_
     assert repeated.job.id == same.job.id
     assert losses(repeated.training) == losses(same.training)
     assert repeated.evaluation == same.evaluation
+
+
+def check_wandb(records: dict[str, Record], found: dict[str, dict[str, Any]]) -> None:
+    assert set(found) == {tracking.run_name(record) for record in records.values()}
+    for record in records.values():
+        shown = found[tracking.run_name(record)]
+        assert shown["config"]["config"]["attention"] == record.config["attention"]
+        assert record.training is not None
+        assert set(shown["history"]) == {point.update for point in record.training.curve}
+        expected = tracking.summary(record)
+        assert {"dev/perplexity", "test/bleu_beam4"} <= set(expected)
+        assert {key: shown["summary"][key] for key in expected} == pytest.approx(expected)
 
 
 def losses(training: Training | None) -> list[tuple[float | None, float | None]]:
