@@ -144,7 +144,7 @@ def test_a_sweep_is_refused_for_its_last_job(tmp_path: Path) -> None:
         ({"model__d_model": 100}, "does not divide model.d_model=100"),
         ({"data__max_pieces": 512}, "model.max_positions=512"),
         ({"train__tokens_per_update": 200}, "longest sentence"),
-        ({"train__log_every_updates": 11}, "must divide"),
+        ({"train__log_every_updates": 17}, "must divide"),
         ({"train__validate_every_updates": 25}, "at most half"),
         ({"hardware__devices": 2}, "hardware.devices"),
         ({"train__dropout": 1.0}, "train.dropout"),
