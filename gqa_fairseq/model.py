@@ -6,6 +6,7 @@ its parser knows `Optional` but not `X | None`.
 
 import sys
 from argparse import Namespace
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field, fields
 from typing import Any, Optional
@@ -270,12 +271,17 @@ class GroupedQueryTransformerDecoder(TransformerDecoderBase):
 
     def start_cache(self, encoder_out: dict, beam: int) -> DecoderCache:
         """A cache for `beam` hypotheses a sentence that holds the source's keys and values."""
-        self._arrange_weights()
+        self.arranged()
         source, is_padding = _source(encoder_out)
         cache = DecoderCache(source.shape[1], beam)
-        cross = [layer.encoder_attn.project_kv(source) for layer in self.layers]
-        cache.store_source(cross, is_padding, source.dtype)
+        cache.store_source(list(self.source_keys_values(encoder_out)), is_padding, source.dtype)
         return cache
+
+    def source_keys_values(self, encoder_out: dict) -> Iterator[tuple[Tensor, Tensor]]:
+        """Each layer's keys and values [B, G, S, D] of the source, made as they are asked for."""
+        return (
+            layer.encoder_attn.project_kv(encoder_out["encoder_out"][0]) for layer in self.layers
+        )
 
     def next_logits(self, tokens: Tensor, cache: DecoderCache) -> Tensor:
         """One step: tokens so far [B, W, T] -> scores of the next one [B * W, V]."""
@@ -289,11 +295,12 @@ class GroupedQueryTransformerDecoder(TransformerDecoderBase):
         x, weights = self._arranged.features(cache.to_cache_order(x), cache, alignment)
         return cache.to_sentence_order(x), weights
 
-    def _arrange_weights(self) -> None:
-        """Fuses and packs the weights for decoding, unless they are those of the last search."""
+    def arranged(self) -> DecoderStep:
+        """The weights fused and packed for decoding: anew unless they are the last search's."""
         state = [(p.data_ptr(), p._version, p.dtype) for p in self.parameters()]
         if self._arranged_state != state:
             self._arranged_state, self._arranged = state, DecoderStep(self)
+        return self._arranged
 
     def train(self, mode: bool = True) -> "GroupedQueryTransformerDecoder":
         """Arranged weights end with evaluation: optimizers write through `.data`, uncounted."""
@@ -314,10 +321,24 @@ class GroupedQueryTransformerDecoder(TransformerDecoderBase):
         if incremental_state is not None:
             tokens = tokens[:, -1:]
             positions = positions if positions is None else positions[:, -1:]
+        return self.embed_words(tokens, positions)
+
+    def embed_words(self, tokens: Tensor, positions: Tensor | None) -> Tensor:
+        """Words [...] and the embeddings of their positions [..., C] together, [..., C]."""
         x = self.embed_scale * self.embed_tokens(tokens)
         if positions is not None:
             x = x + positions
         return self.dropout_module(x)
+
+    def position_table(self, steps: int) -> Tensor | None:
+        """Embeddings [n, C] of the first target positions; n <= steps, as the model allows."""
+        if self.embed_positions is None:
+            return None
+        size = (1, min(steps, self.max_positions()))
+        word = self.padding_idx + 1  # any: padding alone has no position
+        return self.embed_positions(torch.full(size, word, device=self.embed_tokens.weight.device))[
+            0
+        ]
 
     def reorder_incremental_state_scripting(
         self, incremental_state: dict, new_order: Tensor

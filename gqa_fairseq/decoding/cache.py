@@ -20,6 +20,8 @@ import math
 import torch
 from torch import Tensor
 
+from gqa_fairseq.attention import attend_cached
+
 INITIAL_CAPACITY = 32
 
 
@@ -59,6 +61,12 @@ class DecoderCache:
         mask = self.source_mask
         return keys[:n], values[:n], mask if mask is None else mask[:n]
 
+    def attend_source(
+        self, layer: int, query: Tensor, need_weights: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Cross-attention of query [B, W, H, D]: [B, W, H * D], weights [B, W, S] or None."""
+        return attend_cached(query, *self.source(layer), need_weights)
+
     # Self-attention: one slot a beam and step.
 
     def start_step(self, dtype: torch.dtype, device: torch.device) -> None:
@@ -92,6 +100,10 @@ class DecoderCache:
         k, v = self._self[layer]
         mask = None if self._mask is None else self._mask[:n, :, :end]
         return k[:n, :, :end], v[:n, :, :end], mask
+
+    def attend_self(self, layer: int, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Appends keys and values; self-attention of query [B, W, H, D] over all: [B, W, H * D]."""
+        return attend_cached(query, *self.append(layer, keys, values))[0]
 
     def reserve(self, steps: int) -> None:
         """Makes room for `steps` in all, so that a known length is allocated once."""

@@ -17,6 +17,7 @@ CUDA graph can be captured once and replayed while the cache fills. Legend: see 
 
 from __future__ import annotations
 
+import importlib.util
 import math
 
 import torch
@@ -28,7 +29,7 @@ _TILE_BYTES = 16384
 # Programs per multiprocessor below which the slots are split.
 _PROGRAMS_PER_SM = 2
 _INTERPRETED_SMS = 132  # an H200's: the interpreter has none of its own
-_MAX_BEAM = 31  # bits of `readers`
+MAX_BEAM = 31  # bits of `readers`
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -134,6 +135,15 @@ def grouped_decode_attention(
     return out
 
 
+def has_kernel(device: torch.device, dtype: torch.dtype, D: int) -> bool:
+    """Whether grouped_decode_attention runs there: Triton too has to be installed."""
+    if importlib.util.find_spec("triton") is None or dtype not in _DTYPES or not _is_head_dim(D):
+        return False
+    import triton
+
+    return device.type == "cuda" or triton.knobs.runtime.interpret
+
+
 def readers_of(mask: Tensor) -> Tensor:
     """The cache's ancestry, additive mask [B, W, N] (0 or -inf), as `readers` int32 [B, N].
 
@@ -143,8 +153,8 @@ def readers_of(mask: Tensor) -> Tensor:
         ValueError: more than 31 beams.
     """
     W = mask.shape[1]
-    if W > _MAX_BEAM:
-        raise ValueError(f"{W} beams do not fit in the {_MAX_BEAM} bits of readers")
+    if W > MAX_BEAM:
+        raise ValueError(f"{W} beams do not fit in the {MAX_BEAM} bits of readers")
     bits = 2 ** torch.arange(W, dtype=torch.int32, device=mask.device)
     return ((mask > -math.inf) * bits[:, None]).sum(1, dtype=torch.int32)
 
@@ -190,7 +200,7 @@ def _check(
     G, N = keys.shape[1], keys.shape[2]
     if keys.shape[0] != B or keys.shape[3] != D or G == 0 or H % G:
         raise ValueError(f"query {tuple(query.shape)} does not fit keys {tuple(keys.shape)}")
-    if not 16 <= D <= 256 or D & (D - 1):
+    if not _is_head_dim(D):
         raise ValueError(f"head dim {D} is not a power of two in 16..256")
     if query.dtype not in _DTYPES or not query.dtype == keys.dtype == values.dtype:
         raise ValueError(f"{query.dtype}, {keys.dtype}, {values.dtype}: expected one of {_DTYPES}")
@@ -204,11 +214,15 @@ def _check(
         if readers.dtype != torch.int32 or readers.shape != (B, N):
             shape = tuple(readers.shape)
             raise ValueError(f"readers {readers.dtype} {shape}: expected int32 [{B}, {N}]")
-        if W > _MAX_BEAM:
-            raise ValueError(f"{W} beams do not fit in the {_MAX_BEAM} bits of readers")
+        if W > MAX_BEAM:
+            raise ValueError(f"{W} beams do not fit in the {MAX_BEAM} bits of readers")
     others = [x for x in (keys, values, start, end, readers) if x is not None]
     if any(x.device != query.device for x in others):
         raise ValueError(f"all tensors must be on {query.device}, the query's device")
+
+
+def _is_head_dim(D: int) -> bool:
+    return 16 <= D <= 256 and not D & (D - 1)
 
 
 def _next_power_of_two(x: int) -> int:

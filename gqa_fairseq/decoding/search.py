@@ -19,29 +19,12 @@ from fairseq.sequence_generator import SequenceGenerator
 from torch import Tensor
 
 from gqa_fairseq.attention import cache_bytes
+from gqa_fairseq.decoding.kernels import MAX_BEAM
+from gqa_fairseq.decoding.static_beams import TokenRules
+from gqa_fairseq.decoding.static_search import StaticSearch, StaticShape, source_edges
+from gqa_fairseq.decoding.top_k import top_k
 
 logger = logging.getLogger(__name__)
-
-# Wide enough that the maxima of all chunks are few, narrow enough that the best chunks are too.
-_CHUNK = 64
-
-
-def top_k(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """torch.topk over the last dimension of [rows, V], faster where V is a vocabulary.
-
-    The k best lie in the k chunks with the best maxima, so only those are sorted. Among equal
-    values any may come first, as in torch.topk.
-    """
-    V = x.shape[1]
-    chunks, body = V // _CHUNK, V - V % _CHUNK
-    if x.device.type != "cpu" or chunks < 4 * k:
-        return x.topk(k)
-    blocks = x[:, :body].unflatten(1, (chunks, _CHUNK))
-    best = blocks.amax(-1).topk(k, sorted=False).indices  # [rows, k]
-    near = blocks.gather(1, best[:, :, None].expand(-1, -1, _CHUNK)).flatten(1)
-    values, at = torch.cat((near, x[:, body:]), 1).topk(k)
-    in_best = best.gather(1, (at // _CHUNK).clamp(max=k - 1)) * _CHUNK + at % _CHUNK
-    return values, torch.where(at < k * _CHUNK, in_best, at - k * _CHUNK + body)
 
 
 class _Hypotheses:
@@ -76,6 +59,8 @@ class GroupedQueryGenerator(SequenceGenerator):
             place of fairseq's length ** lenpen.
         memory_limit_bytes: the cache may take this much; a larger batch is split. None asks the
             machine.
+        is_static: greedy and beam search in steps of fixed shapes (static_search.py), which a GPU
+            replays as graphs. None: where the model is on a GPU.
 
     Raises:
         ValueError: `gnmt_alpha` with an option that only fairseq's own search supports.
@@ -88,11 +73,14 @@ class GroupedQueryGenerator(SequenceGenerator):
         *args,
         gnmt_alpha: float | None = None,
         memory_limit_bytes: int | None = None,
+        is_static: bool | None = None,
         **kwargs,
     ) -> None:
         super().__init__(models, tgt_dict, *args, **kwargs)
         self.gnmt_alpha = gnmt_alpha
         self.memory_limit_bytes = memory_limit_bytes
+        self.is_static = is_static
+        self._static: StaticSearch | None = None
         self.fallback_reason = self._unsupported()
         if self.fallback_reason and gnmt_alpha is not None:
             raise ValueError(f"--gnmt-alpha does not work with {self.fallback_reason}")
@@ -143,10 +131,14 @@ class GroupedQueryGenerator(SequenceGenerator):
         model, W = self.model.single_model, self.beam_size
         batch, device = net_input["src_tokens"].shape[0], net_input["src_tokens"].device
         encoder_out = self.model.forward_encoder(net_input)[0]
+        first = self.eos if bos_token is None else bos_token
+        if prefix is None and self._takes_static(device):
+            edges = source_edges(net_input["src_tokens"].eq(model.encoder.padding_idx))
+            if edges is not None:
+                return self._search_static(encoder_out, edges, max_len, first)
         cache = model.decoder.start_cache(encoder_out, W)
         cache.reserve(max_len + 1)
         del encoder_out  # its keys and values are in the cache
-        first = self.eos if bos_token is None else bos_token
         beams = _Hypotheses(batch, W, max_len, first, self.pad, device)
         done: list[list[dict[str, Tensor]]] = [[] for _ in range(batch)]
         for step in range(max_len + 1):
@@ -175,6 +167,54 @@ class GroupedQueryGenerator(SequenceGenerator):
             parents = parents.gather(1, chosen)
             beams.extend(step, parents, tokens.gather(1, chosen), scores.gather(1, chosen))
             cache.reorder_beams(parents)
+        return [sorted(hypos, key=lambda h: -h["score"].item()) for hypos in done]
+
+    def _takes_static(self, device: torch.device) -> bool:
+        """Whether steps of fixed shapes can do it, and are asked for."""
+        is_wanted = device.type == "cuda" if self.is_static is None else self.is_static
+        return (
+            is_wanted
+            and type(self.search) is search.BeamSearch
+            and self.beam_size <= MAX_BEAM
+            and self.vocab_size > 2 * self.beam_size
+        )
+
+    def _search_static(
+        self, encoder_out: dict, edges: tuple[Tensor, Tensor], max_len: int, first: int
+    ) -> list[list[dict[str, Tensor]]]:
+        """As _search, in memory that the next batches use again; hypotheses are on the host."""
+        decoder = self.model.single_model.decoder
+        width, batch = encoder_out["encoder_out"][0].shape[:2]
+        shape = StaticShape.of(batch, max_len + 1, width)
+        static = self._static
+        if (
+            static is None
+            or static.weights is not decoder.arranged()
+            or not static.shape.holds(shape)
+        ):
+            self._static = static = None  # its memory first
+            suppressed = self.token_indices_to_suppress
+            rules = TokenRules(
+                self.vocab_size,
+                encoder_out["encoder_out"][0].device,
+                pad=self.pad,
+                unk=self.unk,
+                eos=self.eos,
+                unk_penalty=self.unk_penalty,
+                suppressed=[] if suppressed is None else suppressed.tolist(),
+                min_len=self.min_len,
+            )
+            static = self._static = StaticSearch(
+                decoder,
+                rules,
+                beam=self.beam_size,
+                eos=self.eos,
+                temperature=self.temperature,
+                shape=shape,
+            )
+        source = decoder.source_keys_values(encoder_out)
+        found = static.run(source, edges, width, max_len, first)
+        done = [[self._hypothesis(*h) for h in hypotheses] for hypotheses in found]
         return [sorted(hypos, key=lambda h: -h["score"].item()) for hypos in done]
 
     def _log_probs(
@@ -251,21 +291,24 @@ class GroupedQueryGenerator(SequenceGenerator):
         positional = beams.scores[rows, parent, : step + 1]
         positional[:, step] = total
         positional[:, 1:] = positional[:, 1:] - positional[:, :-1]
-        if self.gnmt_alpha is not None:
-            total = total / ((5 + step + 1) / 6) ** self.gnmt_alpha
-        elif self.normalize_scores:
-            total = total / (step + 1) ** self.len_penalty
         for i, sentence in enumerate(beams.sentences[rows].tolist()):
             if len(done[sentence]) < W:
-                done[sentence].append(
-                    {
-                        "tokens": tokens[i],
-                        "score": total[i],
-                        "attention": torch.empty(0),
-                        "alignment": torch.empty(0),
-                        "positional_scores": positional[i],
-                    }
-                )
+                done[sentence].append(self._hypothesis(tokens[i], positional[i], total[i]))
+
+    def _hypothesis(self, tokens: Tensor, positional: Tensor, total: Tensor) -> dict[str, Tensor]:
+        """What fairseq returns of one: its words and log-probabilities [T] and its score []."""
+        length = len(tokens)
+        if self.gnmt_alpha is not None:
+            total = total / ((5 + length) / 6) ** self.gnmt_alpha
+        elif self.normalize_scores:
+            total = total / length**self.len_penalty
+        return {
+            "tokens": tokens,
+            "score": total,
+            "attention": torch.empty(0),
+            "alignment": torch.empty(0),
+            "positional_scores": positional,
+        }
 
     # Memory: predicted before it is taken.
 

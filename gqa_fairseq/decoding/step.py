@@ -7,17 +7,29 @@ blocked layout, where few rows run 1.3 to 2 times faster than through the row-ma
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gqa_fairseq.attention import attend_cached
-from gqa_fairseq.decoding.cache import DecoderCache
-
 # oneDNN chooses the blocked layout for a number of rows; layouts for 16 to 256 are the same.
 _ROWS_HINT = 64
+
+
+class Cache(Protocol):
+    """What a step needs of a cache: cache.DecoderCache and static_cache.StaticCache have it."""
+
+    batch: int
+    beam: int
+
+    def start_step(self, dtype: torch.dtype, device: torch.device) -> None: ...
+
+    def attend_self(self, layer: int, query: Tensor, keys: Tensor, values: Tensor) -> Tensor: ...
+
+    def attend_source(
+        self, layer: int, query: Tensor, need_weights: bool = False
+    ) -> tuple[Tensor, Tensor | None]: ...
 
 
 class Projection:
@@ -95,7 +107,7 @@ class DecoderStep:
         self.output = Projection(decoder.output_projection)
 
     def features(
-        self, x: Tensor, cache: DecoderCache, alignment_layer: int | None = None
+        self, x: Tensor, cache: Cache, alignment_layer: int | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Embedded newest tokens [B, W, C], in the cache's order -> features [B, W, C].
 
@@ -116,18 +128,18 @@ class DecoderStep:
             x = self.final_norm(x)
         return x.view(shape), alignment
 
-    def _attend_self(self, h: Tensor, index: int, cache: DecoderCache) -> Tensor:
+    def _attend_self(self, h: Tensor, index: int, cache: Cache) -> Tensor:
         """[B * W, C] -> [B * W, C]; writes the new keys and values into the cache."""
         H, G, D = self.H, self.G, self.D
         heads = self.layers[index].self_qkv(h).view(cache.batch, cache.beam, H + 2 * G, D)
         q, k, v = heads.split((H, G, G), dim=2)
-        out, _ = attend_cached(q, *cache.append(index, k, v))
+        out = cache.attend_self(index, q, k, v)
         return self.layers[index].self_out(out.view(h.shape))
 
     def _attend_source(
-        self, h: Tensor, index: int, cache: DecoderCache, need_weights: bool
+        self, h: Tensor, index: int, cache: Cache, need_weights: bool
     ) -> tuple[Tensor, Tensor | None]:
         """[B * W, C] -> [B * W, C] and the weights [B, W, S] or None."""
         q = self.layers[index].source_q(h).view(cache.batch, cache.beam, self.H, self.D)
-        out, probs = attend_cached(q, *cache.source(index), need_weights)
+        out, probs = cache.attend_source(index, q, need_weights)
         return self.layers[index].source_out(out.view(h.shape)), probs

@@ -14,7 +14,8 @@ from fairseq.sequence_generator import SequenceGenerator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gqa_fairseq.decoding.search import _CHUNK, GroupedQueryGenerator, top_k
+from gqa_fairseq.decoding.search import GroupedQueryGenerator
+from gqa_fairseq.decoding.top_k import _CHUNK, top_k
 from tests.plugin_models import build, dictionary, random_lines, randomize, source_batch
 
 VOCABULARY = dictionary()

@@ -1,0 +1,110 @@
+"""CUDA graphs, and reading a GPU's results without waiting for it.
+
+A decoding step is some two hundred launches of a few microseconds each; launched one by one they
+cost more than the work. A graph launches them at once. On a CPU, and where a capture fails, the
+same functions are called as they are.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+
+class GraphedStep:
+    """Calls a function on a GPU by replaying a graph of it, one for every `key`.
+
+    Args:
+        function: takes and returns nothing, and works in place on tensors that keep their addresses
+            as long as this object lives. What it does may depend on the key, on nothing else that
+            the host knows.
+        device: where those tensors are.
+    """
+
+    def __init__(self, function: Callable[[], None], device: torch.device) -> None:
+        self._function = function
+        self._device = device
+        self._graphs: dict[Hashable, torch.cuda.CUDAGraph | None] = {}
+        self._pool: Any = None  # the graphs share their temporaries' memory
+        self.is_graphed = device.type == "cuda"
+
+    def __call__(self, key: Hashable) -> None:
+        """One call. The first of a key runs without a graph: it compiles kernels and warms up."""
+        if not self.is_graphed:
+            self._function()
+        elif key not in self._graphs:
+            self._graphs[key] = None
+            self._warm_up()
+        else:
+            graph = self._graphs[key]
+            if graph is None:
+                graph = self._graphs[key] = self._capture()
+            if graph is None:
+                self._function()
+            else:
+                graph.replay()
+
+    def _warm_up(self) -> None:
+        """On a stream of its own, as a capture is: libraries prepare their workspaces by stream."""
+        current, side = torch.cuda.current_stream(self._device), torch.cuda.Stream(self._device)
+        side.wait_stream(current)
+        with torch.cuda.stream(side):
+            self._function()
+        current.wait_stream(side)
+
+    def _capture(self) -> torch.cuda.CUDAGraph | None:
+        """Records the function without running it; None, with a note in the log, if that fails."""
+        graph = torch.cuda.CUDAGraph()
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        try:
+            with torch.cuda.device(self._device), torch.cuda.graph(graph, pool=self._pool):
+                self._function()
+        except RuntimeError as error:
+            self.is_graphed = False
+            self._graphs.clear()
+            logger.warning("decoding without CUDA graphs: %s", str(error).splitlines()[0])
+            return None
+        return graph
+
+
+class LateReads:
+    """Values of a device tensor as the host sees them some calls later, when they have arrived.
+
+    Args:
+        lag: how many later values are already on their way when one is read.
+    """
+
+    def __init__(self, lag: int) -> None:
+        self._lag = lag
+        self._pending: deque[tuple[Tensor, torch.cuda.Event | None]] = deque()
+
+    def push(self, x: Tensor) -> None:
+        """Sends a copy of `x`, as it is at this point of the stream, to the host."""
+        if not x.is_cuda:
+            self._pending.append((x.clone(), None))
+            return
+        host = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
+        host.copy_(x, non_blocking=True)
+        event = torch.cuda.Event()
+        event.record()
+        self._pending.append((host, event))
+
+    def pop(self) -> Tensor | None:
+        """The oldest value once `lag` newer ones have been pushed, else None."""
+        if len(self._pending) <= self._lag:
+            return None
+        host, event = self._pending.popleft()
+        if event is not None:
+            event.synchronize()
+        return host
+
+    def clear(self) -> None:
+        self._pending.clear()

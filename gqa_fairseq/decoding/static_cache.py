@@ -1,0 +1,195 @@
+"""The decoder's cache with shapes that no step changes, so that a CUDA graph can replay the step.
+
+cache.DecoderCache cuts its tensors to what is filled, and a graph captured at one length would
+replay that length for ever. Here every step sees the same views; how far they are filled, where a
+source begins and which beams descend from a slot are values on the device, which the kernel of
+decoding/kernels.py follows. The idea of the slots is the same: W of them a step, never moved.
+
+    source   cross K, V   [B, G, S, D]       one row a SENTENCE, at the right end of S slots
+    target   self  K, V   [B, G, N, D]       N = steps * W slots; step t fills W of them
+    readers               [B, N] int32       bit w: beam w descends from the slot
+
+Between steps, and only there, the host may show fewer rows (`keep`) or more slots (`length`): both
+are other views of the same memory, so nothing is allocated and no address changes. Legend: see
+attention.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from gqa_fairseq.attention import attend_cached
+
+# grouped_decode_attention, or attend_visible with the same arguments and result.
+Attention = Callable[..., Tensor]
+
+
+def attend_visible(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    *,
+    start: Tensor | None = None,
+    end: Tensor | None = None,
+    readers: Tensor | None = None,
+) -> Tensor:
+    """kernels.grouped_decode_attention in plain PyTorch: for any device, dtype and head dim.
+
+    It reads all N slots and hides what lies outside. As in the kernel, the content of hidden slots
+    does not matter (they may hold NaN), and a query that sees no slot gives zeros.
+    """
+    B, W = query.shape[:2]
+    slots = torch.arange(keys.shape[2], device=query.device)
+    is_visible = torch.ones((B, W, slots.numel()), dtype=torch.bool, device=query.device)
+    if start is not None:
+        is_visible = is_visible & (slots >= start[:, None, None])
+    if end is not None:
+        is_visible = is_visible & (slots < end[:, None, None])
+    if readers is not None:
+        beams = torch.arange(W, dtype=torch.int32, device=query.device)[:, None]
+        is_visible = is_visible & ((readers[:, None, :] >> beams) & 1).bool()
+    is_hidden = ~is_visible.any(1)[:, None, :, None]  # from all beams
+    is_blind = ~is_visible.any(2, keepdim=True)  # its softmax over nothing would be NaN
+    mask = torch.zeros(is_visible.shape, dtype=query.dtype, device=query.device)
+    mask = mask.masked_fill(~(is_visible | is_blind), -math.inf)
+    out, _ = attend_cached(
+        query, keys.masked_fill(is_hidden, 0), values.masked_fill(is_hidden, 0), mask
+    )
+    return out.masked_fill(is_blind, 0)
+
+
+class StaticCache:
+    """Memory for `rows` sentences of `beam` hypotheses, `steps` target and `source` source tokens.
+
+    Args:
+        attend: the attention over it.
+
+    `batch` rows and `length` steps of it are in view; `is_running` [rows] int32 on the device is 1
+    for the sentences that are searched, and the others read nothing.
+    """
+
+    def __init__(
+        self,
+        *,
+        rows: int,
+        beam: int,
+        steps: int,
+        source: int,
+        layers: int,
+        num_kv_heads: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        attend: Attention,
+    ) -> None:
+        def pairs(slots: int) -> list[tuple[Tensor, Tensor]]:
+            size = (rows, num_kv_heads, slots, head_dim)
+            empty = (torch.empty(size, dtype=dtype, device=device) for _ in range(2 * layers))
+            return list(zip(empty, empty, strict=True))
+
+        def integers(*size: int, dtype: torch.dtype = torch.int32) -> Tensor:
+            return torch.zeros(size, dtype=dtype, device=device)
+
+        self.batch, self.beam, self.length, self.attend = rows, beam, steps, attend
+        self._source = source
+        self.position = integers(1, dtype=torch.int64)  # of the step that is next
+        self.is_running = integers(rows)
+        self._cross = pairs(source)
+        self._source_start, self._source_end = integers(rows), integers(rows)
+        self._self = pairs(steps * beam)
+        self._readers = integers(rows, steps * beam) if beam > 1 else None
+        self._beams = torch.arange(beam, device=device)
+        self._own = (1 << self._beams).int()  # [W] the bit of each beam
+
+    # Between steps.
+
+    def start(self, rows: int, batch: int, start: Tensor, end: Tensor, source_tokens: int) -> None:
+        """Empties the cache and shows `rows` rows: `batch` sentences, and others that rest.
+
+        Args:
+            start, end: [batch], each sentence's part of its `source_tokens` that is no padding.
+        """
+        self.batch = rows
+        self.position.zero_()
+        self.is_running.zero_()[:batch] = 1
+        shift = self._source - source_tokens
+        self._source_start[:batch], self._source_end[:batch] = start + shift, end + shift
+        if self._readers is not None:
+            self._readers.zero_()
+
+    def store_source(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        """Keeps a layer's keys and values [batch, G, source_tokens, D] of the source."""
+        for buffer, new in zip(self._cross[layer], (keys, values), strict=True):
+            buffer[: new.shape[0], :, buffer.shape[2] - new.shape[2] :] = new
+
+    def keep(self, sources: Tensor, targets: Tensor, batch: int, steps: int) -> None:
+        """Shows `batch` rows only; rows `sources` beyond them first move to rows `targets`.
+
+        Args:
+            steps: how many are filled; no more is copied.
+        """
+        used = steps * self.beam
+        tensors = [t for pair in self._cross for t in pair]
+        tensors += [t[:, :, :used] for pair in self._self for t in pair]
+        tensors += [self._source_start, self._source_end, self.is_running]
+        if self._readers is not None:
+            tensors.append(self._readers)
+        for tensor in tensors:
+            tensor[targets] = tensor[sources]
+        self.batch = batch
+
+    # Inside a step: no shape and no branch depends on a value.
+
+    def start_step(self, dtype: torch.dtype, device: torch.device) -> None:
+        """Opens the W slots of the next step; each beam may read its own."""
+        n = self.batch
+        self._slots = self.position * self.beam + self._beams
+        if self._readers is not None:
+            self._readers[:n].index_copy_(1, self._slots, self._own.expand(n, -1))
+        running = self.is_running[:n]
+        self._filled = running * ((self.position + 1) * self.beam).int()
+        self._source_stop = running * self._source_end[:n]
+
+    def attend_self(self, layer: int, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """As DecoderCache.attend_self: the step's slots are written in place, then all are read."""
+        n, N = self.batch, self.length * self.beam
+        k, v = self._self[layer]
+        k[:n].index_copy_(2, self._slots, keys.transpose(1, 2))
+        v[:n].index_copy_(2, self._slots, values.transpose(1, 2))
+        readers = None if self._readers is None else self._readers[:n, :N]
+        return self.attend(query, k[:n, :, :N], v[:n, :, :N], end=self._filled, readers=readers)
+
+    def attend_source(
+        self, layer: int, query: Tensor, need_weights: bool = False
+    ) -> tuple[Tensor, None]:
+        """As DecoderCache.attend_source, without the weights.
+
+        Raises:
+            ValueError: the weights are asked for: the kernel never has them in one place.
+        """
+        if need_weights:
+            raise ValueError("attention weights need DecoderCache")
+        n = self.batch
+        keys, values = self._cross[layer]
+        start, end = self._source_start[:n], self._source_stop
+        return self.attend(query, keys[:n], values[:n], start=start, end=end), None
+
+    def end_step(self, parents: Tensor) -> None:
+        """New beam j of a sentence continues its old beam `parents[:, j]`, [B, W]."""
+        if self._readers is not None:
+            old = self._readers[: self.batch, : self.length * self.beam]
+            bits = (old[:, :, None] >> parents[:, None, :].int()) & 1  # [B, N, W]
+            old.copy_((bits * self._own).sum(2, dtype=torch.int32))
+        self.position.add_(1)
+
+    def nbytes(self, sentences: int, source_tokens: int, steps: int) -> dict[str, int]:
+        """Bytes of K and V that this much fills, `self` and `cross`; compare DecoderCache."""
+        used = steps * self.beam
+        return {
+            "self": sum(t[:sentences, :, :used].nbytes for pair in self._self for t in pair),
+            "cross": sum(t[:sentences, :, :source_tokens].nbytes for p in self._cross for t in p),
+        }

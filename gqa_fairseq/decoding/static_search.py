@@ -1,0 +1,202 @@
+"""Greedy and beam search whose step is one function on the device, for CUDA graphs.
+
+search.py looks at every step which sentences are finished and cuts its tensors accordingly: cheap
+on a CPU, but on a GPU each look waits for the device and each cut is another shape. Here
+
+    a step     embeds the newest words, runs the decoder over static_cache.StaticCache, chooses with
+               static_beams.StaticBeams and moves the beams: the host knows no value of it;
+    the host   counts steps, so it knows which slots are in view, and sees two steps late which
+               sentences are finished: it stops, or goes on with fewer rows.
+
+Rows, lengths and sources come in few sizes (`bucket`), so that a graph serves many batches. What
+lies between a batch and its size reads nothing and costs little. The hypotheses are search.py's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import astuple, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gqa_fairseq.decoding.graphs import GraphedStep, LateReads
+from gqa_fairseq.decoding.kernels import grouped_decode_attention, has_kernel
+from gqa_fairseq.decoding.static_beams import StaticBeams, TokenRules
+from gqa_fairseq.decoding.static_cache import StaticCache, attend_visible
+from gqa_fairseq.decoding.step import DecoderStep
+
+# A finished hypothesis: words with </s> [T], log-probability of each [T], their sum [].
+Finished = tuple[Tensor, Tensor, Tensor]
+
+_LEAST_STEPS = 32  # slots in view: 32, 64, 128, ... steps
+_LEAST_SOURCE = 16
+_LAG = 2  # steps on their way to the device while the host looks at an earlier one
+
+
+def bucket(n: int, least: int = 1) -> int:
+    """The size that serves `n`: at most an eighth larger, or the next multiple of `least`."""
+    unit = max(least, 1 << max(0, n.bit_length() - 4))
+    return -(-n // unit) * unit
+
+
+@dataclass(frozen=True)
+class StaticShape:
+    """What memory is taken for: sentences, target steps and source tokens."""
+
+    rows: int
+    steps: int
+    source: int
+
+    @classmethod
+    def of(cls, batch: int, steps: int, source: int) -> StaticShape:
+        return cls(bucket(batch), bucket(steps, _LEAST_STEPS), bucket(source, _LEAST_SOURCE))
+
+    def holds(self, other: StaticShape) -> bool:
+        return all(a >= b for a, b in zip(astuple(self), astuple(other), strict=True))
+
+
+def source_edges(is_padding: Tensor) -> tuple[Tensor, Tensor] | None:
+    """[B, S] bool -> first and one past the last token [B] of each; None if padding is between."""
+    S = is_padding.shape[1]
+    is_token = (~is_padding).int()
+    start, end = is_token.argmax(1), S - is_token.flip(1).argmax(1)
+    return (start, end) if torch.equal(end - start, is_token.sum(1)) else None
+
+
+class StaticSearch:
+    """Search with one decoder in memory of one shape, batch after batch.
+
+    Args:
+        decoder: the plugin's, in evaluation mode.
+        rules, beam, eos, temperature: the options of the search; V > 2 * beam.
+        shape: the largest batch.
+    """
+
+    def __init__(
+        self,
+        decoder: Any,
+        rules: TokenRules,
+        *,
+        beam: int,
+        eos: int,
+        temperature: float,
+        shape: StaticShape,
+    ) -> None:
+        weight = decoder.embed_tokens.weight
+        device, dtype = weight.device, weight.dtype
+        attention = decoder.layers[0].self_attn
+        self.shape = shape
+        self.weights: DecoderStep = decoder.arranged()
+        self._decoder, self._rules, self._temperature = decoder, rules, temperature
+        self._positions = decoder.position_table(shape.steps)
+        is_fast = has_kernel(device, dtype, attention.head_dim)
+        self.cache = StaticCache(
+            rows=shape.rows,
+            beam=beam,
+            steps=shape.steps,
+            source=shape.source,
+            layers=len(decoder.layers),
+            num_kv_heads=attention.num_kv_heads,
+            head_dim=attention.head_dim,
+            dtype=dtype,
+            device=device,
+            attend=grouped_decode_attention if is_fast else attend_visible,
+        )
+        self.beams = StaticBeams(
+            rows=shape.rows, beam=beam, steps=shape.steps, eos=eos, device=device
+        )
+        self.graphed = GraphedStep(self.step, device)
+
+    def step(self) -> None:
+        """One step of all rows in view, from the newest words to the next ones."""
+        cache, beams = self.cache, self.beams
+        n, positions = cache.batch, self._positions
+        if positions is not None:
+            positions = positions.index_select(0, cache.position)
+        x = self._decoder.embed_words(beams.newest[:n], positions)  # [B, W, C]
+        features, _ = self.weights.features(x, cache)
+        logits = self.weights.output(features.flatten(0, 1))  # [B * W, V]
+        if self._temperature != 1.0:
+            logits = logits / self._temperature
+        lprobs = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
+        parents = beams.choose(lprobs.add_(self._rules(cache.position)), cache.position)
+        cache.is_running[:n] = beams.count[:n] < cache.beam
+        cache.end_step(parents)
+
+    def run(
+        self,
+        source: Iterable[tuple[Tensor, Tensor]],
+        edges: tuple[Tensor, Tensor],
+        source_tokens: int,
+        max_len: int,
+        first: int,
+    ) -> list[list[Finished]]:
+        """Searches one batch that the shape holds.
+
+        Args:
+            source: each layer's keys and values [B, G, S, D].
+            edges: of each source [B], see source_edges.
+            source_tokens: S.
+            max_len: longest hypothesis, without </s>.
+            first: the word that every hypothesis begins with.
+
+        Returns:
+            each sentence's finished hypotheses, in the order they finished, on the host.
+        """
+        batch, W = edges[0].shape[0], self.cache.beam
+        self.cache.start(bucket(batch), batch, *edges, source_tokens)
+        for layer, (keys, values) in enumerate(source):
+            self.cache.store_source(layer, keys, values)
+        self.beams.start(batch, first)
+        self._rules.max_len.fill_(max_len)
+        self._found: list[list[Finished]] = [[] for _ in range(batch)]
+        self._sentences = [*range(batch), *[None] * (self.cache.batch - batch)]  # of each row
+        reads = LateReads(_LAG)
+        for step in range(max_len + 1):
+            rows = self.cache.batch
+            self.cache.length = self._length(step + 1)
+            self.graphed((rows, self.cache.length))
+            reads.push(self.beams.count[:rows])
+            count = reads.pop()
+            if count is None:
+                continue
+            is_left = count < W
+            left = int(is_left.sum())
+            if left == 0:
+                break
+            if 2 * bucket(left) <= rows:
+                self._shrink(is_left, bucket(left), step + 1)
+                reads.clear()
+        self._collect(torch.arange(self.cache.batch), step + 1)
+        return self._found
+
+    def _length(self, steps: int) -> int:
+        """Steps in view while `steps` are filled."""
+        length = _LEAST_STEPS
+        while length < steps:
+            length *= 2
+        return min(length, self.shape.steps)
+
+    def _shrink(self, is_left: Tensor, size: int, steps: int) -> None:
+        """Goes on with `size` rows; those that are left, [rows] bool on the host, stay."""
+        rows = torch.arange(is_left.numel())
+        self._collect(rows[~is_left], steps)
+        movers = rows[size:][is_left[size:]]
+        gaps = rows[:size][~is_left[:size]][: movers.numel()]
+        for gap, mover in zip(gaps.tolist(), movers.tolist(), strict=True):
+            self._sentences[gap] = self._sentences[mover]
+        del self._sentences[size:]
+        device = self.cache.position.device
+        movers, gaps = movers.to(device), gaps.to(device)
+        self.cache.keep(movers, gaps, size, steps)
+        self.beams.move(movers, gaps)
+
+    def _collect(self, rows: Tensor, steps: int) -> None:
+        """Takes over what the sentences in these rows have finished; the rows are then nobody's."""
+        wanted = [row for row in rows.tolist() if self._sentences[row] is not None]
+        finished = self.beams.finished(torch.tensor(wanted, dtype=torch.int64), steps)
+        for row, hypotheses in zip(wanted, finished, strict=True):
+            self._found[self._sentences[row]] = hypotheses
+            self._sentences[row] = None
