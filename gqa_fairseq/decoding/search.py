@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
+from dataclasses import astuple
 from typing import Any
 
 import psutil
@@ -121,9 +122,15 @@ class GroupedQueryGenerator(SequenceGenerator):
         max_len = min(int(self.max_len_a * width + self.max_len_b), self.max_len - 1)
         if self.min_len > max_len:
             raise ValueError(f"min_len {self.min_len} is above the longest target, {max_len}")
-        if batch > 1 and self._predicted_bytes(batch, width, max_len) > self._free_bytes(source):
-            return self._in_halves(sample, prefix_tokens, bos_token)
-        return self._search(sample["net_input"], max_len, prefix_tokens, bos_token)
+        if batch == 1 or self._fits(source, max_len, prefix_tokens):
+            try:
+                return self._search(sample["net_input"], max_len, prefix_tokens, bos_token)
+            except torch.OutOfMemoryError:
+                if batch == 1:
+                    raise
+                logger.warning("%d sentences do not fit in memory: trying half of them", batch)
+                self._static = None
+        return self._in_halves(sample, prefix_tokens, bos_token)
 
     def _search(
         self, net_input: dict, max_len: int, prefix: Tensor | None, bos_token: int | None
@@ -132,7 +139,7 @@ class GroupedQueryGenerator(SequenceGenerator):
         batch, device = net_input["src_tokens"].shape[0], net_input["src_tokens"].device
         encoder_out = self.model.forward_encoder(net_input)[0]
         first = self.eos if bos_token is None else bos_token
-        if prefix is None and self._takes_static(device):
+        if self._takes_static(device, prefix):
             edges = source_edges(net_input["src_tokens"].eq(model.encoder.padding_idx))
             if edges is not None:
                 return self._search_static(encoder_out, edges, max_len, first)
@@ -169,11 +176,12 @@ class GroupedQueryGenerator(SequenceGenerator):
             cache.reorder_beams(parents)
         return [sorted(hypos, key=lambda h: -h["score"].item()) for hypos in done]
 
-    def _takes_static(self, device: torch.device) -> bool:
-        """Whether steps of fixed shapes can do it, and are asked for."""
+    def _takes_static(self, device: torch.device, prefix: Tensor | None) -> bool:
+        """Whether steps of fixed shapes are wanted there, and can do it."""
         is_wanted = device.type == "cuda" if self.is_static is None else self.is_static
         return (
             is_wanted
+            and prefix is None
             and type(self.search) is search.BeamSearch
             and self.beam_size <= MAX_BEAM
             and self.vocab_size > 2 * self.beam_size
@@ -312,15 +320,25 @@ class GroupedQueryGenerator(SequenceGenerator):
 
     # Memory: predicted before it is taken.
 
-    def _predicted_bytes(self, batch: int, source_tokens: int, max_len: int) -> int:
+    def _fits(self, source: Tensor, max_len: int, prefix: Tensor | None) -> bool:
+        """Whether there is memory to search a batch [B, S], as far as can be told before."""
+        shape = StaticShape(source.shape[0], max_len + 1, source.shape[1])
+        if self._takes_static(source.device, prefix):
+            shape = StaticShape.of(*astuple(shape))
+            if self._static is not None and self._static.shape.holds(shape):
+                return True  # it is there
+            self._static = None
+        return self._predicted_bytes(shape) <= self._free_bytes(source)
+
+    def _predicted_bytes(self, shape: StaticShape) -> int:
         """Bytes of the cache if every hypothesis grows to the limit, with room for a copy."""
         decoder = self.model.single_model.decoder
         attention = decoder.layers[0].self_attn
         sizes = cache_bytes(
-            batch=batch,
+            batch=shape.rows,
             beam=self.beam_size,
-            source_tokens=source_tokens,
-            target_tokens=max_len + 1,
+            source_tokens=shape.source,
+            target_tokens=shape.steps,
             layers=len(decoder.layers),
             num_kv_heads=attention.num_kv_heads,
             head_dim=attention.head_dim,
@@ -331,8 +349,11 @@ class GroupedQueryGenerator(SequenceGenerator):
     def _free_bytes(self, like: Tensor) -> int:
         if self.memory_limit_bytes is not None:
             return self.memory_limit_bytes
-        if like.is_cuda:
-            return torch.cuda.mem_get_info(like.device)[0]
+        if like.is_cuda:  # PyTorch keeps for itself what was freed
+            kept = torch.cuda.memory_reserved(like.device) - torch.cuda.memory_allocated(
+                like.device
+            )
+            return torch.cuda.mem_get_info(like.device)[0] + kept
         return psutil.virtual_memory().available
 
     def _in_halves(

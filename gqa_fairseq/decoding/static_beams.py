@@ -162,7 +162,7 @@ class StaticBeams:
         n, W = is_end.shape
         count = self.count[:n]
         place = count[:, None] + is_end.cumsum(1) - 1
-        place = torch.where(is_end, place, W).clamp(max=W)
+        place = place.masked_fill(~is_end, W).clamp(max=W)
         self._end_step[:n].scatter_(1, place, position.expand(n, W))
         self._end_beam[:n].scatter_(1, place, parents)
         self._end_total[:n].scatter_(1, place, scores)

@@ -7,7 +7,6 @@ search.py with fairseq's SequenceGenerator.
 from __future__ import annotations
 
 import itertools
-import math
 import random
 from typing import Any
 
@@ -15,7 +14,6 @@ import pytest
 import torch
 
 from gqa_fairseq.decoding.search import GroupedQueryGenerator
-from gqa_fairseq.decoding.static_search import StaticSearch, bucket, source_edges
 from tests.plugin_models import build, dictionary, random_lines, randomize, source_batch
 
 VOCABULARY = dictionary()
@@ -43,14 +41,15 @@ def assert_same(ours: Hypotheses, expected: Hypotheses) -> None:
             )
 
 
-def check(model: Any, sample: dict, **options: Any) -> GroupedQueryGenerator:
-    """The static search finds what search.py finds; returns the generator, for more batches."""
+def check(model: Any, *samples: dict, **options: Any) -> GroupedQueryGenerator:
+    """The static search finds, batch after batch, what search.py finds; returns its generator."""
     call = {k: options.pop(k) for k in ("bos_token",) if k in options}
     expected = GroupedQueryGenerator([model], VOCABULARY, is_static=False, **options)
     ours = static_generator(model, **options)
-    assert_same(
-        ours.generate([model], sample, **call), expected.generate([model], sample, **call)
-    )
+    for sample in samples:
+        assert_same(
+            ours.generate([model], sample, **call), expected.generate([model], sample, **call)
+        )
     assert ours._static is not None
     assert expected._static is None
     return ours
@@ -82,3 +81,41 @@ def test_same_hypotheses_for_every_option(options: dict[str, Any], beam: int) ->
         model = model_of(seed=g, num_kv_heads=g)
         sample = source_batch(random_lines(9, VOCABULARY, seed=g), VOCABULARY)
         check(model, sample, beam_size=beam, **options)
+
+
+KINDS = list(itertools.product((1, 2, 4, 8), ("all", "decoder"), (True, False), (True, False)))
+
+
+def check_random_model(seed: int) -> None:
+    """A small model of some kind, with a batch of very uneven lengths."""
+    draw = random.Random(seed)
+    g, placement, bias, is_pre_norm = KINDS[seed % len(KINDS)]
+    model = model_of(
+        seed,
+        num_kv_heads=g,
+        attention_placement=placement,
+        use_bias=bias,
+        encoder_normalize_before=is_pre_norm,
+        decoder_normalize_before=is_pre_norm,
+        decoder_learned_pos=draw.choice((True, False)),
+    )
+    options: dict[str, Any] = {
+        "beam_size": draw.choice((1, 2, 4, 5)),
+        "max_len_a": draw.choice((0, 1.5)),
+        "max_len_b": draw.randint(3, 45),
+        "min_len": draw.randint(1, 3),
+        "len_penalty": draw.choice((0.6, 1.0)),
+        "unk_penalty": draw.choice((0.0, 1.0)),
+    }
+    longest = draw.randint(1, 25)
+    samples = [
+        source_batch(random_lines(draw.randint(1, 12), VOCABULARY, longest, seed + i), VOCABULARY)
+        for i in range(2 if seed % 4 == 0 else 1)  # a second batch may use the first one's memory
+    ]
+    check(model, *samples, **options)
+
+
+@pytest.mark.parametrize("first", range(0, 100, 25))
+def test_same_hypotheses_for_random_models(first: int) -> None:
+    for seed in range(first, first + 25):
+        check_random_model(seed)
