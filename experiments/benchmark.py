@@ -43,6 +43,7 @@ from experiments.storage import write_json
 from experiments.train import train_command
 from gqa_fairseq.attention import cache_bytes
 from gqa_fairseq.decoding.cache import DecoderCache
+from gqa_fairseq.decoding.static_cache import StaticCache
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 TRAINING_SHAPE = (128, 128)
@@ -163,13 +164,17 @@ def time_decoding(
         encoder_us_per_token=median_us_per_token(encoder_s, produced),
         decoder_us_per_token=us_per_token,
         kv_cache_bytes=_checked_cache_bytes(
-            timed.cache, config, source_tokens, target_tokens, beam
+            timed.cache or getattr(generator, "static_cache", None),
+            config,
+            source_tokens,
+            target_tokens,
+            beam,
         ),
     )
 
 
 def _checked_cache_bytes(
-    cache: DecoderCache | None,
+    cache: DecoderCache | StaticCache | None,
     config: SuiteConfig,
     source_tokens: int,
     target_tokens: int,

@@ -22,6 +22,7 @@ from torch import Tensor
 from gqa_fairseq.attention import cache_bytes
 from gqa_fairseq.decoding.kernels import MAX_BEAM
 from gqa_fairseq.decoding.static_beams import TokenRules
+from gqa_fairseq.decoding.static_cache import StaticCache
 from gqa_fairseq.decoding.static_search import StaticSearch, StaticShape, source_edges
 from gqa_fairseq.decoding.top_k import top_k
 
@@ -191,39 +192,44 @@ class GroupedQueryGenerator(SequenceGenerator):
         self, encoder_out: dict, edges: tuple[Tensor, Tensor], max_len: int, first: int
     ) -> list[list[dict[str, Tensor]]]:
         """As _search, in memory that the next batches use again; hypotheses are on the host."""
-        decoder = self.model.single_model.decoder
         width, batch = encoder_out["encoder_out"][0].shape[:2]
-        shape = StaticShape.of(batch, max_len + 1, width)
-        static = self._static
-        if (
-            static is None
-            or static.weights is not decoder.arranged()
-            or not static.shape.holds(shape)
-        ):
-            self._static = static = None  # its memory first
-            suppressed = self.token_indices_to_suppress
-            rules = TokenRules(
-                self.vocab_size,
-                encoder_out["encoder_out"][0].device,
-                pad=self.pad,
-                unk=self.unk,
-                eos=self.eos,
-                unk_penalty=self.unk_penalty,
-                suppressed=[] if suppressed is None else suppressed.tolist(),
-                min_len=self.min_len,
-            )
-            static = self._static = StaticSearch(
-                decoder,
-                rules,
-                beam=self.beam_size,
-                eos=self.eos,
-                temperature=self.temperature,
-                shape=shape,
-            )
-        source = decoder.source_keys_values(encoder_out)
+        static = self._static_for(StaticShape.of(batch, max_len + 1, width))
+        source = self.model.single_model.decoder.source_keys_values(encoder_out)
         found = static.run(source, edges, width, max_len, first)
         done = [[self._hypothesis(*h) for h in hypotheses] for hypotheses in found]
         return [sorted(hypos, key=lambda h: -h["score"].item()) for hypos in done]
+
+    def _static_for(self, shape: StaticShape) -> StaticSearch:
+        """The last batch's search if it holds this shape, else a new one."""
+        decoder, held = self.model.single_model.decoder, self._static
+        if held is not None and held.weights is decoder.arranged() and held.shape.holds(shape):
+            return held
+        self._static = held = None  # its memory first
+        suppressed = self.token_indices_to_suppress
+        rules = TokenRules(
+            self.vocab_size,
+            decoder.embed_tokens.weight.device,
+            pad=self.pad,
+            unk=self.unk,
+            eos=self.eos,
+            unk_penalty=self.unk_penalty,
+            suppressed=[] if suppressed is None else suppressed.tolist(),
+            min_len=self.min_len,
+        )
+        self._static = StaticSearch(
+            decoder,
+            rules,
+            beam=self.beam_size,
+            eos=self.eos,
+            temperature=self.temperature,
+            shape=shape,
+        )
+        return self._static
+
+    @property
+    def static_cache(self) -> StaticCache | None:
+        """The cache of the last batch that was searched in steps of fixed shapes."""
+        return None if self._static is None else self._static.cache
 
     def _log_probs(
         self, logits: Tensor, step: int, max_len: int, beams: _Hypotheses, prefix: Tensor | None

@@ -9,7 +9,7 @@ decoding/kernels.py follows. The idea of the slots is the same: W of them a step
     target   self  K, V   [B, G, N, D]       N = steps * W slots; step t fills W of them
     readers               [B, N] int32       bit w: beam w descends from the slot
 
-Between steps, and only there, the host may show fewer rows (`keep`) or more slots (`length`): both
+Between steps, and only there, the host may show fewer rows (`keep`) or more slots (`show`): both
 are other views of the same memory, so nothing is allocated and no address changes. Legend: see
 attention.py.
 """
@@ -23,6 +23,8 @@ import torch
 from torch import Tensor
 
 from gqa_fairseq.attention import attend_cached
+
+LEAST_STEPS = 32  # in view: 32, 64, 128, ... steps
 
 # grouped_decode_attention, or attend_visible with the same arguments and result.
 Attention = Callable[..., Tensor]
@@ -95,7 +97,9 @@ class StaticCache:
             return torch.zeros(size, dtype=dtype, device=device)
 
         self.batch, self.beam, self.length, self.attend = rows, beam, steps, attend
-        self._source = source
+        self.steps = 0  # made, as the host counts them
+        self._capacity, self._source = steps, source
+        self._sentences, self._source_tokens = 0, 0
         self.position = integers(1, dtype=torch.int64)  # of the step that is next
         self.is_running = integers(rows)
         self._cross = pairs(source)
@@ -113,7 +117,7 @@ class StaticCache:
         Args:
             start, end: [batch], each sentence's part of its `source_tokens` that is no padding.
         """
-        self.batch = rows
+        self.batch, self._sentences, self._source_tokens = rows, batch, source_tokens
         self.position.zero_()
         self.is_running.zero_()[:batch] = 1
         shift = self._source - source_tokens
@@ -126,13 +130,16 @@ class StaticCache:
         for buffer, new in zip(self._cross[layer], (keys, values), strict=True):
             buffer[: new.shape[0], :, buffer.shape[2] - new.shape[2] :] = new
 
-    def keep(self, sources: Tensor, targets: Tensor, batch: int, steps: int) -> None:
-        """Shows `batch` rows only; rows `sources` beyond them first move to rows `targets`.
+    def show(self, steps: int) -> None:
+        """Brings the slots of `steps` steps into view, the last of which is the next one."""
+        self.steps, self.length = steps, LEAST_STEPS
+        while self.length < steps:
+            self.length *= 2
+        self.length = min(self.length, self._capacity)
 
-        Args:
-            steps: how many are filled; no more is copied.
-        """
-        used = steps * self.beam
+    def keep(self, sources: Tensor, targets: Tensor, batch: int) -> None:
+        """Shows `batch` rows only; rows `sources` beyond them first move to rows `targets`."""
+        used = self.steps * self.beam
         tensors = [t for pair in self._cross for t in pair]
         tensors += [t[:, :, :used] for pair in self._self for t in pair]
         tensors += [self._source_start, self._source_end, self.is_running]
@@ -186,10 +193,11 @@ class StaticCache:
             old.copy_((bits * self._own).sum(2, dtype=torch.int32))
         self.position.add_(1)
 
-    def nbytes(self, sentences: int, source_tokens: int, steps: int) -> dict[str, int]:
-        """Bytes of K and V that this much fills, `self` and `cross`; compare DecoderCache."""
-        used = steps * self.beam
+    @property
+    def nbytes(self) -> dict[str, int]:
+        """Bytes of K and V in use, `self` and `cross`, as DecoderCache.nbytes."""
+        n, used, S = min(self._sentences, self.batch), self.steps * self.beam, self._source_tokens
         return {
-            "self": sum(t[:sentences, :, :used].nbytes for pair in self._self for t in pair),
-            "cross": sum(t[:sentences, :, :source_tokens].nbytes for p in self._cross for t in p),
+            "self": sum(t[:n, :, :used].nbytes for pair in self._self for t in pair),
+            "cross": sum(t[:n, :, :S].nbytes for pair in self._cross for t in pair),
         }

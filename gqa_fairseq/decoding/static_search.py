@@ -24,13 +24,12 @@ from torch import Tensor
 from gqa_fairseq.decoding.graphs import GraphedStep, LateReads
 from gqa_fairseq.decoding.kernels import grouped_decode_attention, has_kernel
 from gqa_fairseq.decoding.static_beams import StaticBeams, TokenRules
-from gqa_fairseq.decoding.static_cache import StaticCache, attend_visible
+from gqa_fairseq.decoding.static_cache import LEAST_STEPS, StaticCache, attend_visible
 from gqa_fairseq.decoding.step import DecoderStep
 
 # A finished hypothesis: words with </s> [T], log-probability of each [T], their sum [].
 Finished = tuple[Tensor, Tensor, Tensor]
 
-_LEAST_STEPS = 32  # slots in view: 32, 64, 128, ... steps
 _LEAST_SOURCE = 16
 _LAG = 2  # steps on their way to the device while the host looks at an earlier one
 
@@ -51,7 +50,7 @@ class StaticShape:
 
     @classmethod
     def of(cls, batch: int, steps: int, source: int) -> StaticShape:
-        return cls(bucket(batch), bucket(steps, _LEAST_STEPS), bucket(source, _LEAST_SOURCE))
+        return cls(bucket(batch), bucket(steps, LEAST_STEPS), bucket(source, _LEAST_SOURCE))
 
     def holds(self, other: StaticShape) -> bool:
         return all(a >= b for a, b in zip(astuple(self), astuple(other), strict=True))
@@ -156,7 +155,7 @@ class StaticSearch:
         reads = LateReads(_LAG)
         for step in range(max_len + 1):
             rows = self.cache.batch
-            self.cache.length = self._length(step + 1)
+            self.cache.show(step + 1)
             self.graphed((rows, self.cache.length))
             reads.push(self.beams.count[:rows])
             count = reads.pop()
@@ -167,22 +166,15 @@ class StaticSearch:
             if left == 0:
                 break
             if 2 * bucket(left) <= rows:
-                self._shrink(is_left, bucket(left), step + 1)
+                self._shrink(is_left, bucket(left))
                 reads.clear()
-        self._collect(torch.arange(self.cache.batch), step + 1)
+        self._collect(torch.arange(self.cache.batch))
         return self._found
 
-    def _length(self, steps: int) -> int:
-        """Steps in view while `steps` are filled."""
-        length = _LEAST_STEPS
-        while length < steps:
-            length *= 2
-        return min(length, self.shape.steps)
-
-    def _shrink(self, is_left: Tensor, size: int, steps: int) -> None:
+    def _shrink(self, is_left: Tensor, size: int) -> None:
         """Goes on with `size` rows; those that are left, [rows] bool on the host, stay."""
         rows = torch.arange(is_left.numel())
-        self._collect(rows[~is_left], steps)
+        self._collect(rows[~is_left])
         movers = rows[size:][is_left[size:]]
         gaps = rows[:size][~is_left[:size]][: movers.numel()]
         for gap, mover in zip(gaps.tolist(), movers.tolist(), strict=True):
@@ -190,13 +182,13 @@ class StaticSearch:
         del self._sentences[size:]
         device = self.cache.position.device
         movers, gaps = movers.to(device), gaps.to(device)
-        self.cache.keep(movers, gaps, size, steps)
+        self.cache.keep(movers, gaps, size)
         self.beams.move(movers, gaps)
 
-    def _collect(self, rows: Tensor, steps: int) -> None:
+    def _collect(self, rows: Tensor) -> None:
         """Takes over what the sentences in these rows have finished; the rows are then nobody's."""
         wanted = [row for row in rows.tolist() if self._sentences[row] is not None]
-        finished = self.beams.finished(torch.tensor(wanted, dtype=torch.int64), steps)
+        finished = self.beams.finished(torch.tensor(wanted, dtype=torch.int64), self.cache.steps)
         for row, hypotheses in zip(wanted, finished, strict=True):
             self._found[self._sentences[row]] = hypotheses
             self._sentences[row] = None

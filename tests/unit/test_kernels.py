@@ -7,11 +7,8 @@ on any CPU; the same tests run on a GPU where there is one.
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import os
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
@@ -20,22 +17,7 @@ import torch
 
 from gqa_fairseq.decoding import kernels
 from gqa_fairseq.decoding.kernels import choose_splits, grouped_decode_attention, readers_of
-
-ROOT = Path(__file__).resolve().parents[2]
-needs_triton = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None, reason="Triton is not installed"
-)
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")
-
-
-def run_tests(file: str, **environment: str) -> None:
-    """Runs pytest over one file of tests/ in its own process, and shows what fails."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"tests/{file}"]
-    done = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    print(done.stdout)
+from tests.kernel_runs import needs_gpu, needs_triton, run_tests
 
 
 @needs_triton

@@ -7,13 +7,19 @@ search.py with fairseq's SequenceGenerator.
 from __future__ import annotations
 
 import itertools
+import math
 import random
 from typing import Any
 
 import pytest
 import torch
+from fairseq import search
+from torch import Tensor
 
+from gqa_fairseq.attention import cache_bytes
 from gqa_fairseq.decoding.search import GroupedQueryGenerator
+from gqa_fairseq.decoding.static_search import StaticSearch, bucket, source_edges
+from tests.kernel_runs import needs_gpu, needs_triton, run_tests
 from tests.plugin_models import build, dictionary, random_lines, randomize, source_batch
 
 VOCABULARY = dictionary()
@@ -102,15 +108,15 @@ def check_random_model(seed: int) -> None:
     options: dict[str, Any] = {
         "beam_size": draw.choice((1, 2, 4, 5)),
         "max_len_a": draw.choice((0, 1.5)),
-        "max_len_b": draw.randint(3, 45),
+        "max_len_b": draw.randint(3, 24) + (12 if seed % 8 == 0 else 0),
         "min_len": draw.randint(1, 3),
         "len_penalty": draw.choice((0.6, 1.0)),
         "unk_penalty": draw.choice((0.0, 1.0)),
     }
     longest = draw.randint(1, 25)
     samples = [
-        source_batch(random_lines(draw.randint(1, 12), VOCABULARY, longest, seed + i), VOCABULARY)
-        for i in range(2 if seed % 4 == 0 else 1)  # a second batch may use the first one's memory
+        source_batch(random_lines(draw.randint(1, 9), VOCABULARY, longest, seed + i), VOCABULARY)
+        for i in range(2 if seed % 8 == 0 else 1)  # a second batch may use the first one's memory
     ]
     check(model, *samples, **options)
 
@@ -119,3 +125,161 @@ def check_random_model(seed: int) -> None:
 def test_same_hypotheses_for_random_models(first: int) -> None:
     for seed in range(first, first + 25):
         check_random_model(seed)
+
+
+@needs_triton
+def test_through_the_kernel_in_the_interpreter() -> None:
+    run_tests("kernel_search.py", TRITON_INTERPRET="1", KERNEL_DEVICE="cpu")
+
+
+@needs_triton
+@needs_gpu
+def test_through_the_kernel_on_the_gpu() -> None:
+    run_tests("kernel_search.py", TRITON_INTERPRET="0", KERNEL_DEVICE="cuda")
+
+
+def eager_to_end(seed: int, scale: float) -> Any:
+    """A model whose sentences end at very different steps."""
+    model = model_of(seed, num_kv_heads=2, share_all_embeddings=False)
+    with torch.no_grad():
+        model.decoder.output_projection.weight[VOCABULARY.eos()] *= scale
+    return model
+
+
+@pytest.mark.parametrize(("beam", "sizes"), [(1, [10, 5]), (4, [10, 5, 2])])
+def test_sentences_that_finish_leave_the_batch(beam: int, sizes: list[int], monkeypatch) -> None:
+    seen: list[tuple[int, int]] = []
+    shrink = StaticSearch._shrink
+
+    def shrink_and_note(self: StaticSearch, is_left: Tensor, size: int) -> None:
+        seen.append((size, self.cache.length))
+        shrink(self, is_left, size)
+
+    monkeypatch.setattr(StaticSearch, "_shrink", shrink_and_note)
+    sample = source_batch(random_lines(20, VOCABULARY, seed=0), VOCABULARY)
+    ours = check(eager_to_end(0, 3.0), sample, beam_size=beam, max_len_b=60)
+    assert [size for size, _ in seen] == sizes
+    assert (seen[0][1], seen[-1][1]) == (32, 64)  # the last ones have more slots in view
+    assert ours.static_cache is not None
+    assert ours.static_cache.batch == sizes[-1]
+
+
+def test_what_lies_in_memory_does_not_matter() -> None:
+    """NaN wherever the batches before have left keys and values."""
+    model = eager_to_end(0, 3.0)
+    options: dict[str, Any] = {"beam_size": 3, "max_len_b": 40}
+    ours = static_generator(model, **options)
+    expected = GroupedQueryGenerator([model], VOCABULARY, is_static=False, **options)
+    first = None
+    for count, longest in ((17, 25), (17, 9), (3, 30), (1, 1)):
+        lines = random_lines(count, VOCABULARY, longest)
+        sample = source_batch(lines, VOCABULARY)
+        assert_same(ours.generate([model], sample), expected.generate([model], sample))
+        assert first in (None, ours._static)  # the memory of the first batch holds the others
+        first = ours._static
+        assert first is not None
+        for keys, values in (*first.cache._self, *first.cache._cross):
+            keys.fill_(math.nan)
+            values.fill_(math.nan)
+
+
+def test_sources_padded_on_the_right_or_between() -> None:
+    pad = VOCABULARY.pad()
+    model = model_of(num_kv_heads=2)
+    sample = source_batch(random_lines(5, VOCABULARY), VOCABULARY)
+    left = sample["net_input"]["src_tokens"]
+    right = torch.stack([row.roll(-int(row.eq(pad).sum())) for row in left])
+    between = left.clone()
+    between[0, -3] = pad
+    for tokens, is_taken in ((right, True), (between, False)):
+        sample["net_input"]["src_tokens"] = tokens
+        assert (source_edges(tokens.eq(pad)) is not None) == is_taken
+        options: dict[str, Any] = {"beam_size": 2, "max_len_b": 12}
+        ours = static_generator(model, **options)
+        expected = GroupedQueryGenerator([model], VOCABULARY, is_static=False, **options)
+        assert_same(ours.generate([model], sample), expected.generate([model], sample))
+        assert (ours._static is not None) == is_taken
+
+
+def test_what_needs_values_runs_in_the_other_search() -> None:
+    model = model_of(num_kv_heads=2)
+    sample = source_batch(random_lines(3, VOCABULARY), VOCABULARY)
+    prefix = torch.tensor([[7], [8], [9]])
+    cases: list[tuple[dict[str, Any], dict[str, Any]]] = [
+        ({"beam_size": 3}, {"prefix_tokens": prefix}),
+        ({"beam_size": 2, "search_strategy": search.Sampling(VOCABULARY)}, {}),
+        ({"beam_size": 22}, {}),  # 2 * 22 words are not in the vocabulary
+    ]
+    for options, call in cases:
+        found = []
+        for is_static in (True, False):
+            generator = GroupedQueryGenerator(
+                [model], VOCABULARY, is_static=is_static, max_len_b=8, **options
+            )
+            torch.manual_seed(5)
+            found.append(generator.generate([model], sample, **call))
+            assert generator._static is None
+        assert_same(*found)
+
+
+def test_new_weights_are_used() -> None:
+    model = model_of(num_kv_heads=2)
+    sample = source_batch(random_lines(4, VOCABULARY), VOCABULARY)
+    options: dict[str, Any] = {"beam_size": 3, "max_len_b": 12}
+    ours = static_generator(model, **options)
+    for seed in (1, 2):
+        randomize(model, scale=1.5, seed=seed)
+        expected = GroupedQueryGenerator([model], VOCABULARY, is_static=False, **options)
+        assert_same(ours.generate([model], sample), expected.generate([model], sample))
+
+
+def test_a_batch_too_large_for_the_memory_is_split(monkeypatch, caplog) -> None:
+    """Where the prediction says so, and where memory runs out all the same."""
+    model = model_of(num_kv_heads=2)
+    sample = source_batch(random_lines(7, VOCABULARY), VOCABULARY)
+    options: dict[str, Any] = {"beam_size": 4, "max_len_a": 1.0, "max_len_b": 5}
+    expected = static_generator(model, **options).generate([model], sample)
+    assert_same(
+        static_generator(model, memory_limit_bytes=1, **options).generate([model], sample), expected
+    )
+    run, batches = StaticSearch.run, []
+
+    def run_small_ones(self: StaticSearch, source, edges, *rest):
+        batches.append(len(edges[0]))
+        if batches[-1] > 3:
+            raise torch.OutOfMemoryError
+        return run(self, source, edges, *rest)
+
+    monkeypatch.setattr(StaticSearch, "run", run_small_ones)
+    assert_same(static_generator(model, **options).generate([model], sample), expected)
+    assert batches == [7, 3, 4, 2, 2]
+    assert "7 sentences do not fit in memory" in caplog.text
+
+
+@pytest.mark.parametrize("g", [1, 2, 8])
+def test_the_bytes_in_use_are_those_predicted(g: int) -> None:
+    model = model_of(num_kv_heads=g)
+    lines = [torch.tensor([9, 8, 7, VOCABULARY.eos()])] * 17  # 18 rows
+    ours = static_generator(model, beam_size=3, max_len_b=35, min_len=35)
+    ours.generate([model], source_batch(lines, VOCABULARY))
+    assert ours.static_cache is not None
+    assert ours.static_cache.nbytes == cache_bytes(
+        batch=17,
+        beam=3,
+        source_tokens=4,
+        target_tokens=36,
+        layers=2,
+        num_kv_heads=g,
+        head_dim=4,
+        bytes_per_element=8,
+    )
+
+
+def test_sizes_are_few_and_near() -> None:
+    for least in (1, 16, 32):
+        sizes = [bucket(n, least) for n in range(1, 3000)]
+        assert all(
+            n <= size <= max(n + n // 8 + 1, n + least - 1) for n, size in enumerate(sizes, 1)
+        )
+        assert [bucket(size, least) for size in sizes] == sizes
+        assert len(set(sizes)) < 90

@@ -1,0 +1,118 @@
+"""When a step runs, warms up, is captured and is replayed: each call is one step, whatever happens.
+
+CUDA itself is played: a capture records and does not run, a replay runs. What a GPU makes of it is
+tested there, by tests/kernel_search.py.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from gqa_fairseq.decoding import graphs
+from gqa_fairseq.decoding.graphs import GraphedStep, LateReads
+
+CUDA = torch.device("cuda", 0)
+
+
+class Player:
+    """A function that counts its effects, and the parts of torch.cuda that GraphedStep uses."""
+
+    def __init__(self, fails: bool = False) -> None:
+        self.fails = fails
+        self.effects = 0
+        self.events: list[str] = []
+        self.is_capturing = False
+        stream = SimpleNamespace(wait_stream=lambda other: self.events.append("wait"))
+        player = self
+
+        class Graph:
+            def replay(self) -> None:
+                player.effects += 1
+                player.events.append("replay")
+
+        @contextmanager
+        def capture(graph: Graph, pool: object):
+            player.is_capturing = True
+            yield
+            player.is_capturing = False
+
+        self.cuda = SimpleNamespace(
+            CUDAGraph=Graph,
+            graph=capture,
+            graph_pool_handle=lambda: (0, 1),
+            current_stream=lambda device: stream,
+            Stream=lambda device: stream,
+            stream=lambda stream: nullcontext(),
+            device=lambda device: nullcontext(),
+        )
+
+    def step(self) -> None:
+        if not self.is_capturing:
+            self.effects += 1
+            self.events.append("run")
+            return
+        self.events.append("capture")
+        if self.fails:
+            self.is_capturing = False
+            raise RuntimeError("operation not permitted when stream is capturing\nand more")
+
+
+@pytest.fixture
+def player(monkeypatch, request) -> Player:
+    result = Player(fails=getattr(request, "param", False))
+    monkeypatch.setattr(graphs.torch, "cuda", result.cuda)
+    return result
+
+
+def test_the_first_call_of_a_key_warms_up_the_second_captures(player: Player) -> None:
+    step = GraphedStep(player.step, CUDA)
+    for _ in range(3):
+        step((8, 32))
+    assert player.events == ["wait", "run", "wait", "capture", "replay", "replay"]
+    player.events.clear()
+    for key in ((4, 32), (8, 32), (4, 32), (4, 32)):
+        step(key)
+    assert player.events == ["wait", "run", "wait", "replay", "capture", "replay", "replay"]
+    assert player.effects == 7
+
+
+@pytest.mark.parametrize("player", [True], indirect=True)
+def test_a_failed_capture_goes_on_without_graphs(player: Player, caplog) -> None:
+    step = GraphedStep(player.step, CUDA)
+    with caplog.at_level(logging.WARNING):
+        for key in (1, 1, 1, 2, 2):
+            step(key)
+    assert player.effects == 5
+    assert player.events.count("capture") == 1
+    assert not step.is_graphed
+    assert caplog.messages == [
+        "decoding without CUDA graphs: operation not permitted when stream is capturing"
+    ]
+
+
+def test_a_cpu_calls_the_function() -> None:
+    calls: list[int] = []
+    step = GraphedStep(lambda: calls.append(1), torch.device("cpu"))
+    for _ in range(4):
+        step("key")
+    assert len(calls) == 4
+
+
+def test_late_reads_are_values_of_their_time() -> None:
+    x = torch.zeros(2, dtype=torch.int64)
+    reads = LateReads(lag=2)
+    seen = []
+    for _ in range(5):
+        x += 1
+        reads.push(x)
+        value = reads.pop()
+        seen.append(None if value is None else value.tolist())
+    assert seen == [None, None, [1, 1], [2, 2], [3, 3]]
+    reads.clear()
+    reads.push(x)
+    assert reads.pop() is None
