@@ -80,7 +80,7 @@ def wmt14_tables(groups: list[Group], papers: list[Paper]) -> list[Table]:
     shown: list[tuple[str, Group | None]] = [
         (f" (runs of section {section})", group)
         for section, group in enumerate(groups, start=1)
-        if is_eligible(group.first)
+        if all(map(is_eligible, group.records))
     ]
     tables = []
     for which, group in shown or [("", None)]:

@@ -19,6 +19,8 @@ from experiments.run import resolve
 from experiments.storage import read_json, write_json
 from experiments.train import train
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 METRICS = {
     ("bleu", "13a"): BLEU(tokenize="13a"),
