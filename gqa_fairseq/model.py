@@ -330,15 +330,13 @@ class GroupedQueryTransformerDecoder(TransformerDecoderBase):
             x = x + positions
         return self.dropout_module(x)
 
-    def position_table(self, steps: int) -> Tensor | None:
-        """Embeddings [n, C] of the first target positions; n <= steps, as the model allows."""
+    def position_table(self) -> Tensor | None:
+        """Embeddings [max_positions, C] of all target positions; None without positions."""
         if self.embed_positions is None:
             return None
-        size = (1, min(steps, self.max_positions()))
+        device = self.embed_tokens.weight.device
         word = self.padding_idx + 1  # any: padding alone has no position
-        return self.embed_positions(torch.full(size, word, device=self.embed_tokens.weight.device))[
-            0
-        ]
+        return self.embed_positions(torch.full((1, self.max_positions()), word, device=device))[0]
 
     def reorder_incremental_state_scripting(
         self, incremental_state: dict, new_order: Tensor

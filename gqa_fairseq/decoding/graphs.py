@@ -17,6 +17,8 @@ from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
+_MOST_GRAPHS = 128  # of some hundred kilobytes each, were there ever so many sizes
+
 
 class GraphedStep:
     """Calls a function on a GPU by replaying a graph of it, one for every `key`.
@@ -33,6 +35,7 @@ class GraphedStep:
         self._device = device
         self._graphs: dict[Hashable, torch.cuda.CUDAGraph | None] = {}
         self._pool: Any = None  # the graphs share their temporaries' memory
+        self._side: torch.cuda.Stream | None = None
         self.is_graphed = device.type == "cuda"
 
     def __call__(self, key: Hashable) -> None:
@@ -40,6 +43,8 @@ class GraphedStep:
         if not self.is_graphed:
             self._function()
         elif key not in self._graphs:
+            if len(self._graphs) == _MOST_GRAPHS:
+                self._graphs.clear()
             self._graphs[key] = None
             self._warm_up()
         else:
@@ -53,11 +58,13 @@ class GraphedStep:
 
     def _warm_up(self) -> None:
         """On a stream of its own, as a capture is: libraries prepare their workspaces by stream."""
-        current, side = torch.cuda.current_stream(self._device), torch.cuda.Stream(self._device)
-        side.wait_stream(current)
-        with torch.cuda.stream(side):
+        if self._side is None:
+            self._side = torch.cuda.Stream(self._device)
+        current = torch.cuda.current_stream(self._device)
+        self._side.wait_stream(current)
+        with torch.cuda.stream(self._side):
             self._function()
-        current.wait_stream(side)
+        current.wait_stream(self._side)
 
     def _capture(self) -> torch.cuda.CUDAGraph | None:
         """Records the function without running it; None, with a note in the log, if that fails."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import astuple
 from typing import Any
 
 import psutil
@@ -22,8 +21,8 @@ from torch import Tensor
 from gqa_fairseq.attention import cache_bytes
 from gqa_fairseq.decoding.kernels import MAX_BEAM
 from gqa_fairseq.decoding.static_beams import TokenRules
-from gqa_fairseq.decoding.static_cache import StaticCache
-from gqa_fairseq.decoding.static_search import StaticSearch, StaticShape, source_edges
+from gqa_fairseq.decoding.static_cache import Capacity, StaticCache, StaticShape
+from gqa_fairseq.decoding.static_search import StaticSearch, shape_of, source_edges
 from gqa_fairseq.decoding.top_k import top_k
 
 logger = logging.getLogger(__name__)
@@ -193,22 +192,28 @@ class GroupedQueryGenerator(SequenceGenerator):
     ) -> list[list[dict[str, Tensor]]]:
         """As _search, in memory that the next batches use again; hypotheses are on the host."""
         width, batch = encoder_out["encoder_out"][0].shape[:2]
-        static = self._static_for(StaticShape.of(batch, max_len + 1, width))
+        static = self._static_for(shape_of(batch, max_len + 1, width).capacity)
         source = self.model.single_model.decoder.source_keys_values(encoder_out)
         found = static.run(source, edges, width, max_len, first)
         done = [[self._hypothesis(*h) for h in hypotheses] for hypotheses in found]
         return [sorted(hypos, key=lambda h: -h["score"].item()) for hypos in done]
 
-    def _static_for(self, shape: StaticShape) -> StaticSearch:
-        """The last batch's search if it holds this shape, else a new one."""
+    def _static_for(self, capacity: Capacity) -> StaticSearch:
+        """The last batch's search if its memory suffices, else a new one."""
         decoder, held = self.model.single_model.decoder, self._static
-        if held is not None and held.weights is decoder.arranged() and held.shape.holds(shape):
-            return held
+        if held is not None and held.weights is decoder.arranged():
+            if held.capacity.holds(capacity):
+                return held
+            wider = capacity.union(held.capacity)  # the next batch may be as the last one
+        else:
+            wider = capacity
         self._static = held = None  # its memory first
+        device = decoder.embed_tokens.weight.device
+        if self._predicted_bytes(wider) > self._free_bytes(device):
+            wider = capacity
         suppressed = self.token_indices_to_suppress
         rules = TokenRules(
-            self.vocab_size,
-            decoder.embed_tokens.weight.device,
+            device,
             pad=self.pad,
             unk=self.unk,
             eos=self.eos,
@@ -217,12 +222,7 @@ class GroupedQueryGenerator(SequenceGenerator):
             min_len=self.min_len,
         )
         self._static = StaticSearch(
-            decoder,
-            rules,
-            beam=self.beam_size,
-            eos=self.eos,
-            temperature=self.temperature,
-            shape=shape,
+            decoder, rules, wider, beam=self.beam_size, temperature=self.temperature
         )
         return self._static
 
@@ -330,21 +330,20 @@ class GroupedQueryGenerator(SequenceGenerator):
         """Whether there is memory to search a batch [B, S], as far as can be told before."""
         shape = StaticShape(source.shape[0], max_len + 1, source.shape[1])
         if self._takes_static(source.device, prefix):
-            shape = StaticShape.of(*astuple(shape))
-            if self._static is not None and self._static.shape.holds(shape):
+            shape = shape_of(*shape)
+            if self._static is not None and self._static.capacity.holds(shape.capacity):
                 return True  # it is there
-            self._static = None
-        return self._predicted_bytes(shape) <= self._free_bytes(source)
+        return self._predicted_bytes(shape.capacity) <= self._free_bytes(source.device)
 
-    def _predicted_bytes(self, shape: StaticShape) -> int:
+    def _predicted_bytes(self, capacity: Capacity) -> int:
         """Bytes of the cache if every hypothesis grows to the limit, with room for a copy."""
         decoder = self.model.single_model.decoder
         attention = decoder.layers[0].self_attn
         sizes = cache_bytes(
-            batch=shape.rows,
+            batch=1,  # all rows' tokens together
             beam=self.beam_size,
-            source_tokens=shape.source,
-            target_tokens=shape.steps,
+            source_tokens=capacity.sources,
+            target_tokens=capacity.targets,
             layers=len(decoder.layers),
             num_kv_heads=attention.num_kv_heads,
             head_dim=attention.head_dim,
@@ -352,14 +351,14 @@ class GroupedQueryGenerator(SequenceGenerator):
         )
         return sizes["self"] + 2 * sizes["cross"]
 
-    def _free_bytes(self, like: Tensor) -> int:
+    def _free_bytes(self, device: torch.device) -> int:
         if self.memory_limit_bytes is not None:
             return self.memory_limit_bytes
-        if like.is_cuda:  # PyTorch keeps for itself what was freed
-            kept = torch.cuda.memory_reserved(like.device) - torch.cuda.memory_allocated(
-                like.device
-            )
-            return torch.cuda.mem_get_info(like.device)[0] + kept
+        if device.type == "cuda":
+            # PyTorch keeps what was freed, and the last batch's cache can be let go.
+            kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+            held = 0 if self._static is None else self._static.cache.memory_bytes
+            return torch.cuda.mem_get_info(device)[0] + kept + held
         return psutil.virtual_memory().available
 
     def _in_halves(

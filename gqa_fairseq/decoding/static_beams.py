@@ -20,18 +20,19 @@ from gqa_fairseq.decoding.top_k import top_k
 
 
 class TokenRules:
-    """What search options add to the log-probability of each word, by step.
+    """What search options add to log-probabilities: at few words, so that few are touched.
 
     Args:
         pad, unk, eos: word indices; padding is never chosen.
         unk_penalty: subtracted from the unknown word's.
         suppressed: words never to choose.
         min_len: words before the end.
+
+    `max_len` int64 [1] on the device is the batch's: then only the end may come.
     """
 
     def __init__(
         self,
-        vocabulary: int,
         device: torch.device,
         *,
         pad: int,
@@ -41,39 +42,55 @@ class TokenRules:
         suppressed: list[int],
         min_len: int,
     ) -> None:
-        self.min_len = min_len
+        self.eos, self.min_len = eos, min_len
         self.max_len = torch.zeros(1, dtype=torch.int64, device=device)
-        usual = torch.zeros(vocabulary)
-        usual[unk] = -unk_penalty
-        usual[[pad, *suppressed]] = -math.inf
-        no_end, only_end = usual.clone(), torch.full((vocabulary,), -math.inf)
-        no_end[eos] = -math.inf
-        only_end[eos] = usual[eos]
-        self._usual, self._no_end, self._only_end = (
-            x.to(device) for x in (usual, no_end, only_end)
-        )
+        usual = {eos: 0.0, unk: -unk_penalty} | dict.fromkeys((pad, *suppressed), -math.inf)
+        self._words = torch.tensor(list(usual), device=device)
+        self._usual = torch.tensor(list(usual.values()), device=device)
+        early = usual | {eos: -math.inf}
+        self._early = torch.tensor(list(early.values()), device=device)
 
-    def __call__(self, position: Tensor) -> Tensor:
-        """float32 [V] to add to the log-probabilities of the step at `position` [1]."""
-        early = torch.where(position < self.min_len, self._no_end, self._usual)
-        return torch.where(position >= self.max_len, self._only_end, early)
+    def best(self, lprobs: Tensor, k: int, position: Tensor) -> tuple[Tensor, Tensor]:
+        """The k best words of each row by these rules, at the step `position` [1].
+
+        Args:
+            lprobs: float32 [rows, V], changed in place.
+
+        Returns:
+            log-probabilities and words, [rows, k] both.
+        """
+        added = torch.where(position < self.min_len, self._early, self._usual)
+        lprobs.index_add_(1, self._words, added.expand(lprobs.shape[0], -1))
+        values, words = top_k(lprobs, k)
+        is_last = position >= self.max_len
+        is_first = torch.arange(k, device=lprobs.device) == 0
+        end = lprobs[:, self.eos, None].masked_fill(~is_first, -math.inf)  # [rows, k]
+        values = torch.where(is_last, end, values)
+        # A NaN is never chosen, as in fairseq.
+        values = values.masked_fill(values.isnan(), -math.inf)
+        return values, words.masked_fill(is_last, self.eos)
 
 
 class StaticBeams:
-    """The hypotheses of `rows` sentences, `beam` each, for up to `steps` steps."""
+    """The hypotheses of up to `rows` sentences, `beam` each, rows times steps up to `targets`."""
 
-    def __init__(self, *, rows: int, beam: int, steps: int, eos: int, device: torch.device) -> None:
+    def __init__(
+        self, rules: TokenRules, *, rows: int, targets: int, beam: int, device: torch.device
+    ) -> None:
         def integers(*size: int) -> Tensor:
             return torch.zeros(size, dtype=torch.int64, device=device)
 
         W = beam
-        self.beam, self.eos = W, eos
+        self.beam, self.rules = W, rules
         self.newest = integers(rows, W)  # words of the last step
         self.totals = torch.zeros(rows, W, device=device)  # sums of log-probabilities
         self.count = integers(rows)  # finished hypotheses
         # What each step chose: the word, the beam of the step before it continues, the sum so far.
-        self._words, self._parents = integers(steps, rows, W), integers(steps, rows, W)
-        self._sums = torch.zeros(steps, rows, W, device=device)
+        self._memory = (
+            integers(targets * W),
+            integers(targets * W),
+            torch.zeros(targets * W, device=device),
+        )
         # Finished hypotheses in their order. Column W takes what there is no room for.
         self._end_step, self._end_beam = integers(rows, W + 1), integers(rows, W + 1)
         self._end_total = torch.zeros(rows, W + 1, device=device)
@@ -81,19 +98,20 @@ class StaticBeams:
 
     # Between steps.
 
-    def start(self, batch: int, first: int) -> None:
-        """`batch` new sentences that begin with the word `first`; the other rows are done."""
+    def start(self, rows: int, steps: int, sentences: int, first: int, max_len: int) -> None:
+        """New sentences that begin with the word `first`; the other rows are done."""
+        size = (rows, steps, self.beam)
+        self._histories = [x[: math.prod(size)].view(size) for x in self._memory]
+        self.rules.max_len.fill_(max_len)
         self.newest.fill_(first)
         self.totals.zero_()[:, 1:] = -math.inf  # all beams are the same: look at the first
-        self.count.fill_(self.beam)[:batch] = 0
+        self.count.fill_(self.beam)[:sentences] = 0
 
     def move(self, sources: Tensor, targets: Tensor) -> None:
         """Rows `sources` are copied to rows `targets`."""
-        by_row = (self.newest, self.totals, self.count)
-        for tensor in (*by_row, self._end_step, self._end_beam, self._end_total):
+        ends = (self._end_step, self._end_beam, self._end_total)
+        for tensor in (self.newest, self.totals, self.count, *ends, *self._histories):
             tensor[targets] = tensor[sources]
-        for tensor in (self._words, self._parents, self._sums):
-            tensor[:, targets] = tensor[:, sources]
 
     def finished(self, rows: Tensor, steps: int) -> list[list[tuple[Tensor, Tensor, Tensor]]]:
         """The finished hypotheses of some rows [n] after `steps` steps, in their order.
@@ -106,14 +124,12 @@ class StaticBeams:
         count = self.count[rows].tolist()
         step, beam = (x[rows, :-1].cpu() for x in (self._end_step, self._end_beam))  # [n, W]
         total = self._end_total[rows, :-1].cpu()
-        words, parents, sums = (
-            x[:steps, rows].cpu() for x in (self._words, self._parents, self._sums)
-        )
-        traced = torch.full((steps, *step.shape), self.eos)
+        words, parents, sums = (x[rows, :steps].cpu().transpose(0, 1) for x in self._histories)
+        traced = torch.full((steps, *step.shape), self.rules.eos)
         scores = total.expand(steps, -1, -1).clone()
         for t in range(steps - 2, -1, -1):
             is_inside = step > t
-            traced[t] = torch.where(is_inside, words[t].gather(1, beam), self.eos)
+            traced[t] = torch.where(is_inside, words[t].gather(1, beam), self.rules.eos)
             scores[t] = torch.where(is_inside, sums[t].gather(1, beam), total)
             beam = torch.where(is_inside, parents[t].gather(1, beam), beam)
         scores[1:] -= scores[:-1].clone()
@@ -133,7 +149,7 @@ class StaticBeams:
         """Takes one step: finishes hypotheses and continues others.
 
         Args:
-            lprobs: float32 [B * W, V], options already obeyed; V > 2 W.
+            lprobs: float32 [B * W, V] of the next word, V > 2 W; changed in place.
             position: int64 [1], the step, on the device.
 
         Returns:
@@ -141,20 +157,18 @@ class StaticBeams:
         """
         W, K = self.beam, 2 * self.beam
         n = lprobs.shape[0] // W
-        values, words = top_k(lprobs, K)
-        values = values.masked_fill(values.isnan(), -math.inf)  # never chosen, as in fairseq
+        values, words = self.rules.best(lprobs, K, position)
         sums = (values.view(n, W, K) + self.totals[:n, :, None]).flatten(1)
         scores, best = sums.topk(K)  # [n, K]
         words, parents = words.view(n, W * K).gather(1, best), best // K
-        is_end = words.eq(self.eos) & scores.ne(-math.inf)
+        is_end = words.eq(self.rules.eos) & scores.ne(-math.inf)
         self._finish(is_end[:, :W], scores[:, :W], parents[:, :W], position)
         # The W best that go on: ended ones sort behind all others.
         chosen = (is_end * K + self._ranks).topk(W, dim=1, largest=False).indices
         scores, words, parents = (x.gather(1, chosen) for x in (scores, words, parents))
         self.newest[:n], self.totals[:n] = words, scores
-        histories = (self._words, self._parents, self._sums)
-        for history, new in zip(histories, (words, parents, scores), strict=True):
-            history[:, :n].index_copy_(0, position, new[None])
+        for history, new in zip(self._histories, (words, parents, scores), strict=True):
+            history[:n].index_copy_(1, position, new[:, None])
         return parents
 
     def _finish(self, is_end: Tensor, scores: Tensor, parents: Tensor, position: Tensor) -> None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -64,23 +65,48 @@ def attend_visible(
     return out.masked_fill(is_blind, 0)
 
 
+class Capacity(NamedTuple):
+    """What memory is taken for, in rows of sentences and in rows times tokens."""
+
+    rows: int
+    targets: int
+    sources: int
+
+    def holds(self, other: Capacity) -> bool:
+        return all(a >= b for a, b in zip(self, other, strict=True))
+
+    def union(self, other: Capacity) -> Capacity:
+        return Capacity(*map(max, self, other))
+
+
+class StaticShape(NamedTuple):
+    """What one batch takes of it: rows, and the steps and source tokens of each."""
+
+    rows: int
+    steps: int
+    source: int
+
+    @property
+    def capacity(self) -> Capacity:
+        return Capacity(self.rows, self.rows * self.steps, self.rows * self.source)
+
+
 class StaticCache:
-    """Memory for `rows` sentences of `beam` hypotheses, `steps` target and `source` source tokens.
+    """Memory for the keys and values of batches of many shapes, one after the other.
 
     Args:
+        beam: hypotheses a sentence, W.
         attend: the attention over it.
 
-    `batch` rows and `length` steps of it are in view; `is_running` [rows] int32 on the device is 1
-    for the sentences that are searched, and the others read nothing.
+    `batch` rows and `length` steps of the current batch are in view; `is_running` [rows] int32 on
+    the device is 1 for the sentences that are searched, and the others read nothing.
     """
 
     def __init__(
         self,
+        capacity: Capacity,
         *,
-        rows: int,
         beam: int,
-        steps: int,
-        source: int,
         layers: int,
         num_kv_heads: int,
         head_dim: int,
@@ -88,42 +114,58 @@ class StaticCache:
         device: torch.device,
         attend: Attention,
     ) -> None:
-        def pairs(slots: int) -> list[tuple[Tensor, Tensor]]:
-            size = (rows, num_kv_heads, slots, head_dim)
+        def pairs(tokens: int) -> list[tuple[Tensor, Tensor]]:
+            size = tokens * num_kv_heads * head_dim
             empty = (torch.empty(size, dtype=dtype, device=device) for _ in range(2 * layers))
             return list(zip(empty, empty, strict=True))
 
-        def integers(*size: int, dtype: torch.dtype = torch.int32) -> Tensor:
+        def integers(size: int, dtype: torch.dtype = torch.int32) -> Tensor:
             return torch.zeros(size, dtype=dtype, device=device)
 
-        self.batch, self.beam, self.length, self.attend = rows, beam, steps, attend
-        self.steps = 0  # made, as the host counts them
-        self._capacity, self._source = steps, source
-        self._sentences, self._source_tokens = 0, 0
-        self.position = integers(1, dtype=torch.int64)  # of the step that is next
-        self.is_running = integers(rows)
-        self._cross = pairs(source)
-        self._source_start, self._source_end = integers(rows), integers(rows)
-        self._self = pairs(steps * beam)
-        self._readers = integers(rows, steps * beam) if beam > 1 else None
+        self.beam, self.attend = beam, attend
+        self.position = integers(1, torch.int64)  # of the step that is next
+        self.is_running = integers(capacity.rows)
+        self._source_start, self._source_end = integers(capacity.rows), integers(capacity.rows)
+        self._heads = (num_kv_heads, head_dim)
+        self._memory = (pairs(capacity.targets * beam), pairs(capacity.sources))
+        self._all_readers = integers(capacity.targets * beam) if beam > 1 else None
         self._beams = torch.arange(beam, device=device)
         self._own = (1 << self._beams).int()  # [W] the bit of each beam
 
     # Between steps.
 
-    def start(self, rows: int, batch: int, start: Tensor, end: Tensor, source_tokens: int) -> None:
-        """Empties the cache and shows `rows` rows: `batch` sentences, and others that rest.
+    def start(self, shape: StaticShape, start: Tensor, end: Tensor, source_tokens: int) -> None:
+        """Lays out the memory for a batch. Its sentences are the first rows, the others rest.
 
         Args:
-            start, end: [batch], each sentence's part of its `source_tokens` that is no padding.
+            start, end: [sentences], each one's part of its `source_tokens` that is no padding.
         """
-        self.batch, self._sentences, self._source_tokens = rows, batch, source_tokens
+        G, D = self._heads
+        rows, slots = shape.rows, shape.steps * self.beam
+
+        def laid_out(pair: tuple[Tensor, Tensor], slots: int) -> tuple[Tensor, Tensor]:
+            k, v = (x[: rows * G * slots * D].view(rows, G, slots, D) for x in pair)
+            return k, v
+
+        own, cross = self._memory
+        self._self = [laid_out(pair, slots) for pair in own]
+        self._cross = [laid_out(pair, shape.source) for pair in cross]
+        self._readers = None
+        if self._all_readers is not None:
+            self._readers = self._all_readers[: rows * slots].view(rows, slots)
+        self.batch, self._shape = rows, shape
+        self._sentences, self._source_tokens = start.shape[0], source_tokens
+        self.show(0)
         self.position.zero_()
-        self.is_running.zero_()[:batch] = 1
-        shift = self._source - source_tokens
-        self._source_start[:batch], self._source_end[:batch] = start + shift, end + shift
-        if self._readers is not None:
-            self._readers.zero_()
+        self.is_running.zero_()[: self._sentences] = 1
+        shift = shape.source - source_tokens
+        self._source_start[: self._sentences] = start + shift
+        self._source_end[: self._sentences] = end + shift
+
+    @property
+    def layout(self) -> tuple[int, ...]:
+        """All that a step's shapes and addresses depend on."""
+        return (self.batch, self.length, *self._shape[1:])
 
     def store_source(self, layer: int, keys: Tensor, values: Tensor) -> None:
         """Keeps a layer's keys and values [batch, G, source_tokens, D] of the source."""
@@ -135,7 +177,7 @@ class StaticCache:
         self.steps, self.length = steps, LEAST_STEPS
         while self.length < steps:
             self.length *= 2
-        self.length = min(self.length, self._capacity)
+        self.length = min(self.length, self._shape.steps)
 
     def keep(self, sources: Tensor, targets: Tensor, batch: int) -> None:
         """Shows `batch` rows only; rows `sources` beyond them first move to rows `targets`."""
@@ -201,3 +243,8 @@ class StaticCache:
             "self": sum(t[:n, :, :used].nbytes for pair in self._self for t in pair),
             "cross": sum(t[:n, :, :S].nbytes for pair in self._cross for t in pair),
         }
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes that are taken for K and V, in use or not."""
+        return sum(t.nbytes for pairs in self._memory for pair in pairs for t in pair)

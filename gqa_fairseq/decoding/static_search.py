@@ -15,7 +15,6 @@ lies between a batch and its size reads nothing and costs little. The hypotheses
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import astuple, dataclass
 from typing import Any
 
 import torch
@@ -24,7 +23,13 @@ from torch import Tensor
 from gqa_fairseq.decoding.graphs import GraphedStep, LateReads
 from gqa_fairseq.decoding.kernels import grouped_decode_attention, has_kernel
 from gqa_fairseq.decoding.static_beams import StaticBeams, TokenRules
-from gqa_fairseq.decoding.static_cache import LEAST_STEPS, StaticCache, attend_visible
+from gqa_fairseq.decoding.static_cache import (
+    LEAST_STEPS,
+    Capacity,
+    StaticCache,
+    StaticShape,
+    attend_visible,
+)
 from gqa_fairseq.decoding.step import DecoderStep
 
 # A finished hypothesis: words with </s> [T], log-probability of each [T], their sum [].
@@ -40,20 +45,9 @@ def bucket(n: int, least: int = 1) -> int:
     return -(-n // unit) * unit
 
 
-@dataclass(frozen=True)
-class StaticShape:
-    """What memory is taken for: sentences, target steps and source tokens."""
-
-    rows: int
-    steps: int
-    source: int
-
-    @classmethod
-    def of(cls, batch: int, steps: int, source: int) -> StaticShape:
-        return cls(bucket(batch), bucket(steps, LEAST_STEPS), bucket(source, _LEAST_SOURCE))
-
-    def holds(self, other: StaticShape) -> bool:
-        return all(a >= b for a, b in zip(astuple(self), astuple(other), strict=True))
+def shape_of(batch: int, steps: int, source: int) -> StaticShape:
+    """The shape that serves so many sentences, target steps and source tokens."""
+    return StaticShape(bucket(batch), bucket(steps, LEAST_STEPS), bucket(source, _LEAST_SOURCE))
 
 
 def source_edges(is_padding: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -65,37 +59,28 @@ def source_edges(is_padding: Tensor) -> tuple[Tensor, Tensor] | None:
 
 
 class StaticSearch:
-    """Search with one decoder in memory of one shape, batch after batch.
+    """Search with one decoder in memory that is taken once, batch after batch.
 
     Args:
         decoder: the plugin's, in evaluation mode.
-        rules, beam, eos, temperature: the options of the search; V > 2 * beam.
-        shape: the largest batch.
+        rules, beam, temperature: the options of the search; V > 2 * beam.
+        capacity: of the memory; a batch's `shape_of` must not ask for more.
     """
 
     def __init__(
-        self,
-        decoder: Any,
-        rules: TokenRules,
-        *,
-        beam: int,
-        eos: int,
-        temperature: float,
-        shape: StaticShape,
+        self, decoder: Any, rules: TokenRules, capacity: Capacity, *, beam: int, temperature: float
     ) -> None:
         weight = decoder.embed_tokens.weight
         device, dtype = weight.device, weight.dtype
         attention = decoder.layers[0].self_attn
-        self.shape = shape
+        self.capacity = capacity
         self.weights: DecoderStep = decoder.arranged()
-        self._decoder, self._rules, self._temperature = decoder, rules, temperature
-        self._positions = decoder.position_table(shape.steps)
+        self._decoder, self._temperature = decoder, temperature
+        self._positions = decoder.position_table()
         is_fast = has_kernel(device, dtype, attention.head_dim)
         self.cache = StaticCache(
-            rows=shape.rows,
+            capacity,
             beam=beam,
-            steps=shape.steps,
-            source=shape.source,
             layers=len(decoder.layers),
             num_kv_heads=attention.num_kv_heads,
             head_dim=attention.head_dim,
@@ -104,7 +89,7 @@ class StaticSearch:
             attend=grouped_decode_attention if is_fast else attend_visible,
         )
         self.beams = StaticBeams(
-            rows=shape.rows, beam=beam, steps=shape.steps, eos=eos, device=device
+            rules, rows=capacity.rows, targets=capacity.targets, beam=beam, device=device
         )
         self.graphed = GraphedStep(self.step, device)
 
@@ -120,7 +105,7 @@ class StaticSearch:
         if self._temperature != 1.0:
             logits = logits / self._temperature
         lprobs = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
-        parents = beams.choose(lprobs.add_(self._rules(cache.position)), cache.position)
+        parents = beams.choose(lprobs, cache.position)
         cache.is_running[:n] = beams.count[:n] < cache.beam
         cache.end_step(parents)
 
@@ -132,7 +117,7 @@ class StaticSearch:
         max_len: int,
         first: int,
     ) -> list[list[Finished]]:
-        """Searches one batch that the shape holds.
+        """Searches one batch that the capacity holds.
 
         Args:
             source: each layer's keys and values [B, G, S, D].
@@ -145,18 +130,18 @@ class StaticSearch:
             each sentence's finished hypotheses, in the order they finished, on the host.
         """
         batch, W = edges[0].shape[0], self.cache.beam
-        self.cache.start(bucket(batch), batch, *edges, source_tokens)
+        shape = shape_of(batch, max_len + 1, source_tokens)
+        self.cache.start(shape, *edges, source_tokens)
         for layer, (keys, values) in enumerate(source):
             self.cache.store_source(layer, keys, values)
-        self.beams.start(batch, first)
-        self._rules.max_len.fill_(max_len)
+        self.beams.start(shape.rows, shape.steps, batch, first, max_len)
         self._found: list[list[Finished]] = [[] for _ in range(batch)]
-        self._sentences = [*range(batch), *[None] * (self.cache.batch - batch)]  # of each row
+        self._sentences = [*range(batch), *[None] * (shape.rows - batch)]  # of each row
         reads = LateReads(_LAG)
         for step in range(max_len + 1):
             rows = self.cache.batch
             self.cache.show(step + 1)
-            self.graphed((rows, self.cache.length))
+            self.graphed(self.cache.layout)
             reads.push(self.beams.count[:rows])
             count = reads.pop()
             if count is None:

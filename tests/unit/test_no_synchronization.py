@@ -18,7 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from gqa_fairseq.decoding.static_beams import TokenRules
-from gqa_fairseq.decoding.static_search import StaticSearch, StaticShape
+from gqa_fairseq.decoding.static_cache import StaticShape
+from gqa_fairseq.decoding.static_search import StaticSearch
+from gqa_fairseq.decoding.top_k import top_k
 from tests.plugin_models import build, dictionary
 
 META = torch.device("meta")
@@ -61,7 +63,6 @@ def search_of(beam: int, dtype: torch.dtype = torch.float16, **options: Any) -> 
     """A search whose weights and memory have no values."""
     model = build(VOCABULARY, num_kv_heads=2, **options).to(dtype).to(META)
     rules = TokenRules(
-        len(VOCABULARY),
         META,
         pad=VOCABULARY.pad(),
         unk=VOCABULARY.unk(),
@@ -71,24 +72,36 @@ def search_of(beam: int, dtype: torch.dtype = torch.float16, **options: Any) -> 
         min_len=1,
     )
     shape = StaticShape(rows=8, steps=64, source=16)
-    eos = VOCABULARY.eos()
-    return StaticSearch(model.decoder, rules, beam=beam, eos=eos, temperature=1.3, shape=shape)
+    search = StaticSearch(model.decoder, rules, shape.capacity, beam=beam, temperature=1.3)
+    edges = torch.zeros(2, 7, dtype=torch.int64, device=META)
+    search.cache.start(shape, *edges, source_tokens=12)
+    search.beams.start(shape.rows, shape.steps, 7, first=VOCABULARY.eos(), max_len=40)
+    return search
 
 
 @pytest.mark.parametrize("beam", [1, 4])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_a_step_needs_no_value(beam: int, dtype: torch.dtype) -> None:
     search = search_of(beam, dtype)
-    for rows, length in ((8, 32), (8, 64), (4, 64)):
-        search.cache.batch, search.cache.length = rows, length
+    for rows, steps in ((8, 1), (8, 33), (4, 34)):
+        search.cache.batch = rows
+        search.cache.show(steps)
         with no_host():
             search.step()
 
 
 def test_a_step_with_positions_that_are_computed() -> None:
-    search = search_of(2, decoder_learned_pos=False, decoder_normalize_before=False, use_bias=True)
+    options = {"decoder_learned_pos": False, "decoder_normalize_before": False, "use_bias": True}
+    search = search_of(2, **options)
+    search.cache.show(1)
     with no_host():
         search.step()
+
+
+def test_the_best_of_a_large_vocabulary_need_no_value() -> None:
+    with no_host():
+        values, words = top_k(torch.empty(8, 32_000, device=META), 8)
+    assert values.shape == words.shape == (8, 8)
 
 
 @pytest.mark.parametrize("beam", [1, 4])
@@ -108,6 +121,7 @@ def test_the_kernel_is_launched_without_a_value(beam: int, monkeypatch) -> None:
         monkeypatch.setattr(triton_kernels, name, Program())
     monkeypatch.setattr(triton.knobs.runtime, "interpret", True)
     search = search_of(beam, **WIDE)
+    search.cache.show(1)
     with no_host():
         search.step()
     assert len(launches) >= 2 * len(search.weights.layers)
@@ -131,6 +145,7 @@ WAITS: dict[str, Callable[[StaticSearch], Any]] = {
 @pytest.mark.parametrize("wait", WAITS.values(), ids=WAITS.keys())
 def test_a_step_that_waits_is_caught(wait: Callable[[StaticSearch], Any], monkeypatch) -> None:
     search = search_of(2)
+    search.cache.show(1)
     choose = search.beams.choose
 
     def choose_and_wait(lprobs: Tensor, position: Tensor) -> Tensor:

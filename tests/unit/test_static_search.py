@@ -170,17 +170,31 @@ def test_what_lies_in_memory_does_not_matter() -> None:
     options: dict[str, Any] = {"beam_size": 3, "max_len_b": 40}
     ours = static_generator(model, **options)
     expected = GroupedQueryGenerator([model], VOCABULARY, is_static=False, **options)
-    first = None
+    largest = None
     for count, longest in ((17, 25), (17, 9), (3, 30), (1, 1)):
         lines = random_lines(count, VOCABULARY, longest)
         sample = source_batch(lines, VOCABULARY)
         assert_same(ours.generate([model], sample), expected.generate([model], sample))
-        assert first in (None, ours._static)  # the memory of the first batch holds the others
-        first = ours._static
-        assert first is not None
-        for keys, values in (*first.cache._self, *first.cache._cross):
-            keys.fill_(math.nan)
-            values.fill_(math.nan)
+        assert largest in (None, ours._static)  # the memory of the first batch holds the others
+        largest = ours._static
+        assert largest is not None
+        for pairs in largest.cache._memory:
+            for keys, values in pairs:
+                keys.fill_(math.nan)
+                values.fill_(math.nan)
+
+
+def test_memory_grows_to_what_all_batches_need() -> None:
+    model = model_of(num_kv_heads=2)
+    samples = [
+        source_batch(random_lines(count, VOCABULARY, longest), VOCABULARY)
+        for count, longest in ((20, 3), (2, 60), (20, 3))
+    ]
+    ours = check(model, *samples, beam_size=2, max_len_a=1.0, max_len_b=3)
+    assert ours._static is not None
+    assert ours._static.capacity.rows == 20
+    assert ours._static.capacity.sources == max(20 * 16, 2 * 64)
+    assert ours._static.capacity.targets == max(20 * 32, 2 * 64)
 
 
 def test_sources_padded_on_the_right_or_between() -> None:
