@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field, fields
 from typing import Any, Optional
+from weakref import WeakKeyDictionary
 
 import torch
 from fairseq import utils
@@ -26,6 +27,7 @@ from omegaconf import OmegaConf, open_dict
 from torch import Tensor
 
 from gqa_fairseq.decoding.cache import DecoderCache
+from gqa_fairseq.decoding.static_search import StaticSearch
 from gqa_fairseq.decoding.step import DecoderStep
 from gqa_fairseq.layers import GroupedQueryDecoderLayer, GroupedQueryEncoderLayer
 from gqa_fairseq.parity import Shape, matched_widths
@@ -168,6 +170,7 @@ class GroupedQueryTransformerDecoder(TransformerDecoderBase):
     """fairseq's decoder with whole-sequence and cached forward passes of its own."""
 
     _arranged: DecoderStep
+    _searches: WeakKeyDictionary[Any, StaticSearch]
     _arranged_state: list[tuple] | None = None
 
     def build_decoder_layer(self, cfg, no_encoder_attn: bool = False) -> GroupedQueryDecoderLayer:
@@ -299,19 +302,32 @@ class GroupedQueryTransformerDecoder(TransformerDecoderBase):
         """The weights fused and packed for decoding: anew unless they are the last search's."""
         state = [(p.data_ptr(), p._version, p.dtype) for p in self.parameters()]
         if self._arranged_state != state:
+            self._forget_arranged()
             self._arranged_state, self._arranged = state, DecoderStep(self)
+            self._searches = WeakKeyDictionary()
         return self._arranged
+
+    def searches(self) -> WeakKeyDictionary[Any, StaticSearch]:
+        """What each generator keeps between batches; it ends with the arranged weights."""
+        self.arranged()
+        return self._searches
+
+    def _forget_arranged(self) -> None:
+        if self._arranged_state is not None:
+            self._searches.clear()  # they point back here: their memory is not to wait for that
+            del self._arranged, self._arranged_state, self._searches
 
     def train(self, mode: bool = True) -> "GroupedQueryTransformerDecoder":
         """Arranged weights end with evaluation: optimizers write through `.data`, uncounted."""
-        if mode and self._arranged_state is not None:
-            del self._arranged, self._arranged_state
+        if mode:
+            self._forget_arranged()
         return super().train(mode)
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles leave the arranged weights behind; packed ones cannot be copied."""
         state = super().__getstate__()
-        return {k: v for k, v in state.items() if k not in ("_arranged", "_arranged_state")}
+        private = ("_arranged", "_arranged_state", "_searches")
+        return {k: v for k, v in state.items() if k not in private}
 
     def _embed(self, tokens: Tensor, incremental_state: dict | None) -> Tensor:
         """Token and position embeddings, [B, T, C]; the last position alone when decoding."""

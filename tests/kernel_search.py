@@ -48,7 +48,7 @@ def test_finds_what_the_cpu_path_finds(g: int, beam: int, sentences: int) -> Non
     model, sample = model_of(g), sample_of(sentences)
     ours = generator_of(model, beam, max_len, is_static=True)
     found = ours.generate([model], sample)
-    static = ours._static
+    static = ours.static_search
     assert isinstance(static, StaticSearch)
     assert static.cache.attend is grouped_decode_attention
     assert static.graphed.is_graphed == (DEVICE.type == "cuda")
@@ -72,22 +72,22 @@ def test_a_replayed_step_is_the_step(dtype: torch.dtype, beam: int) -> None:
     for is_graphed in (True, False):
         generator = generator_of(model, beam, 60)
         generator.generate([model], sample)  # compiles
-        generator._static.graphed.is_graphed = is_graphed
+        generator.static_search.graphed.is_graphed = is_graphed
         found.append(generator.generate([model], sample))
-        assert generator._static.graphed.is_graphed == is_graphed
+        assert generator.static_search.graphed.is_graphed == is_graphed
     for a, b in zip(*found, strict=True):
         assert [h["tokens"].tolist() for h in a] == [h["tokens"].tolist() for h in b]
         for x, y in zip(a, b, strict=True):
             assert torch.equal(x["positional_scores"], y["positional_scores"])
 
 
-@on_gpu
-@pytest.mark.parametrize(("dtype", "bound"), [(torch.float16, 0.05), (torch.bfloat16, 0.4)])
-@pytest.mark.parametrize("g", [1, 2, 4, 8])
-def test_half_precision_scores_are_those_of_the_words(dtype, bound: float, g: int) -> None:
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("g", [1, 8])
+def test_half_precision_scores_are_those_of_the_words(dtype: torch.dtype, g: int) -> None:
     """Each word's log-probability, by a full forward pass in float64 with the same weights."""
-    model, sample = model_of(g, dtype), sample_of(12)
-    hypotheses = generator_of(model, 4, 40).generate([model], sample)
+    count, max_len = (2, 4) if DEVICE.type == "cpu" else (12, 40)
+    model, sample = model_of(g, dtype), sample_of(count)
+    hypotheses = generator_of(model, 4, max_len, is_static=True).generate([model], sample)
     exact = model.double().cpu()
     source = sample["net_input"]["src_tokens"].cpu()
     for row, best in enumerate(hypotheses):
@@ -99,4 +99,5 @@ def test_half_precision_scores_are_those_of_the_words(dtype, bound: float, g: in
                 logits, _ = exact(tokens, tokens.ne(VOCABULARY.pad()).sum(1), shifted)
             expected = logits.log_softmax(-1).gather(2, words[:, :, None])[0, :, 0]
             error = (hypothesis["positional_scores"].double() - expected).abs().max()
-            assert float(error) <= bound
+            assert hypothesis["score"].dtype == torch.float32
+            assert float(error) <= 30 * torch.finfo(dtype).eps

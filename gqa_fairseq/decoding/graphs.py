@@ -21,59 +21,56 @@ _MOST_GRAPHS = 128  # of some hundred kilobytes each, were there ever so many si
 
 
 class GraphedStep:
-    """Calls a function on a GPU by replaying a graph of it, one for every `key`.
+    """Calls a function on a GPU by replaying a graph of it, one for every key.
 
-    Args:
-        function: takes and returns nothing, and works in place on tensors that keep their addresses
-            as long as this object lives. What it does may depend on the key, on nothing else that
-            the host knows.
-        device: where those tensors are.
+    The function takes and returns nothing, and works in place on tensors of `device` that keep
+    their addresses as long as this object lives. What it does may depend on the key, and on nothing
+    else that the host knows.
     """
 
-    def __init__(self, function: Callable[[], None], device: torch.device) -> None:
-        self._function = function
+    def __init__(self, device: torch.device) -> None:
         self._device = device
         self._graphs: dict[Hashable, torch.cuda.CUDAGraph | None] = {}
         self._pool: Any = None  # the graphs share their temporaries' memory
         self._side: torch.cuda.Stream | None = None
         self.is_graphed = device.type == "cuda"
 
-    def __call__(self, key: Hashable) -> None:
+    def __call__(self, function: Callable[[], None], key: Hashable) -> None:
         """One call. The first of a key runs without a graph: it compiles kernels and warms up."""
         if not self.is_graphed:
-            self._function()
+            function()
         elif key not in self._graphs:
             if len(self._graphs) == _MOST_GRAPHS:
                 self._graphs.clear()
             self._graphs[key] = None
-            self._warm_up()
+            self._warm_up(function)
         else:
             graph = self._graphs[key]
             if graph is None:
-                graph = self._graphs[key] = self._capture()
+                graph = self._graphs[key] = self._capture(function)
             if graph is None:
-                self._function()
+                function()
             else:
                 graph.replay()
 
-    def _warm_up(self) -> None:
+    def _warm_up(self, function: Callable[[], None]) -> None:
         """On a stream of its own, as a capture is: libraries prepare their workspaces by stream."""
         if self._side is None:
             self._side = torch.cuda.Stream(self._device)
         current = torch.cuda.current_stream(self._device)
         self._side.wait_stream(current)
         with torch.cuda.stream(self._side):
-            self._function()
+            function()
         current.wait_stream(self._side)
 
-    def _capture(self) -> torch.cuda.CUDAGraph | None:
+    def _capture(self, function: Callable[[], None]) -> torch.cuda.CUDAGraph | None:
         """Records the function without running it; None, with a note in the log, if that fails."""
         graph = torch.cuda.CUDAGraph()
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         try:
             with torch.cuda.device(self._device), torch.cuda.graph(graph, pool=self._pool):
-                self._function()
+                function()
         except RuntimeError as error:
             self.is_graphed = False
             self._graphs.clear()

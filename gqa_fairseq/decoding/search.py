@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import MutableMapping
 from typing import Any
 
 import psutil
@@ -21,7 +22,7 @@ from torch import Tensor
 from gqa_fairseq.attention import cache_bytes
 from gqa_fairseq.decoding.kernels import MAX_BEAM
 from gqa_fairseq.decoding.static_beams import TokenRules
-from gqa_fairseq.decoding.static_cache import Capacity, StaticCache, StaticShape
+from gqa_fairseq.decoding.static_cache import Capacity, StaticShape
 from gqa_fairseq.decoding.static_search import StaticSearch, shape_of, source_edges
 from gqa_fairseq.decoding.top_k import top_k
 
@@ -81,7 +82,6 @@ class GroupedQueryGenerator(SequenceGenerator):
         self.gnmt_alpha = gnmt_alpha
         self.memory_limit_bytes = memory_limit_bytes
         self.is_static = is_static
-        self._static: StaticSearch | None = None
         self.fallback_reason = self._unsupported()
         if self.fallback_reason and gnmt_alpha is not None:
             raise ValueError(f"--gnmt-alpha does not work with {self.fallback_reason}")
@@ -129,7 +129,7 @@ class GroupedQueryGenerator(SequenceGenerator):
                 if batch == 1:
                     raise
                 logger.warning("%d sentences do not fit in memory: trying half of them", batch)
-                self._static = None
+                self._searches().pop(self, None)
         return self._in_halves(sample, prefix_tokens, bos_token)
 
     def _search(
@@ -200,14 +200,13 @@ class GroupedQueryGenerator(SequenceGenerator):
 
     def _static_for(self, capacity: Capacity) -> StaticSearch:
         """The last batch's search if its memory suffices, else a new one."""
-        decoder, held = self.model.single_model.decoder, self._static
-        if held is not None and held.weights is decoder.arranged():
+        decoder, wider, held = self.model.single_model.decoder, capacity, self.static_search
+        if held is not None:
             if held.capacity.holds(capacity):
                 return held
             wider = capacity.union(held.capacity)  # the next batch may be as the last one
-        else:
-            wider = capacity
-        self._static = held = None  # its memory first
+            held = self._searches().pop(self)  # its memory first
+            del held
         device = decoder.embed_tokens.weight.device
         if self._predicted_bytes(wider) > self._free_bytes(device):
             wider = capacity
@@ -221,15 +220,19 @@ class GroupedQueryGenerator(SequenceGenerator):
             suppressed=[] if suppressed is None else suppressed.tolist(),
             min_len=self.min_len,
         )
-        self._static = StaticSearch(
+        static = StaticSearch(
             decoder, rules, wider, beam=self.beam_size, temperature=self.temperature
         )
-        return self._static
+        self._searches()[self] = static
+        return static
 
     @property
-    def static_cache(self) -> StaticCache | None:
-        """The cache of the last batch that was searched in steps of fixed shapes."""
-        return None if self._static is None else self._static.cache
+    def static_search(self) -> StaticSearch | None:
+        """What the last batch was searched with in steps of fixed shapes, with its memory."""
+        return None if self.fallback_reason else self._searches().get(self)
+
+    def _searches(self) -> MutableMapping[Any, StaticSearch]:
+        return self.model.single_model.decoder.searches()
 
     def _log_probs(
         self, logits: Tensor, step: int, max_len: int, beams: _Hypotheses, prefix: Tensor | None
@@ -331,7 +334,8 @@ class GroupedQueryGenerator(SequenceGenerator):
         shape = StaticShape(source.shape[0], max_len + 1, source.shape[1])
         if self._takes_static(source.device, prefix):
             shape = shape_of(*shape)
-            if self._static is not None and self._static.capacity.holds(shape.capacity):
+            held = self.static_search
+            if held is not None and held.capacity.holds(shape.capacity):
                 return True  # it is there
         return self._predicted_bytes(shape.capacity) <= self._free_bytes(source.device)
 
@@ -357,8 +361,9 @@ class GroupedQueryGenerator(SequenceGenerator):
         if device.type == "cuda":
             # PyTorch keeps what was freed, and the last batch's cache can be let go.
             kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-            held = 0 if self._static is None else self._static.cache.memory_bytes
-            return torch.cuda.mem_get_info(device)[0] + kept + held
+            held = self.static_search
+            own = 0 if held is None else held.cache.memory_bytes
+            return torch.cuda.mem_get_info(device)[0] + kept + own
         return psutil.virtual_memory().available
 
     def _in_halves(

@@ -91,7 +91,7 @@ class StaticSearch:
         self.beams = StaticBeams(
             rules, rows=capacity.rows, targets=capacity.targets, beam=beam, device=device
         )
-        self.graphed = GraphedStep(self.step, device)
+        self.graphed = GraphedStep(device)
 
     def step(self) -> None:
         """One step of all rows in view, from the newest words to the next ones."""
@@ -141,7 +141,7 @@ class StaticSearch:
         for step in range(max_len + 1):
             rows = self.cache.batch
             self.cache.show(step + 1)
-            self.graphed(self.cache.layout)
+            self.graphed(self.step, self.cache.layout)
             reads.push(self.beams.count[:rows])
             count = reads.pop()
             if count is None:

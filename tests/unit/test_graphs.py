@@ -70,23 +70,23 @@ def player(monkeypatch, request) -> Player:
 
 
 def test_the_first_call_of_a_key_warms_up_the_second_captures(player: Player) -> None:
-    step = GraphedStep(player.step, CUDA)
+    step = GraphedStep(CUDA)
     for _ in range(3):
-        step((8, 32))
+        step(player.step, (8, 32))
     assert player.events == ["wait", "run", "wait", "capture", "replay", "replay"]
     player.events.clear()
     for key in ((4, 32), (8, 32), (4, 32), (4, 32)):
-        step(key)
+        step(player.step, key)
     assert player.events == ["wait", "run", "wait", "replay", "capture", "replay", "replay"]
     assert player.effects == 7
 
 
 @pytest.mark.parametrize("player", [True], indirect=True)
 def test_a_failed_capture_goes_on_without_graphs(player: Player, caplog) -> None:
-    step = GraphedStep(player.step, CUDA)
+    step = GraphedStep(CUDA)
     with caplog.at_level(logging.WARNING):
         for key in (1, 1, 1, 2, 2):
-            step(key)
+            step(player.step, key)
     assert player.effects == 5
     assert player.events.count("capture") == 1
     assert not step.is_graphed
@@ -97,9 +97,9 @@ def test_a_failed_capture_goes_on_without_graphs(player: Player, caplog) -> None
 
 def test_a_cpu_calls_the_function() -> None:
     calls: list[int] = []
-    step = GraphedStep(lambda: calls.append(1), torch.device("cpu"))
+    step = GraphedStep(torch.device("cpu"))
     for _ in range(4):
-        step("key")
+        step(lambda: calls.append(1), "key")
     assert len(calls) == 4
 
 

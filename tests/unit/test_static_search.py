@@ -6,9 +6,11 @@ search.py with fairseq's SequenceGenerator.
 
 from __future__ import annotations
 
+import gc
 import itertools
 import math
 import random
+import weakref
 from typing import Any
 
 import pytest
@@ -56,8 +58,8 @@ def check(model: Any, *samples: dict, **options: Any) -> GroupedQueryGenerator:
         assert_same(
             ours.generate([model], sample, **call), expected.generate([model], sample, **call)
         )
-    assert ours._static is not None
-    assert expected._static is None
+    assert ours.static_search is not None
+    assert expected.static_search is None
     return ours
 
 
@@ -160,8 +162,8 @@ def test_sentences_that_finish_leave_the_batch(beam: int, sizes: list[int], monk
     ours = check(eager_to_end(0, 3.0), sample, beam_size=beam, max_len_b=60)
     assert [size for size, _ in seen] == sizes
     assert (seen[0][1], seen[-1][1]) == (32, 64)  # the last ones have more slots in view
-    assert ours.static_cache is not None
-    assert ours.static_cache.batch == sizes[-1]
+    assert ours.static_search is not None
+    assert ours.static_search.cache.batch == sizes[-1]
 
 
 def test_what_lies_in_memory_does_not_matter() -> None:
@@ -175,8 +177,11 @@ def test_what_lies_in_memory_does_not_matter() -> None:
         lines = random_lines(count, VOCABULARY, longest)
         sample = source_batch(lines, VOCABULARY)
         assert_same(ours.generate([model], sample), expected.generate([model], sample))
-        assert largest in (None, ours._static)  # the memory of the first batch holds the others
-        largest = ours._static
+        assert largest in (
+            None,
+            ours.static_search,
+        )  # the memory of the first batch holds the others
+        largest = ours.static_search
         assert largest is not None
         for pairs in largest.cache._memory:
             for keys, values in pairs:
@@ -191,10 +196,10 @@ def test_memory_grows_to_what_all_batches_need() -> None:
         for count, longest in ((20, 3), (2, 60), (20, 3))
     ]
     ours = check(model, *samples, beam_size=2, max_len_a=1.0, max_len_b=3)
-    assert ours._static is not None
-    assert ours._static.capacity.rows == 20
-    assert ours._static.capacity.sources == max(20 * 16, 2 * 64)
-    assert ours._static.capacity.targets == max(20 * 32, 2 * 64)
+    assert ours.static_search is not None
+    assert ours.static_search.capacity.rows == 20
+    assert ours.static_search.capacity.sources == max(20 * 16, 2 * 64)
+    assert ours.static_search.capacity.targets == max(20 * 32, 2 * 64)
 
 
 def test_sources_padded_on_the_right_or_between() -> None:
@@ -212,7 +217,7 @@ def test_sources_padded_on_the_right_or_between() -> None:
         ours = static_generator(model, **options)
         expected = GroupedQueryGenerator([model], VOCABULARY, is_static=False, **options)
         assert_same(ours.generate([model], sample), expected.generate([model], sample))
-        assert (ours._static is not None) == is_taken
+        assert (ours.static_search is not None) == is_taken
 
 
 def test_what_needs_values_runs_in_the_other_search() -> None:
@@ -232,7 +237,7 @@ def test_what_needs_values_runs_in_the_other_search() -> None:
             )
             torch.manual_seed(5)
             found.append(generator.generate([model], sample, **call))
-            assert generator._static is None
+            assert generator.static_search is None
         assert_same(*found)
 
 
@@ -245,6 +250,26 @@ def test_new_weights_are_used() -> None:
         randomize(model, scale=1.5, seed=seed)
         expected = GroupedQueryGenerator([model], VOCABULARY, is_static=False, **options)
         assert_same(ours.generate([model], sample), expected.generate([model], sample))
+
+
+def test_training_gets_the_memory_back() -> None:
+    """As in validation with --eval-bleu, in the middle of training."""
+    model = model_of(num_kv_heads=2)
+    sample = source_batch(random_lines(4, VOCABULARY), VOCABULARY)
+    ours = static_generator(model, beam_size=2, max_len_b=5)
+    expected = ours.generate([model], sample)
+    assert ours.static_search is not None
+    memory = weakref.ref(ours.static_search)
+    gc.disable()
+    model.train()
+    gc.enable()
+    assert memory() is None
+    assert_same(ours.generate([model.eval()], sample), expected)
+    memory = weakref.ref(ours.static_search)
+    gc.disable()
+    del ours
+    gc.enable()
+    assert memory() is None
 
 
 def test_a_batch_too_large_for_the_memory_is_split(monkeypatch, caplog) -> None:
@@ -276,8 +301,8 @@ def test_the_bytes_in_use_are_those_predicted(g: int) -> None:
     lines = [torch.tensor([9, 8, 7, VOCABULARY.eos()])] * 17  # 18 rows
     ours = static_generator(model, beam_size=3, max_len_b=35, min_len=35)
     ours.generate([model], source_batch(lines, VOCABULARY))
-    assert ours.static_cache is not None
-    assert ours.static_cache.nbytes == cache_bytes(
+    assert ours.static_search is not None
+    assert ours.static_search.cache.nbytes == cache_bytes(
         batch=17,
         beam=3,
         source_tokens=4,
