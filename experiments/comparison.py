@@ -28,6 +28,8 @@ from experiments.record_parts import (
 )
 
 PAPER_POSITIONS = 256  # Shazeer 2019, section 4.1
+Part = Literal["encoder", "decoder", "total"]
+PARTS: tuple[Part, ...] = ("encoder", "decoder", "total")
 Rates = Annotated[list[float], Meta(min_length=1)]
 
 
@@ -99,7 +101,9 @@ class EngineSamples(ComparisonPart, frozen=True, kw_only=True):
 
     @property
     def name(self) -> str:
-        return f"{self.engine}, G = {self.num_kv_heads}"
+        """As a reference; stock and CTranslate2 are multi-head alone."""
+        own = self.engine in ("gqa", "gqa+stock")
+        return f"{self.engine} with G = {self.num_kv_heads}" if own else self.engine
 
     @property
     def decoder_s(self) -> list[float] | None:
@@ -108,7 +112,7 @@ class EngineSamples(ComparisonPart, frozen=True, kw_only=True):
             return None
         return [t - e for t, e in zip(self.total_s, self.encoder_s, strict=True)]
 
-    def us_per_token(self, part: Literal["encoder", "decoder", "total"]) -> float | None:
+    def us_per_token(self, part: Part) -> float | None:
         """Microseconds per token of the best hypotheses, or None where it is not known."""
         raw = {"encoder": self.encoder_s, "decoder": self.decoder_s, "total": self.total_s}[part]
         return None if raw is None else median_us_per_token(raw, self.tokens_produced)
@@ -179,10 +183,10 @@ class ComparisonReport(ComparisonPart, frozen=True, kw_only=True):
 
 def headings(comparison: Comparison) -> list[str]:
     """The columns of a comparison's table."""
-    faster = [f"times as fast as {ref.name} (decoder / total)" for ref in comparison.references]
-    times = ["encoder", "decoder", "total µs/token"]
-    bounds = ["decoder time / roofline (bound by)", "share of memory bandwidth"]
-    return ["engine", "G", *times, *faster, *bounds, "peak memory MiB", "other hypotheses"]
+    times = [f"{part} µs/token" for part in PARTS]
+    faster = [f"times as fast as {ref.name}: decoder / total" for ref in comparison.references]
+    bounds = ["decoder: times roofline", "decoder: share of bandwidth"]
+    return ["engine", "G", *times, *faster, *bounds, "peak MiB", "other hypotheses"]
 
 
 def cells(comparison: Comparison) -> Iterable[list[str]]:
@@ -241,7 +245,7 @@ def _note(comparison: Comparison) -> str:
 
 def _times_as_fast(engine: EngineSamples, reference: EngineSamples) -> str:
     ratios = []
-    for part in ("decoder", "total"):
+    for part in PARTS[1:]:
         own, other = engine.us_per_token(part), reference.us_per_token(part)
         ratios.append(_number(None if own is None or other is None else other / own, ".2f"))
     return " / ".join(ratios)
