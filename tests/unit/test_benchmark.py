@@ -56,7 +56,9 @@ def text_workload(num_kv_heads: int, beam: int) -> Workload:
 
     def model(kv_heads: int) -> Any:
         built = build(vocabulary, num_kv_heads=kv_heads)
-        randomize(built)
+        randomize(built, scale=4.0)
+        with torch.no_grad():  # so that some hypotheses end before they are cut
+            built.decoder.embed_tokens.weight[vocabulary.eos()] *= 3
         return built
 
     described = info(
@@ -66,8 +68,13 @@ def text_workload(num_kv_heads: int, beam: int) -> Workload:
     return Workload(described, vocabulary, inputs, limits, num_kv_heads, model)
 
 
-@pytest.mark.parametrize("name", ENGINES)
-@pytest.mark.parametrize("beam", [1, 4])
+# No engine may end at once. fairseq normalizes the first step's probabilities before it forbids the
+# end of sentence, CTranslate2 after: scores differ by a constant, which the length penalty turns
+# into another order. Untrained models want to end at once, so CTranslate2 is compared greedily.
+@pytest.mark.parametrize(
+    ("name", "beam"),
+    [(name, beam) for name in FAIRSEQ_ENGINES for beam in (1, 4)] + [("ctranslate2", 1)],
+)
 def test_every_engine_finds_the_same_translations(name: str, beam: int) -> None:
     if not is_installed(name):
         pytest.skip("ctranslate2 is not installed")
@@ -75,7 +82,7 @@ def test_every_engine_finds_the_same_translations(name: str, beam: int) -> None:
     reference = build_engine("stock", HEADS, workload, CPU, torch.float32)
     engine = build_engine(name, HEADS, workload, CPU, torch.float32)
     expected = [s[0] for s in reference.hypotheses(reference.translate())]
-    assert len(set(map(len, expected))) > 1
+    assert len(set(map(len, expected))) > 3
     assert [s[0] for s in engine.hypotheses(engine.translate())] == expected
     assert (engine.encoder_s is None) == (name == "ctranslate2")
 
