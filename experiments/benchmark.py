@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import logging
 import multiprocessing
 import resource
 import sys
@@ -51,7 +52,7 @@ from experiments.workloads import FixedLengths, JobText, Workload, WorkloadSpec
 from gqa_fairseq.architectures import SHAPES
 from gqa_fairseq.parity import check_kv_heads
 
-TABLE_WIDTH = 150
+TABLE_WIDTH = 150  # where there is no terminal to ask
 _PROC = Path("/proc/self")
 
 
@@ -230,12 +231,14 @@ def run(args: argparse.Namespace) -> None:
         print(
             "ctranslate2 is not installed and left out (pip install ctranslate2)", file=sys.stderr
         )
+    logging.getLogger("fairseq").setLevel(logging.WARNING)  # else a line for every dictionary
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
     comparisons: list[Comparison] = []
     for spec in _specs(args):
         comparison = compare(spec, engines, args.kv_heads, args.repeats, args.memory, device, dtype)
         comparisons.append(comparison)
-        Console(width=TABLE_WIDTH).print(terminal_table(comparison))
+        width = None if sys.stdout.isatty() else TABLE_WIDTH
+        Console(width=width).print(terminal_table(comparison))
         if args.out:
             report = ComparisonReport(
                 created_utc=datetime.now(UTC),
