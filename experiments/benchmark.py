@@ -233,6 +233,7 @@ def run(args: argparse.Namespace) -> None:
         )
     logging.getLogger("fairseq").setLevel(logging.WARNING)  # else a line for every dictionary
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
+    code = provenance.code_info()  # what runs, whatever is committed meanwhile
     comparisons: list[Comparison] = []
     for spec in _specs(args):
         comparison = compare(spec, engines, args.kv_heads, args.repeats, args.memory, device, dtype)
@@ -244,7 +245,7 @@ def run(args: argparse.Namespace) -> None:
                 created_utc=datetime.now(UTC),
                 versions=provenance.versions(),
                 hardware=provenance.hardware(),
-                code=provenance.code_info(),
+                code=code,
                 device=args.device,
                 dtype=args.dtype,
                 threads=torch.get_num_threads(),
