@@ -214,7 +214,8 @@ def terminal_table(comparison: Comparison) -> Table:
     """For rich."""
     table = Table(title=comparison.workload.title, title_justify="left", caption=_note(comparison))
     for heading in headings(comparison):
-        table.add_column(heading, justify="left" if heading == "engine" else "right")
+        is_name = heading == "engine"
+        table.add_column(heading, justify="left" if is_name else "right", no_wrap=is_name)
     for row in cells(comparison):
         table.add_row(*row)
     return table
