@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: help setup quickstart wmt14-data test lint report lock clean
+.PHONY: help setup quickstart wmt14-data wmt14-bench test lint report lock clean
 
 TORCH ?= default
 TORCH_VERSION := 2.13.0
@@ -16,6 +16,10 @@ TORCH_ONLY := torch triton cuda-bindings cuda-pathfinder cuda-toolkit $(addprefi
 	cusparselt-cu13 nccl-cu13 nvjitlink nvshmem-cu13 nvtx)
 ARGS ?=
 MIRROR ?=
+# Of wmt14-bench: training pairs, and the two files of lines that are varied (else the sample).
+PAIRS ?= 100000
+TEXT ?=
+BENCH := outputs/wmt14-bench
 VENV := .venv
 BIN := $(VENV)/bin
 
@@ -58,6 +62,12 @@ report: setup  ## Build results/report from results/runs and the papers' numbers
 
 wmt14-data: setup  ## Fetch and prepare WMT14 English-German (MIRROR=folder or URL): docs/wmt14.md
 	$(BIN)/python -m experiments.prepare data=wmt14_en_de $(if $(MIRROR),"data.mirror='$(MIRROR)'") $(ARGS)
+
+wmt14-bench: $(BENCH)/mirror-$(PAIRS)/sources.json  ## Speed and memory of wmt14-data's steps (PAIRS=N)
+	$(BIN)/python -m data_prep.bench $(BENCH)/mirror-$(PAIRS) --folder $(BENCH) $(ARGS)
+
+$(BENCH)/mirror-$(PAIRS)/sources.json: | setup
+	$(BIN)/python -m data_prep.synthetic $(@D) --pairs $(PAIRS) $(if $(TEXT),--text $(TEXT))
 
 test: setup  ## Run all tests
 	$(BIN)/python -m pytest -n logical --dist loadfile $(ARGS)

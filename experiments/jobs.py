@@ -29,6 +29,9 @@ from experiments.stage import run_stage
 from experiments.storage import read_json, write_json
 from experiments.train import train, train_command
 
+# Of the stages that are not fairseq's own commands.
+MODULES = {"evaluate": "experiments.evaluate", "benchmark": "experiments.job_benchmark"}
+
 
 def run_job(config: SuiteConfig) -> bool:
     """Do what is left of a job; False when its record was there already.
@@ -83,14 +86,14 @@ def run_job(config: SuiteConfig) -> bool:
     return True
 
 
-def _run_module(name: str, job: JobFolder, threads: int) -> None:
-    """Run `python -m experiments.<name>` on the job in a fresh process."""
-    with StageView(f"{job.path.name}: {name}") as view:
-        command = [sys.executable, "-m", f"experiments.{name}", str(job.path)]
+def _run_module(stage: str, job: JobFolder, threads: int) -> None:
+    """Run a stage's module on the job in a fresh process."""
+    with StageView(f"{job.path.name}: {stage}") as view:
+        command = [sys.executable, "-m", MODULES[stage], str(job.path)]
         try:
-            run_stage(command, job.log(name), threads, view.status)
+            run_stage(command, job.log(stage), threads, view.status)
         except ExperimentError as error:
-            raise ExperimentError(f"{name} failed: {error}") from error
+            raise ExperimentError(f"{stage} failed: {error}") from error
 
 
 @contextmanager

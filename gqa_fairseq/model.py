@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field, fields
 from typing import Any, Optional
-from weakref import WeakKeyDictionary
 
 import torch
 from fairseq import utils
@@ -26,9 +25,8 @@ from fairseq.models.transformer import (
 from omegaconf import OmegaConf, open_dict
 from torch import Tensor
 
+from gqa_fairseq.decoding.arranged import ArrangedWeights
 from gqa_fairseq.decoding.cache import DecoderCache
-from gqa_fairseq.decoding.static_search import StaticSearch
-from gqa_fairseq.decoding.step import DecoderStep
 from gqa_fairseq.layers import GroupedQueryDecoderLayer, GroupedQueryEncoderLayer
 from gqa_fairseq.parity import Shape, matched_widths
 
@@ -166,12 +164,8 @@ class GroupedQueryTransformerEncoder(TransformerEncoderBase):
         return {**super().reorder_encoder_out(encoder_out, sentences), "beam": [beam]}
 
 
-class GroupedQueryTransformerDecoder(TransformerDecoderBase):
+class GroupedQueryTransformerDecoder(ArrangedWeights, TransformerDecoderBase):
     """fairseq's decoder with whole-sequence and cached forward passes of its own."""
-
-    _arranged: DecoderStep
-    _searches: WeakKeyDictionary[Any, StaticSearch]
-    _arranged_state: list[tuple] | None = None
 
     def build_decoder_layer(self, cfg, no_encoder_attn: bool = False) -> GroupedQueryDecoderLayer:
         return GroupedQueryDecoderLayer(cfg, cfg.num_kv_heads, cfg.use_bias)
@@ -297,37 +291,6 @@ class GroupedQueryTransformerDecoder(TransformerDecoderBase):
         x = self._embed(tokens.flatten(0, 1), {}).view(cache.batch, cache.beam, -1)
         x, weights = self._arranged.features(cache.to_cache_order(x), cache, alignment)
         return cache.to_sentence_order(x), weights
-
-    def arranged(self) -> DecoderStep:
-        """The weights fused and packed for decoding: anew unless they are the last search's."""
-        state = [(p.data_ptr(), p._version, p.dtype) for p in self.parameters()]
-        if self._arranged_state != state:
-            self._forget_arranged()
-            self._arranged_state, self._arranged = state, DecoderStep(self)
-            self._searches = WeakKeyDictionary()
-        return self._arranged
-
-    def searches(self) -> WeakKeyDictionary[Any, StaticSearch]:
-        """What each generator keeps between batches; it ends with the arranged weights."""
-        self.arranged()
-        return self._searches
-
-    def _forget_arranged(self) -> None:
-        if self._arranged_state is not None:
-            self._searches.clear()  # they point back here: their memory is not to wait for that
-            del self._arranged, self._arranged_state, self._searches
-
-    def train(self, mode: bool = True) -> "GroupedQueryTransformerDecoder":
-        """Arranged weights end with evaluation: optimizers write through `.data`, uncounted."""
-        if mode:
-            self._forget_arranged()
-        return super().train(mode)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Copies and pickles leave the arranged weights behind; packed ones cannot be copied."""
-        state = super().__getstate__()
-        private = ("_arranged", "_arranged_state", "_searches")
-        return {k: v for k, v in state.items() if k not in private}
 
     def _embed(self, tokens: Tensor, incremental_state: dict | None) -> Tensor:
         """Token and position embeddings, [B, T, C]; the last position alone when decoding."""
