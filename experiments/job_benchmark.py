@@ -158,7 +158,7 @@ def time_decoding(
         encoder_us_per_token=median_us_per_token(encoder_s, produced),
         decoder_us_per_token=us_per_token,
         kv_cache_bytes=_checked_cache_bytes(
-            timed.cache or generator.static_search.cache,
+            watched.cache or generator.static_search.cache,
             config,
             source_tokens,
             target_tokens,

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from fairseq import search
+from fairseq.sequence_generator import SequenceGenerator
 from torch import Tensor
 
 from gqa_fairseq.attention import cache_bytes
@@ -38,14 +39,14 @@ def static_generator(model: Any, **options: Any) -> GroupedQueryGenerator:
     return GroupedQueryGenerator([model], VOCABULARY, is_static=True, **options)
 
 
-def assert_same(ours: Hypotheses, expected: Hypotheses) -> None:
+def assert_same(ours: Hypotheses, expected: Hypotheses, tolerance: float = 1e-6) -> None:
     assert len(ours) == len(expected)
     for a, b in zip(ours, expected, strict=True):
         assert [h["tokens"].tolist() for h in a] == [h["tokens"].tolist() for h in b]
         for x, y in zip(a, b, strict=True):
-            torch.testing.assert_close(x["score"], y["score"], atol=1e-6, rtol=0)
+            torch.testing.assert_close(x["score"], y["score"], atol=tolerance, rtol=0)
             torch.testing.assert_close(
-                x["positional_scores"], y["positional_scores"], atol=1e-6, rtol=0
+                x["positional_scores"], y["positional_scores"], atol=tolerance, rtol=0
             )
 
 
@@ -322,3 +323,18 @@ def test_sizes_are_few_and_near() -> None:
         )
         assert [bucket(size, least) for size in sizes] == sizes
         assert len(set(sizes)) < 90
+
+
+@pytest.mark.parametrize("beam", [1, 4])
+def test_a_large_vocabulary_in_single_precision(beam: int) -> None:
+    """Against fairseq's own search: the best words of many chunks, and packed weights."""
+    words = dictionary(words=4000)
+    model = build(words, num_kv_heads=4)
+    randomize(model, scale=1.5, seed=4)
+    sample = source_batch(random_lines(7, words), words)
+    options: dict[str, Any] = {"beam_size": beam, "max_len_b": 15, "unk_penalty": 0.5}
+    ours = GroupedQueryGenerator([model], words, is_static=True, **options)
+    stock = SequenceGenerator([model], words, **options)
+    found, expected = ours.generate([model], sample), stock.generate([model], sample)
+    assert_same(found, expected, tolerance=1e-5)
+    assert ours.static_search is not None
