@@ -135,7 +135,7 @@ class StaticSearch:
         for layer, (keys, values) in enumerate(source):
             self.cache.store_source(layer, keys, values)
         self.beams.start(shape.rows, shape.steps, batch, first, max_len)
-        self._found: list[list[Finished]] = [[] for _ in range(batch)]
+        self._found: dict[int, list[Finished]] = {}  # by sentence
         self._sentences = [*range(batch), *[None] * (shape.rows - batch)]  # of each row
         reads = LateReads(_LAG)
         for step in range(max_len + 1):
@@ -154,7 +154,7 @@ class StaticSearch:
                 self._shrink(is_left, bucket(left))
                 reads.clear()
         self._collect(torch.arange(self.cache.batch))
-        return self._found
+        return [self._found.pop(sentence) for sentence in range(batch)]
 
     def _shrink(self, is_left: Tensor, size: int) -> None:
         """Goes on with `size` rows; those that are left, [rows] bool on the host, stay."""
