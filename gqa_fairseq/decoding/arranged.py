@@ -10,8 +10,11 @@ from torch import nn
 from gqa_fairseq.decoding.static_search import StaticSearch
 from gqa_fairseq.decoding.step import DecoderStep
 
+# Untyped, as fairseq's classes are: nn.Module's own types would forbid what the decoder does.
+_Module: Any = nn.Module
 
-class ArrangedWeights(nn.Module):
+
+class ArrangedWeights(_Module):
     """The part of the decoder that owns its DecoderStep."""
 
     is_int8 = False  # set by decoding/int8.py
