@@ -75,6 +75,7 @@ def test_a_replayed_step_is_the_step(dtype: torch.dtype, beam: int) -> None:
         generator.static_search.graphed.is_graphed = is_graphed
         found.append(generator.generate([model], sample))
         assert generator.static_search.graphed.is_graphed == is_graphed
+        assert any(generator.static_search.graphed._graphs.values())
     for a, b in zip(*found, strict=True):
         assert [h["tokens"].tolist() for h in a] == [h["tokens"].tolist() for h in b]
         for x, y in zip(a, b, strict=True):
