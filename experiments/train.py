@@ -87,9 +87,11 @@ def train_command(config: SuiteConfig, binarized: Path, checkpoints: Path) -> li
         "--warmup-updates": train.warmup_updates,
         "--warmup-init-lr": 1e-7,
         "--max-update": train.max_updates,
-        "--max-tokens": config.tokens_per_device,
+        "--target-tokens-per-update": train.tokens_per_update,
         "--update-freq": config.update_freq,
-        "--max-tokens-valid": max(config.tokens_per_device, model.max_positions),
+        "--distributed-world-size": hardware.devices,
+        "--max-tokens": hardware.max_tokens_per_device,
+        "--max-tokens-valid": max(hardware.max_tokens_per_device, model.max_positions),
         "--validate-interval": never,
         "--validate-interval-updates": train.validate_every_updates,
         "--save-interval": never,
@@ -113,8 +115,6 @@ def train_command(config: SuiteConfig, binarized: Path, checkpoints: Path) -> li
         flags.append("--use-bias")
     if hardware.device == "cpu":
         flags.append("--cpu")
-    else:
-        options["--distributed-world-size"] = hardware.devices
     if hardware.precision != "fp32":
         flags.append(f"--{hardware.precision}")
     command = ["fairseq-train", str(binarized)]
@@ -168,7 +168,7 @@ def train(config: SuiteConfig, job: JobFolder, data: DataFolder, threads: int) -
         updates=config.train.max_updates,
         target_tokens=tokens,
         target_tokens_per_update=tokens / config.train.max_updates,
-        target_tokens_per_update_wanted=None,
+        target_tokens_per_update_wanted=config.train.tokens_per_update,
         wall_s=done.wall_s,
         update_wall_s=us_per_token * tokens / 1e6,
         us_per_target_token=us_per_token,
