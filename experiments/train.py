@@ -26,6 +26,8 @@ from experiments.storage import write_json
 # fairseq's logger names the table: `2026-11-24 10:00:00 | INFO | train_inner | {...}`.
 _LOG_LINE = re.compile(r"\| INFO \| (train_inner|valid) \| (\{.*\})$")
 NATS_PER_BIT = math.log(2)
+# Share of train.tokens_per_update by which the mean may differ before a job says so.
+TOLERATED_DEVIATION = 0.05
 
 
 class TrainUpdates(msgspec.Struct, frozen=True, kw_only=True):
@@ -158,7 +160,13 @@ def train(config: SuiteConfig, job: JobFolder, data: DataFolder, threads: int) -
     curve = read_curve(events)
     if not curve or curve[-1].update != config.train.max_updates:
         raise ExperimentError(f"training ended early, without a word (see {log})")
-    tokens = curve[-1].target_tokens
+    tokens, wanted = curve[-1].target_tokens, config.train.tokens_per_update
+    mean = tokens / config.train.max_updates
+    if abs(mean / wanted - 1) > TOLERATED_DEVIATION:
+        view.note(
+            f"an update had {mean:,.0f} target tokens, not train.tokens_per_update={wanted:,}: "
+            "an epoch is a whole number of updates, and this corpus is small"
+        )
     us_per_token = us_per_target_token(events, config.train.log_every_updates)
     result = Training(
         device=config.hardware.device,
@@ -167,8 +175,8 @@ def train(config: SuiteConfig, job: JobFolder, data: DataFolder, threads: int) -
         curve=curve,
         updates=config.train.max_updates,
         target_tokens=tokens,
-        target_tokens_per_update=tokens / config.train.max_updates,
-        target_tokens_per_update_wanted=config.train.tokens_per_update,
+        target_tokens_per_update=mean,
+        target_tokens_per_update_wanted=wanted,
         wall_s=done.wall_s,
         update_wall_s=us_per_token * tokens / 1e6,
         us_per_target_token=us_per_token,

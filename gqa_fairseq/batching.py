@@ -8,7 +8,7 @@ Here they are what is asked for, and `--max-tokens` stays the limit of what fits
 import sys
 
 import numpy as np
-from fairseq.data import BaseWrapperDataset, LanguagePairDataset
+from fairseq.data import BaseWrapperDataset, LanguagePairDataset, data_utils
 from numpy.typing import NDArray
 
 Integers = NDArray[np.int64]
@@ -21,14 +21,30 @@ class TargetTokenBatches(BaseWrapperDataset):
     An update is `batches_per_update` batches, over all devices; an epoch is a whole number of
     updates, the one that brings their mean nearest to `tokens_per_update`. So every device gets the
     same number of batches, and the mean depends neither on the devices nor on the batches.
+
+    `seed` decides which of the lines of the same length go together.
     """
 
     def __init__(
-        self, dataset: LanguagePairDataset, tokens_per_update: int, batches_per_update: int
+        self,
+        dataset: LanguagePairDataset,
+        tokens_per_update: int,
+        batches_per_update: int,
+        seed: int,
     ) -> None:
         super().__init__(dataset)
+        self._seed = seed
         self._tokens_per_update = tokens_per_update
         self._batches_per_update = batches_per_update
+
+    def ordered_indices(self) -> Integers:
+        """All lines in the order of length.
+
+        fairseq draws lines of the same length anew with the epoch in which a process starts, so
+        that a resumed training would go on with other batches.
+        """
+        with data_utils.numpy_seed(self._seed):
+            return self.dataset.ordered_indices()
 
     def batch_by_size(
         self, indices, max_tokens=None, max_sentences=None, required_batch_size_multiple=1

@@ -45,6 +45,7 @@ class GroupedQueryTranslationConfig(TranslationConfig):
     )
     update_freq: list[int] = II("optimization.update_freq")
     distributed_world_size: int = II("distributed_training.distributed_world_size")
+    seed: int = II("common.seed")
 
 
 @register_task("gqa_translation", dataclass=GroupedQueryTranslationConfig)
@@ -59,7 +60,9 @@ class GroupedQueryTranslationTask(TranslationTask):
             if len(self.cfg.update_freq) > 1 or tokens < 1:
                 sys.exit("error: --target-tokens-per-update: a positive number, one --update-freq")
             batches = self.cfg.distributed_world_size * self.cfg.update_freq[0]
-            self.datasets[split] = TargetTokenBatches(self.datasets[split], tokens, batches)
+            self.datasets[split] = TargetTokenBatches(
+                self.datasets[split], tokens, batches, self.cfg.seed
+            )
 
     def get_batch_iterator(self, dataset, *args, **kwargs) -> EpochBatchIterator:
         """fairseq's batches; outside training every line is in one.

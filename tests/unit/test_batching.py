@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from fairseq.data import LanguagePairDataset
+from fairseq.data import LanguagePairDataset, data_utils
 from fairseq.data.iterators import GroupedIterator
 from hydra import compose, initialize_config_dir
 from hypothesis import given
@@ -115,7 +115,7 @@ def tokens_of_updates(config: SuiteConfig, lengths: tuple[list[int], list[int]])
     task_config = SimpleNamespace(train_subset="train")
     task = GroupedQueryTranslationTask(task_config, pairs.src_dict, pairs.tgt_dict)
     task.datasets["train"] = TargetTokenBatches(
-        pairs, config.train.tokens_per_update, devices * config.update_freq
+        pairs, config.train.tokens_per_update, devices * config.update_freq, seed=1
     )
     shards = []
     for rank in range(devices):
@@ -150,3 +150,14 @@ def test_an_update_has_the_same_target_tokens_on_all_hardware(
         assert first == pytest.approx(tokens, rel=0.05)
     assert max(means.values()) == pytest.approx(min(means.values()), rel=0.02)
     assert means == pytest.approx(dict.fromkeys(means, tokens), rel=0.05)
+
+
+def test_batches_do_not_depend_on_the_epoch_in_which_a_process_starts(
+    lengths: tuple[list[int], list[int]],
+) -> None:
+    def order(seed: int, epoch: int) -> np.ndarray:
+        with data_utils.numpy_seed(7, epoch):  # as fairseq does for the epoch
+            return TargetTokenBatches(CountedPairs(*lengths), 4096, 1, seed).ordered_indices()
+
+    assert np.array_equal(order(1, epoch=1), order(1, epoch=2))
+    assert not np.array_equal(order(1, epoch=1), order(2, epoch=1))
