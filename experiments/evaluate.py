@@ -82,9 +82,9 @@ def evaluate(job: JobFolder) -> None:
 
 
 def load_trained(job: JobFolder, data: DataFolder) -> tuple[BaseFairseqModel, FairseqTask]:
-    """The job's last checkpoint and its task; raises ExperimentError, one line."""
+    """The job's trained model and its task; raises ExperimentError, one line."""
     try:
-        return load_model(job.checkpoint, data.binarized)
+        return load_model(job.trained, data.binarized)
     except (OSError, ValueError) as error:
         raise ExperimentError(str(error)) from error
 
