@@ -147,6 +147,10 @@ def test_a_sweep_is_refused_for_its_last_job(tmp_path: Path) -> None:
         ({"train__log_every_updates": 17}, "must divide"),
         ({"train__validate_every_updates": 25}, "at most half"),
         ({"hardware__devices": 2}, "hardware.devices"),
+        ({"hardware__nodes": 2}, "hardware.master=HOST:PORT"),
+        ({"hardware__master": "http://a"}, "hardware.master"),
+        ({"hardware__node_rank": 1}, "hardware.node_rank=1 must be below hardware.nodes=1"),
+        ({"train__average_checkpoints": 3}, "more than the 2 checkpoints"),
         ({"train__dropout": 1.0}, "train.dropout"),
         ({"benchmark__repeats": 2}, "benchmark.repeats"),
     ],
@@ -218,6 +222,8 @@ def test_the_id_changes_with_what_the_result_depends_on(quickstart: SuiteConfig)
         {"paths__runs": "elsewhere"},
         {"tracking__mode": "offline"},
         {"data__mirror": "/somewhere"},
+        {"dry_run": True},
+        {"hardware__master": "first:29500"},
     ],
 )
 def test_the_id_does_not_change_with_the_rest(
@@ -241,6 +247,7 @@ def test_other_data_settings_go_to_another_folder(quickstart: SuiteConfig) -> No
     assert data_folder(changed(quickstart, data__mirror="/somewhere", seed=3)) == folder
     assert data_folder(changed(quickstart, data__vocab_size=100)) != folder
     assert data_folder(changed(quickstart, data__train_source="a.en")) != folder
+    assert data_folder(changed(quickstart, data__sources="table.json")) != folder
 
 
 def test_commands_of_two_variants_differ_in_kv_heads_only(quickstart: SuiteConfig) -> None:
