@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from experiments.errors import ExperimentError
-from experiments.record_parts import variant_name
+from experiments.record_parts import LengthPenalty, variant_name
 
 Positive = Annotated[int, Meta(ge=1)]
 NonNegative = Annotated[int, Meta(ge=0)]
@@ -112,14 +112,28 @@ class TrainConfig(Section, frozen=True, kw_only=True):
 
 
 class DecodeConfig(Section, frozen=True, kw_only=True):
-    """Translation of dev and test, greedy and with `beam`; `engine` is whose search does it."""
+    """Translation of dev and test; `engine` is whose search does it.
+
+    Both are translated greedily, and test with `beam` once more for each of `length_penalties`
+    (their formulas: `record_parts.ModelScore`), which all use `length_alpha`.
+    """
 
     engine: Literal["gqa", "stock"]
     beam: Annotated[int, Meta(ge=2)]
+    length_penalties: Annotated[list[LengthPenalty], Meta(min_length=1)]
     length_alpha: NonNegativeFloat
     max_len_a: NonNegativeFloat
     max_len_b: NonNegative
     batch_sentences: Positive
+
+    def __post_init__(self) -> None:
+        if len(set(self.length_penalties)) < len(self.length_penalties):
+            raise ValueError("decode.length_penalties names one twice (remove it)")
+        if self.engine == "stock" and "gnmt" in self.length_penalties:
+            raise ValueError(
+                "decode.engine=stock has no gnmt length penalty "
+                "(use decode.engine=gqa or decode.length_penalties=[fairseq])"
+            )
 
 
 class BenchmarkConfig(Section, frozen=True, kw_only=True):

@@ -12,13 +12,18 @@ from experiments.config import ModelConfig, SuiteConfig
 from experiments.errors import ExperimentError
 from experiments.layout import SOURCE, TARGET, DataFolder, data_folder
 from experiments.record_parts import DataInfo, Overlap, SplitCounts
-from experiments.storage import read_json
+from experiments.storage import read_bytes, read_json
 
 
 class _Split(msgspec.Struct):
     read: int
     kept: int
     dropped: dict[str, int]
+
+
+class _Subset(msgspec.Struct):
+    file: str
+    lines: int
 
 
 class _Manifest(msgspec.Struct):
@@ -32,6 +37,8 @@ class _Manifest(msgspec.Struct):
     files: dict[str, str]
     splits: dict[str, _Split]
     overlap: dict[str, Overlap]
+    subsets: dict[str, _Subset] = {}
+    note: str = ""
 
 
 def prepare_command(config: SuiteConfig) -> list[str]:
@@ -103,6 +110,9 @@ def check_lengths(model: ModelConfig, data: DataFolder) -> None:
 def read_data_info(path: Path) -> DataInfo:
     """The data of a manifest; raises ExperimentError, one line, when it cannot be used."""
     manifest = read_json(path, _Manifest)
+    for name, subset in manifest.subsets.items():
+        if not subset.lines:
+            raise ExperimentError(f"{path}: no line of test is in {name} (get its archives again)")
     return DataInfo(
         name=manifest.name,
         source_lang=manifest.source_lang,
@@ -115,4 +125,32 @@ def read_data_info(path: Path) -> DataInfo:
             for name, split in manifest.splits.items()
         },
         overlap=manifest.overlap,
+        subsets={_subset_name(name): subset.lines for name, subset in manifest.subsets.items()},
+        note=manifest.note,
     )
+
+
+def read_subsets(data: DataFolder, test_lines: int) -> dict[str, list[int]]:
+    """Indices from 0, among `test_lines` of test, of each subset of the manifest, by its name.
+
+    Raises ExperimentError unless a subset has the manifest's number of lines, each of them once
+    and in test.
+    """
+    found = {}
+    for name, subset in read_json(data.manifest, _Manifest).subsets.items():
+        path = data.path / subset.file
+        numbers = read_bytes(path).decode("utf-8", errors="replace").split()
+        known = {str(number): number - 1 for number in range(1, test_lines + 1)}
+        indices = [known[number] for number in dict.fromkeys(numbers) if number in known]
+        if not len(indices) == len(numbers) == subset.lines:
+            raise ExperimentError(
+                f"{path}: not {subset.lines} different numbers of test's {test_lines} lines "
+                "(prepare the data again)"
+            )
+        found[_subset_name(name)] = indices
+    return found
+
+
+def _subset_name(name: str) -> str:
+    """Such as `test_filtered`: the name that scores, records and views use."""
+    return f"test_{name}"

@@ -3,14 +3,15 @@
     python -m experiments.evaluate outputs/runs/quickstart/mqa-seed1-0123456789ab
 
 reads the job's config and last checkpoint, and writes hypotheses, model.json and evaluation.json.
-Every line of dev and test counts: one that the model cannot take is an error, never skipped.
+Every line of dev and test counts: one that the model cannot take is an error, never skipped. A
+subset of test is scored on its lines of test's translations.
 """
 
 import argparse
 import hashlib
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -24,10 +25,17 @@ from fairseq.tasks import FairseqTask
 from sacrebleu.metrics import BLEU, CHRF
 
 from experiments.config import DecodeConfig, SuiteConfig
-from experiments.corpus import read_lines
+from experiments.corpus import read_lines, read_subsets
 from experiments.errors import ExperimentError
 from experiments.layout import TARGET, DataFolder, JobFolder, data_folder
-from experiments.record_parts import BaselineScore, Evaluation, ModelInfo, ModelScore, search_name
+from experiments.record_parts import (
+    BaselineScore,
+    Evaluation,
+    LengthPenalty,
+    ModelInfo,
+    ModelScore,
+    search_name,
+)
 from experiments.storage import write_json, write_text
 from gqa_fairseq import parity
 from gqa_fairseq.checkpoint import load_model
@@ -36,6 +44,9 @@ from gqa_fairseq.decoding.search import GroupedQueryGenerator
 GENERATORS = {"gqa": GroupedQueryGenerator, "stock": SequenceGenerator}
 FAIRSEQ_NAMES = {"dev": "valid", "test": "test"}
 BASELINES: tuple[Literal["copy", "nearest"], ...] = ("copy", "nearest")
+
+# Which lines of a hypotheses file are scored under which name: a whole split, or a subset of it.
+Parts = Mapping[str, Sequence[int]]
 
 
 def evaluate(job: JobFolder) -> None:
@@ -50,35 +61,51 @@ def evaluate(job: JobFolder) -> None:
         model.cuda()
     references = {split: read_lines(data.text(split, TARGET)) for split in FAIRSEQ_NAMES}
     datasets = {split: _load_split(task, split, len(references[split])) for split in FAIRSEQ_NAMES}
+    parts: dict[str, Parts] = {
+        split: {split: range(len(lines))} for split, lines in references.items()
+    }
+    parts["test"] = {**parts["test"], **read_subsets(data, len(references["test"]))}
     print("dev loss", flush=True)
     nll, tokens = nll_nats(model, datasets["dev"], config.decode.batch_sentences)
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(data.pieces_model))
     scores = []
-    # Dev greedy, test greedy and with a beam, as Shazeer 2019 reports them.
-    for split, beam in (("dev", 1), ("test", 1), ("test", config.decode.beam)):
-        translations = translate(model, task, datasets[split], config.decode, beam, pieces, split)
-        path = job.hypotheses / f"{split}.{search_name(beam)}.{TARGET}"
+    for split, beam, penalty in searches(config.decode):
+        name = f"{split}.{search_name(beam, penalty)}"
+        translations = translate(
+            model, task, datasets[split], config.decode, beam, penalty, pieces, name
+        )
+        path = job.hypotheses / f"{name}.{TARGET}"
         write_text(path, "".join(f"{line}\n" for line in translations))
         scores += [
             ModelScore(
                 **score,
-                split=split,
                 beam=beam,
                 engine=config.decode.engine,
-                length_penalty="fairseq",
+                length_penalty=penalty,
                 length_alpha=config.decode.length_alpha,
             )
-            for score in score_file(path, references[split])
+            for score in score_file(path, references[split], parts[split])
         ]
     evaluation = Evaluation(
         dev_nll_nats_per_token=nll / tokens,
         dev_perplexity=math.exp(nll / tokens),
         dev_target_tokens=tokens,
         scores=scores,
-        baselines=_baselines(data, references["test"]),
+        baselines=_baselines(data, references["test"], parts["test"]),
     )
     write_json(job.model, describe_model(model, config, len(task.target_dictionary)))
     write_json(job.evaluation, evaluation)
+
+
+def searches(decode: DecodeConfig) -> list[tuple[str, int, LengthPenalty]]:
+    """(split, beam, length penalty) of each translation, as Shazeer 2019 reports them.
+
+    Greedy search stops at its first hypothesis: no penalty has anything to choose from, so one
+    translation stands for all.
+    """
+    first, *_ = decode.length_penalties
+    with_beam = [("test", decode.beam, penalty) for penalty in decode.length_penalties]
+    return [("dev", 1, first), ("test", 1, first), *with_beam]
 
 
 def load_trained(job: JobFolder, data: DataFolder) -> tuple[BaseFairseqModel, FairseqTask]:
@@ -135,17 +162,19 @@ def translate(
     dataset: LanguagePairDataset,
     decode: DecodeConfig,
     beam: int,
+    penalty: LengthPenalty,
     pieces: sentencepiece.SentencePieceProcessor,
     label: str,
 ) -> list[str]:
     """One detokenized line for each source, in the order of the dataset."""
     device = next(model.parameters()).device
     dictionary = task.target_dictionary
+    option = {"fairseq": "len_penalty", "gnmt": "gnmt_alpha"}[penalty]
     generator = GENERATORS[decode.engine](
         [model],
         dictionary,
         beam_size=beam,
-        len_penalty=decode.length_alpha,
+        **{option: decode.length_alpha},
         max_len_a=decode.max_len_a,
         max_len_b=decode.max_len_b,
     )
@@ -157,13 +186,13 @@ def translate(
         ):
             text = dictionary.string(hypotheses[0]["tokens"])
             found[index] = pieces.decode(text.split(" "))
-        print(f"{label} {search_name(beam)}: {len(found)}/{len(dataset)} lines", flush=True)
+        print(f"{label}: {len(found)}/{len(dataset)} lines", flush=True)
     # A missing or doubled sentence would fail here.
     return [found[index] for index in range(len(dataset))]
 
 
-def score_file(path: Path, references: list[str]) -> list[dict]:
-    """BLEU (13a and intl) and chrF of a file of hypotheses, as fields of a Score.
+def score_file(path: Path, references: list[str], parts: Parts) -> list[dict]:
+    """BLEU (13a and intl) and chrF of each part of a file of hypotheses, as fields of a Score.
 
     Raises ExperimentError unless there is one hypothesis a reference.
     """
@@ -172,32 +201,36 @@ def score_file(path: Path, references: list[str]) -> list[dict]:
         raise ExperimentError(f"{path}: {len(hypotheses)} lines for {len(references)} references")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     scores = []
-    for name, tokenize, metric in (
-        ("bleu", "13a", BLEU(tokenize="13a")),
-        ("bleu", "intl", BLEU(tokenize="intl")),
-        ("chrf", None, CHRF()),
-    ):
-        result = metric.corpus_score(hypotheses, [references])
-        scores.append(
-            {
-                "metric": name,
-                "tokenize": tokenize,
-                "value_0_100": result.score,
-                "signature": str(metric.get_signature()),
-                "lines": len(references),
-                "hypotheses_sha256": digest,
-            }
-        )
+    for part, lines in parts.items():
+        for name, tokenize, metric in (
+            ("bleu", "13a", BLEU(tokenize="13a")),
+            ("bleu", "intl", BLEU(tokenize="intl")),
+            ("chrf", None, CHRF()),
+        ):
+            result = metric.corpus_score(
+                [hypotheses[i] for i in lines], [[references[i] for i in lines]]
+            )
+            scores.append(
+                {
+                    "split": part,
+                    "metric": name,
+                    "tokenize": tokenize,
+                    "value_0_100": result.score,
+                    "signature": str(metric.get_signature()),
+                    "lines": len(lines),
+                    "hypotheses_sha256": digest,
+                }
+            )
     return scores
 
 
-def _baselines(data: DataFolder, references: list[str]) -> list[BaselineScore]:
+def _baselines(data: DataFolder, references: list[str], parts: Parts) -> list[BaselineScore]:
     """Scores of what needs no model, where the data comes with such hypotheses."""
     return [
-        BaselineScore(**score, split="test", baseline=name)
+        BaselineScore(**score, baseline=name)
         for name in BASELINES
         if data.baseline(name, TARGET).exists()
-        for score in score_file(data.baseline(name, TARGET), references)
+        for score in score_file(data.baseline(name, TARGET), references, parts)
     ]
 
 

@@ -25,6 +25,7 @@ RawSeconds = Annotated[list[Seconds], Meta(min_length=1)]
 Device = Literal["cpu", "cuda"]
 Precision = Literal["fp32", "tf32", "fp16", "bf16", "int8"]
 Engine = Literal["stock", "gqa", "ctranslate2"]
+LengthPenalty = Literal["fairseq", "gnmt"]
 MemoryKind = Literal["process_rss", "cuda_allocated"]
 
 
@@ -94,7 +95,11 @@ class Overlap(Part, frozen=True, kw_only=True):
 
 
 class DataInfo(Part, frozen=True, kw_only=True):
-    """The prepared corpus. `files` are the sha256 of its files, `overlap` is by held-out split."""
+    """The prepared corpus. `files` are the sha256 of its files, `overlap` is by held-out split.
+
+    `subsets` are parts of test that are scored by themselves: lines by name, such as
+    `test_filtered`. `note` says what else the data is or is not, in data_prep's words.
+    """
 
     name: Text
     source_lang: Text
@@ -104,6 +109,14 @@ class DataInfo(Part, frozen=True, kw_only=True):
     files: dict[str, Sha256]
     splits: dict[str, SplitCounts]
     overlap: dict[str, Overlap]
+    subsets: dict[str, Positive] = {}
+    note: str = ""
+
+    def lines(self, name: str) -> int | None:
+        """Lines of a split or subset; None when there is none of that name."""
+        if name in self.splits:
+            return self.splits[name].read
+        return self.subsets.get(name)
 
     def check(self) -> None:
         require("train" in self.splits, "splits has no train")
@@ -114,6 +127,13 @@ class DataInfo(Part, frozen=True, kw_only=True):
             )
         unknown = sorted(set(self.overlap) - set(self.splits))
         require(not unknown, f"overlap names splits that are not there: {', '.join(unknown)}")
+        for name, lines in self.subsets.items():
+            require(name.startswith("test_"), f"subsets.{name} is not named as a part of test")
+            test = self.splits.get("test")
+            require(
+                test is not None and lines <= test.read,
+                f"subsets.{name} has {lines} lines, more than test",
+            )
 
 
 class ModelInfo(Part, frozen=True, kw_only=True):
@@ -211,7 +231,8 @@ class Training(Part, frozen=True, kw_only=True):
 class Score(Part, frozen=True, kw_only=True):
     """One sacrebleu score of one hypotheses file; `tokenize` is null for chrF.
 
-    `split` is a name of `DataInfo.splits`; `signature` is sacrebleu's, in full.
+    `split` is a name of `DataInfo.splits` or `DataInfo.subsets`; `signature` is sacrebleu's, in
+    full. The sha256 is that of the whole file, of which a subset's score takes some lines.
     """
 
     split: Text
@@ -243,18 +264,19 @@ class ModelScore(Score, frozen=True, kw_only=True):
     """A score of the model's translation.
 
     `length_penalty` is the formula: `fairseq` divides by length ** alpha, `gnmt` by
-    ((5 + length) / 6) ** alpha.
+    ((5 + length) / 6) ** alpha (Wu et al. 2016). Greedy search has one hypothesis, so there the
+    formula changes nothing.
     """
 
     beam: Positive
     engine: Engine
-    length_penalty: Literal["fairseq", "gnmt"]
+    length_penalty: LengthPenalty
     length_alpha: float
 
     @property
     def search(self) -> str:
-        """`greedy` or `beam4`."""
-        return search_name(self.beam)
+        """`greedy`, `beam4` or `beam4_gnmt`."""
+        return search_name(self.beam, self.length_penalty)
 
 
 class Evaluation(Part, frozen=True, kw_only=True):
@@ -365,9 +387,11 @@ def variant_name(num_heads: int, num_kv_heads: int, placement: Literal["all", "d
     return name + ("-dec" if placement == "decoder" else "")
 
 
-def search_name(beam: int) -> str:
-    """`greedy` for one beam, else `beam4` and so on."""
-    return "greedy" if beam == 1 else f"beam{beam}"
+def search_name(beam: int, length_penalty: LengthPenalty = "fairseq") -> str:
+    """`greedy` for one beam, else such as `beam4`, or `beam4_gnmt` with that length penalty."""
+    if beam == 1:
+        return "greedy"
+    return f"beam{beam}" + ("_gnmt" if length_penalty == "gnmt" else "")
 
 
 def median_us_per_token(raw_s: Sequence[float], tokens: int) -> float:

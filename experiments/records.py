@@ -61,11 +61,11 @@ class Record(Part, frozen=True, kw_only=True):
         if self.evaluation is None:
             return
         for score in [*self.evaluation.scores, *self.evaluation.baselines]:
-            split = self.data.splits.get(score.split)
-            require(split is not None, f"a score is on {score.split}, which data does not hold")
+            lines = self.data.lines(score.split)
+            require(lines is not None, f"a score is on {score.split}, which data does not hold")
             require(
-                split is None or score.lines == split.read,
-                f"a score on {score.split} has {score.lines} lines, the split has another number",
+                score.lines == lines,
+                f"a score on {score.split} has {score.lines} lines, the data has {lines}",
             )
 
 

@@ -13,7 +13,7 @@ import msgspec
 
 from experiments.errors import ExperimentError
 from experiments.headline import HEADLINE_SHAPE, main_engine
-from experiments.record_parts import Engine, Evaluation, ModelScore, Score, Timing
+from experiments.record_parts import Engine, Evaluation, Score, Timing
 from experiments.records import Record, read_records
 
 Mode = Literal["none", "offline", "online"]
@@ -144,8 +144,8 @@ def _quality(evaluation: Evaluation, engine: Engine) -> dict[str, float]:
         "dev/perplexity": evaluation.dev_perplexity,
     }
     for score in evaluation.scores:
-        key = f"{_metric_key(score)}_{score.search}{_search_suffix(score, engine)}"
-        values[key] = score.value_0_100
+        other = f"_{score.engine}" if score.engine != engine else ""
+        values[f"{_metric_key(score)}_{score.search}{other}"] = score.value_0_100
     for baseline in evaluation.baselines:
         values[f"{_metric_key(baseline)}_baseline_{baseline.baseline}"] = baseline.value_0_100
     return values
@@ -154,12 +154,6 @@ def _quality(evaluation: Evaluation, engine: Engine) -> dict[str, float]:
 def _metric_key(score: Score) -> str:
     tokenize = f"_{score.tokenize}" if score.tokenize not in (None, "13a") else ""
     return f"{score.split}/{score.metric}{tokenize}"
-
-
-def _search_suffix(score: ModelScore, engine: Engine) -> str:
-    # With one beam there is nothing to rank, so the formula of the penalty changes nothing.
-    gnmt = "_gnmt" if score.length_penalty == "gnmt" and score.beam > 1 else ""
-    return gnmt + (f"_{score.engine}" if score.engine != engine else "")
 
 
 def _timing_suffix(timing: Timing, engine: Engine) -> str:

@@ -12,7 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from experiments.record_parts import Engine
+from experiments.record_parts import Engine, TrainPoint
+from experiments.records import Record
 from experiments.report.groups import Group, Row
 from experiments.report.selection import (
     Shape,
@@ -124,24 +125,25 @@ def _bleu_latency_panel(
 
 
 def training_curves(group: Group) -> Figure | None:
-    """Dev loss over updates, all of them and the later half: a line a run, a colour a variant."""
+    """Dev loss over updates, all of them and the later half: a line a run, a colour a variant.
+
+    The later half has no panel where the earlier one has no point.
+    """
+    validated = [point.update for record in group.records for point in _dev_points(record)]
+    if not validated:
+        return None
+    half = max(r.training.updates for r in group.records if r.training) / 2
+    starts = {"all updates": 0.0} | ({"second half": half} if min(validated) < half else {})
     figure = Figure(figsize=(9, 3.8), layout="constrained")
-    whole, late = figure.subplots(1, 2)
-    last_update = max((r.training.updates for r in group.records if r.training), default=0)
-    drawn = False
+    panels = figure.subplots(1, len(starts), squeeze=False)[0]
     for index, (label, row) in enumerate(zip(_labels(group), group.rows, strict=True)):
         colour, marker = _style(index)
         for run, record in enumerate(row.records):
-            points = [
-                (point.update, point.dev_nll_nats_per_token)
-                for point in (record.training.curve if record.training else [])
-                if point.dev_nll_nats_per_token is not None
-            ]
-            for axes, first in ((whole, 0), (late, last_update / 2)):
-                shown = [(update, nll) for update, nll in points if update >= first]
+            for axes, first in zip(panels, starts.values(), strict=True):
+                shown = [point for point in _dev_points(record) if point.update >= first]
                 axes.plot(
-                    [update for update, _ in shown],
-                    [nll for _, nll in shown],
+                    [point.update for point in shown],
+                    [point.dev_nll_nats_per_token for point in shown],
                     color=colour,
                     marker=marker,
                     markersize=4,
@@ -149,17 +151,19 @@ def training_curves(group: Group) -> Figure | None:
                     alpha=1.0 if len(row.records) == 1 else 0.7,
                     label=_with_seeds(label, row) if run == 0 else None,
                 )
-            drawn = drawn or bool(points)
-    if not drawn:
-        return None
-    whole.set_ylabel("dev loss (nats per target token)")
-    whole.set_title("all updates")
-    late.set_title("second half")
-    for axes in (whole, late):
+    panels[0].set_ylabel("dev loss (nats per target token)")
+    for axes, title in zip(panels, starts, strict=True):
+        axes.set_title(title)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     figure.supxlabel("update", fontsize=10)
-    figure.legend(*whole.get_legend_handles_labels(), loc="outside right center")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center")
     return figure
+
+
+def _dev_points(record: Record) -> list[TrainPoint]:
+    """The points of the training curve that have a dev loss."""
+    curve = record.training.curve if record.training else []
+    return [point for point in curve if point.dev_nll_nats_per_token is not None]
 
 
 def _with_seeds(label: str, row: Row) -> str:

@@ -1,5 +1,6 @@
-"""The papers' numbers (results/reference/): strictly read, shown as printed, never compared."""
+"""The papers' numbers (results/reference/): strictly read, shown as printed."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -11,9 +12,12 @@ from experiments.storage import read_json
 
 REFERENCE_FOLDER = ROOT / "results" / "reference"
 NOT_COMPARABLE = (
-    "As published. Vocabularies, corpora, hardware and training differ from the runs above: the "
-    "values must not be compared."
+    "As published. Vocabularies, hardware, training and, but for WMT14, the corpora differ from "
+    "the runs above: the values must not be compared, beyond what the section before this one "
+    "sets side by side."
 )
+
+Cell = str | int | float | None
 
 
 class Column(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -26,7 +30,7 @@ class Column(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     unit: str | None
     digits: int | None = None
 
-    def show(self, cell: str | int | float | None) -> str:
+    def show(self, cell: Cell) -> str:
         """The cell as the paper prints it."""
         if cell is None:
             return NOT_APPLICABLE
@@ -42,12 +46,27 @@ class PublishedTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     about: str
     conditions: list[str]
     columns: list[Column]
-    rows: list[list[str | int | float | None]]
+    rows: list[list[Cell]]
 
     def __post_init__(self) -> None:
         for row in self.rows:
             if len(row) != len(self.columns):
                 raise ValueError(f"row {row} has {len(row)} cells for {len(self.columns)} columns")
+
+    def shown(self, where: Mapping[str, Cell], column: str) -> str:
+        """A cell as the paper prints it, of the one row that has the cells of `where`.
+
+        Raises ExperimentError unless that is one row and the column is there.
+        """
+        names = [each.name for each in self.columns]
+        rows = [dict(zip(names, row, strict=True)) for row in self.rows]
+        found = [row for row in rows if where.items() <= row.items()]
+        if len(found) != 1 or column not in names:
+            raise ExperimentError(
+                f"{self.name} ({self.about}): no single cell {column} with {dict(where)} (restore "
+                "results/reference from git)"
+            )
+        return self.columns[names.index(column)].show(found[0][column])
 
 
 class Paper(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -64,6 +83,17 @@ def read_papers(folder: Path = REFERENCE_FOLDER) -> list[Paper]:
     if not papers:
         raise ExperimentError(f"{folder}: no reference numbers (restore it from git)")
     return sorted(papers, key=lambda paper: paper.arxiv)
+
+
+def find_table(papers: list[Paper], arxiv: str, name: str) -> PublishedTable:
+    """The table of that name in the paper of that number; raises ExperimentError."""
+    for paper in papers:
+        for table in paper.tables:
+            if (paper.arxiv, table.name) == (arxiv, name):
+                return table
+    raise ExperimentError(
+        f"{name} of arXiv {arxiv} is missing (restore results/reference from git)"
+    )
 
 
 def paper_tables(paper: Paper) -> list[Table]:

@@ -21,6 +21,7 @@ from experiments.report.tables import (
     overview_columns,
     provenance,
 )
+from experiments.report.wmt14 import INTRODUCTION, wmt14_tables
 from experiments.storage import write_bytes, write_text
 
 TEMPLATE = Path(__file__).with_name("report.md.j2")
@@ -55,6 +56,7 @@ def write_report(groups: list[Group], papers: list[Paper], out: Path) -> Path:
 
     Raises ExperimentError when the folder cannot be written.
     """
+    beside_papers = wmt14_tables(groups, papers)
     sections = [_section(number, group, out) for number, group in enumerate(groups, start=1)]
     template = jinja2.Environment(
         undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False
@@ -62,6 +64,8 @@ def write_report(groups: list[Group], papers: list[Paper], out: Path) -> Path:
     text = template.render(
         record_count=sum(len(group.records) for group in groups),
         sections=sections,
+        wmt14_introduction=INTRODUCTION,
+        wmt14=beside_papers,
         papers=[table for paper in papers for table in paper_tables(paper)],
         not_comparable=NOT_COMPARABLE,
         markdown=markdown_table,

@@ -128,6 +128,12 @@ def stage_value(stage: str, field: str) -> Value:
     return value
 
 
+def fixed_shape_training_us(record: Record) -> float | None:
+    """Microseconds of training per target token at a fixed shape."""
+    timing = record.benchmark.training if record.benchmark else None
+    return timing.us_per_target_token if timing else None
+
+
 def score_kind(score: ModelScore) -> ScoreKind:
     """The column that `score` belongs to."""
     return ScoreKind(

@@ -4,13 +4,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from experiments.record_parts import Engine, Hardware
-from experiments.records import Record
 from experiments.report.groups import DECISIVE_VERSIONS, Estimate, Group, Row
 from experiments.report.selection import (
     Shape,
     baseline_scores,
     decoder_us,
     find_timing,
+    fixed_shape_training_us,
     group_engine,
     headline_kind,
     quality_splits,
@@ -109,6 +109,8 @@ def overview(group: Group) -> Table:
             cells |= {name: value for name in columns if "BLEU" in name}
             rows.append(list(cells.values()))
     notes = ["BLEU is sacrebleu's with tokenizer 13a; a baseline has no search."]
+    kinds = [headline_kind(group, split, beam) for beam in beams if beam > 1] if split else []
+    notes += _distinct(_penalty_text(k.length_penalty, k.length_alpha) for k in kinds if k)
     if shape:
         notes.append(f"Decoding: {_shape_text(shape)}, engine {engine}.")
     return Table("Overview", columns, rows, notes)
@@ -135,12 +137,13 @@ def quality(group: Group, split: str) -> Table:
             for kind in kinds
         ]
         rows.append([BASELINES[baseline], *cells])
-    lines = group.first.data.splits[split].read
-    notes = [f"{lines:,} lines, engine {', '.join(sorted({kind.engine for kind in kinds}))}."]
+    lines = group.first.data.lines(split)
+    part = " of test" if split in group.first.data.subsets else ""
+    engines = ", ".join(sorted({kind.engine for kind in kinds}))
+    notes = [f"{lines:,} lines{part}, engine {engines}."]
     if len(penalties) == 1:
-        formula, alpha = penalties.pop()
-        notes.append(f"Beam search with {formula}'s length penalty, alpha {alpha:g}.")
-    notes += [f"`{signature}`" for signature in _signatures(group, split)]
+        notes.append(_penalty_text(*penalties.pop()))
+    notes += [f"`{signature}`" for signature in signatures(group, split)]
     return Table(f"Translation quality on {split}", columns, rows, notes)
 
 
@@ -166,20 +169,25 @@ def decoding(group: Group, engine: Engine, shape: Shape) -> Table:
                 mebibytes(row.estimate(cache_bytes)),
             ]
         rows.append(cells)
+    notes = timing_notes(group, engine, shape)
+    return Table(f"Decoding: {_shape_text(shape)}, engine {engine}", columns, rows, notes)
+
+
+def timing_notes(group: Group, engine: Engine, shape: Shape) -> list[str]:
+    """How the timings of one shape were taken."""
     timings = [
         (record.benchmark, timing)
         for record in group.records
-        for beam in beams
+        for beam in searches(group)
         if record.benchmark and (timing := find_timing(record, engine, beam, shape))
     ]
     notes = ["Microseconds per output token: medians of the raw runs, which the records keep."]
-    notes += _distinct(
+    return notes + _distinct(
         f"{len(timing.decoder_s)} runs after {timing.warmup_runs} of warm-up; "
         f"{benchmark.device} {benchmark.precision}, {benchmark.threads} threads, "
         f"{benchmark.weights} weights, {benchmark.max_positions} positions."
         for benchmark, timing in timings
     )
-    return Table(f"Decoding: {_shape_text(shape)}, engine {engine}", columns, rows, notes)
 
 
 def training(group: Group) -> Table:
@@ -203,7 +211,7 @@ def training(group: Group) -> Table:
             row.name,
             number(row.estimate(updates), 0),
             number(row.estimate(tokens), 0),
-            number(row.estimate(_fixed_shape_training_us), 1),
+            number(row.estimate(fixed_shape_training_us), 1),
             number(row.estimate(us), 1),
             mebibytes(row.estimate(training_bytes)),
             mebibytes(row.estimate(decoding_bytes)),
@@ -276,11 +284,6 @@ def _headline_split(group: Group) -> str | None:
     return next(iter(test_splits(group)), None)
 
 
-def _fixed_shape_training_us(record: Record) -> float | None:
-    timing = record.benchmark.training if record.benchmark else None
-    return timing.us_per_target_token if timing else None
-
-
 def _headline_score(group: Group, row: Row, split: str | None, beam: int) -> str:
     kind = headline_kind(group, split, beam) if split else None
     return number(row.estimate(score_value(split, kind)), 1) if split and kind else NOT_RUN
@@ -304,7 +307,8 @@ def _baseline_cells(group: Group, split: str, metric: str, tokenize: str | None)
     }
 
 
-def _signatures(group: Group, split: str) -> list[str]:
+def signatures(group: Group, split: str) -> list[str]:
+    """sacrebleu's signatures of the scores on `split`, each after its metric."""
     return _distinct(
         f"{score.metric}: {score.signature}"
         for record in group.records
@@ -312,6 +316,11 @@ def _signatures(group: Group, split: str) -> list[str]:
         for score in [*record.evaluation.scores, *record.evaluation.baselines]
         if score.split == split
     )
+
+
+def _penalty_text(length_penalty: str, length_alpha: float) -> str:
+    formula = "GNMT" if length_penalty == "gnmt" else length_penalty
+    return f"Beam search with {formula}'s length penalty, alpha {length_alpha:g}."
 
 
 def _shape_text(shape: Shape) -> str:

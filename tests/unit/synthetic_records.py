@@ -4,6 +4,8 @@ import hashlib
 import math
 from datetime import UTC, datetime, timedelta
 
+import msgspec
+
 from experiments.record_parts import (
     BaselineScore,
     Benchmark,
@@ -23,6 +25,8 @@ from experiments.record_parts import (
     median_us_per_token,
 )
 from experiments.records import SCHEMA_VERSION, Record
+
+replace = msgspec.structs.replace
 
 NUM_HEADS = 8
 TEST_LINES = 500
@@ -53,6 +57,42 @@ def model_info(num_kv_heads: int = NUM_HEADS, placement: str = "all") -> ModelIn
         parameters_mha=2_500_000,
         residual=residual,
     )
+
+
+def wmt14_record(num_kv_heads: int = NUM_HEADS, placement: str = "all", seed: int = 1) -> Record:
+    """A record on WMT14 at the paper's shape, its filtered lines and both penalties scored."""
+    plain = record(num_kv_heads, seed, placement, data_name="wmt14_en_de")
+    assert plain.evaluation is not None
+    assert plain.benchmark is not None
+    timings = [replace(timing, engine="gqa") for timing in plain.benchmark.timings]
+    base = 20 + 0.1 * num_kv_heads
+    scores = [*plain.evaluation.scores, model_score(1, "bleu", "intl", base - 1, split="dev")]
+    for metric, tokenize, gain in (("bleu", "13a", 0.0), ("bleu", "intl", 0.5), ("chrf", None, 30)):
+        scores += [
+            model_score(1, metric, tokenize, base + gain, split="test_filtered"),
+            model_score(4, metric, tokenize, base + gain + 1, split="test_filtered"),
+            gnmt(model_score(4, metric, tokenize, base + gain + 2, split="test_filtered")),
+            gnmt(model_score(4, metric, tokenize, base + gain + 3)),
+        ]
+    scores = [
+        replace(s, engine="gqa", lines={"dev": 400, "test": TEST_LINES}.get(s.split, 450))
+        for s in scores
+    ]
+    shape = {
+        "num_heads": NUM_HEADS, "d_model": 1024, "encoder_layers": 6, "decoder_layers": 6,
+        "mha_d_ff": 4096,
+    }  # fmt: skip
+    return replace(
+        plain,
+        config=plain.config | {"model": shape},
+        data=replace(plain.data, subsets={"test_filtered": 450}),
+        evaluation=replace(plain.evaluation, scores=scores),
+        benchmark=replace(plain.benchmark, timings=timings),
+    )
+
+
+def gnmt(score: ModelScore) -> ModelScore:
+    return replace(score, length_penalty="gnmt", length_alpha=0.6)
 
 
 def data_info(name: str = "synthetic_en_de") -> DataInfo:

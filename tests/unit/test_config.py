@@ -60,6 +60,7 @@ def composed() -> dict[str, Any]:
         "mha": ["experiment=quickstart"],
         "mqa": ["experiment=quickstart", "attention=mqa"],
         "gpu": ["experiment=quickstart", "hardware=gpu1"],
+        "decode": ["experiment=quickstart", "decode=wmt14"],
         **{name: [f"experiment={name}", *FILES * (name == "smoke")] for name in EXPERIMENTS},
     }
     result = compose_all(list(cases.values()))
@@ -102,6 +103,13 @@ def test_variants_differ_in_attention_only(composed: dict[str, Any]) -> None:
     assert mha | {"attention": None} == mqa | {"attention": None}
 
 
+def test_wmt14_is_decoded_with_both_penalties(composed: dict[str, Any]) -> None:
+    plain, wmt14 = composed["mha"]["decode"], composed["decode"]["decode"]
+    assert plain["length_penalties"] == ["fairseq"]
+    assert wmt14 == plain | {"length_penalties": ["fairseq", "gnmt"]}
+    assert (wmt14["beam"], wmt14["length_alpha"]) == (4, 0.6)
+
+
 @pytest.mark.parametrize(
     ("override", "words"),
     [
@@ -113,6 +121,7 @@ def test_variants_differ_in_attention_only(composed: dict[str, Any]) -> None:
         ("attention.num_kv_heads=16", "does not divide"),
         ("train.max_updates=many", "train.max_updates"),
         ("data=local", "data.train_source"),
+        ("decode=wmt14 decode.engine=stock", "decode.engine=stock has no gnmt length penalty"),
         ("hardware=gpu1 hardware.devices=4", "hardware=cpu"),
     ],
 )
@@ -153,6 +162,9 @@ def test_a_sweep_is_refused_for_its_last_job(tmp_path: Path) -> None:
         ({"train__average_checkpoints": 3}, "more than the 2 checkpoints"),
         ({"train__dropout": 1.0}, "train.dropout"),
         ({"benchmark__repeats": 2}, "benchmark.repeats"),
+        ({"decode__length_penalties": []}, "decode.length_penalties"),
+        ({"decode__length_penalties": ["gnmt", "gnmt"]}, "decode.length_penalties names one twice"),
+        ({"decode__length_penalties": ["other"]}, "decode.length_penalties"),
     ],
 )
 def test_what_contradicts_itself_is_refused(
@@ -209,6 +221,7 @@ def test_the_id_changes_with_what_the_result_depends_on(quickstart: SuiteConfig)
         job_id(changed(quickstart, attention__num_kv_heads=4), "data", "code"),
         job_id(changed(quickstart, train__learning_rate=0.1), "data", "code"),
         job_id(changed(quickstart, decode__length_alpha=1.0), "data", "code"),
+        job_id(changed(quickstart, decode__length_penalties=["gnmt"]), "data", "code"),
         job_id(changed(quickstart, hardware__precision="bf16"), "data", "code"),
     ]
     assert len({base, *others}) == 1 + len(others)

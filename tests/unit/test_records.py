@@ -109,6 +109,9 @@ def test_variant_is_derived(num_kv_heads: int, placement: str, variant: str) -> 
         (("evaluation", "scores", 0, "beam"), 4, "evaluation: scores has the same score twice"),
         (("evaluation", "scores", 0, "lines"), 499, "a score on test has 499 lines"),
         (("evaluation", "scores", 0, "split"), "train9", "on train9, which data does not hold"),
+        (("data", "subsets", "filtered"), 9, "subsets.filtered is not named as a part of test"),
+        (("data", "subsets", "test_filtered"), 501, "has 501 lines, more than test"),
+        (("data", "subsets", "test_filtered"), 0, "data.subsets[...]: Expected `int` >= 1"),
         (("evaluation", "baselines", 0, "baseline"), "nearest", "has the same score twice"),
         (("benchmark", "timings", 0, "decoder_s"), [], "decoder_s: Expected `array` of length >="),
         (("benchmark", "timings", 0, "decoder_s"), [1.0], "different numbers of runs"),
@@ -121,6 +124,29 @@ def test_variant_is_derived(num_kv_heads: int, placement: str, variant: str) -> 
 )
 def test_refuses(path: Path, keys: tuple[str | int, ...], value: Any, message: str) -> None:
     assert message in refusal(path, *keys, value=value)
+
+
+def test_a_subset_is_scored_on_its_lines(tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    record = synthetic.wmt14_record(num_kv_heads=2)
+    write_record(path, record)
+    assert read_record(path) == record
+    assert record.evaluation is not None
+    of_subset = [score.split for score in record.evaluation.scores].index("test_filtered")
+    refused = refusal(path, "evaluation", "scores", of_subset, "lines", value=500)
+    assert "a score on test_filtered has 500 lines, the data has 450" in refused
+
+
+def test_what_was_written_before_a_field_was_there_is_still_read(path: Path) -> None:
+    whole = json.loads(path.read_text(encoding="utf-8"))
+    del whole["data"]["subsets"], whole["data"]["note"]
+    path.write_text(json.dumps(whole), encoding="utf-8")
+    assert read_record(path).data.subsets == {}
+
+
+def test_the_committed_records_are_read() -> None:
+    runs = Path(__file__).resolve().parents[2] / "results" / "runs"
+    assert {record.job.variant for record in read_records(runs)} >= {"mha", "mqa"}
 
 
 def test_refuses_a_missing_field(path: Path) -> None:

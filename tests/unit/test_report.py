@@ -18,7 +18,7 @@ from experiments.record_parts import Hardware
 from experiments.records import Record, write_record
 from experiments.report.__main__ import main
 from experiments.report.groups import Row, group_records
-from experiments.report.plots import group_plots, raw_latency
+from experiments.report.plots import group_plots, raw_latency, training_curves
 from experiments.report.reference import NOT_COMPARABLE, read_papers
 from experiments.report.render import markdown_table, write_report
 from experiments.report.tables import Table, group_tables, overview, quality
@@ -250,6 +250,21 @@ def test_plots_are_images_and_the_same_for_the_same_records() -> None:
 def test_a_plot_without_data_is_left_out() -> None:
     (group,) = group_records([synthetic.record(8, stages=False)])
     assert group_plots(group) == {}
+
+
+def test_the_later_half_of_a_curve_is_drawn_where_there_is_an_earlier_one() -> None:
+    record = synthetic.record(8)
+    assert record.training is not None
+    (group,) = group_records([record])
+    figure = training_curves(group)
+    assert figure is not None
+    drawn = [list(axes.lines[0].get_xdata()) for axes in figure.axes]
+    assert drawn == [[100, 200, 300, 400, 500, 600], [300, 400, 500, 600]]
+    late = replace(record.training, curve=record.training.curve[6:])
+    (group,) = group_records([replace(record, training=late)])
+    figure = training_curves(group)
+    assert figure is not None
+    assert [list(axes.lines[0].get_xdata()) for axes in figure.axes] == [[400, 500, 600]]
 
 
 def test_every_raw_sample_is_drawn() -> None:

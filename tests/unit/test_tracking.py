@@ -54,8 +54,8 @@ def test_two_jobs_of_one_process_are_two_whole_runs(tmp_path: Path) -> None:
 
 def test_keys_are_those_documented() -> None:
     documented = (ROOT / "docs" / "tracking.md").read_text(encoding="utf-8")
-    record = synthetic.record()
-    keys = set(tracking.summary(record))
+    record = synthetic.wmt14_record()
+    keys = set(tracking.summary(record)) | set(tracking.summary(synthetic.record()))
     for _, values in tracking.curve(record):
         keys |= set(values)
     missing = [key for key in keys if f"`{key}`" not in documented]
@@ -81,6 +81,22 @@ def test_the_keys_of_the_scatter_hold_their_values() -> None:
         assert values[f"test/bleu_{search}"] == bleu[search]
         assert values[f"decode/us_per_token_{search}"] == us[search]
     assert values["dev/perplexity"] == record.evaluation.dev_perplexity
+
+
+def test_a_subset_and_a_penalty_have_keys_of_their_own() -> None:
+    record = synthetic.wmt14_record()
+    values = tracking.summary(record)
+    assert record.evaluation is not None
+    (shazeer,) = (
+        score.value_0_100
+        for score in record.evaluation.scores
+        if (score.split, score.tokenize, score.search) == ("test_filtered", "intl", "beam4_gnmt")
+    )
+    assert values["test_filtered/bleu_intl_beam4_gnmt"] == shazeer
+    # No two scores share a key.
+    scored = [key for key in values if key.startswith(("dev/bleu", "test"))]
+    known = len(record.evaluation.scores) + len(record.evaluation.baselines)
+    assert len(scored) == known
 
 
 def test_what_differs_has_a_key_of_its_own() -> None:

@@ -1,0 +1,231 @@
+"""WMT14 English-German beside the papers: the one place where runs stand next to published rows.
+
+Only runs on WMT14 itself and at Shazeer's shape come in, scored as he did: sacrebleu's tokenizer
+intl, dev greedy, the filtered newstest2014 greedy and with beam 4 and GNMT's length penalty.
+What has no run is shown as not run.
+"""
+
+from collections.abc import Iterable, Mapping
+
+from experiments.headline import main_engine
+from experiments.record_parts import variant_name
+from experiments.records import Record
+from experiments.report.groups import Group, Row
+from experiments.report.reference import Cell, Paper, PublishedTable, find_table
+from experiments.report.selection import (
+    Shape,
+    Value,
+    fixed_shape_training_us,
+    group_engine,
+    stage_value,
+    timed_shapes,
+    timing_value,
+)
+from experiments.report.tables import (
+    NOT_APPLICABLE,
+    NOT_RUN,
+    Table,
+    number,
+    provenance,
+    signatures,
+    timing_notes,
+)
+
+DATA_NAME = "wmt14_en_de"
+# Shazeer 2019, section 4.1, as in conf/model/paper.yaml (a test compares); d_ff follows from it.
+PAPER_SHAPE = {
+    "num_heads": 8,
+    "d_model": 1024,
+    "encoder_layers": 6,
+    "decoder_layers": 6,
+    "mha_d_ff": 4096,
+}
+KV_HEADS = (8, 4, 2, 1)
+HEAD_DIM = PAPER_SHAPE["d_model"] // PAPER_SHAPE["num_heads"]
+# The rows of Shazeer's tables that have a variant here; his "local" ones are another attention.
+SHAZEER_ROWS = {"mha": "multi-head", "mqa": "multi-query"}
+SHAZEER, AINSLIE = "1911.02150", "2305.13245"
+FILTERED = "test_filtered"
+TOKENIZE = "intl"
+BEAM, LENGTH_PENALTY, LENGTH_ALPHA = 4, "gnmt", 0.6
+TIMED_TOKENS = (128, 128)  # source, target
+SIDES = ("encoder", "decoder")
+
+INTRODUCTION = (
+    "Published rows beside runs of this suite on the same data and at the same shape "
+    f"({PAPER_SHAPE['encoder_layers']} + {PAPER_SHAPE['decoder_layers']} layers, d_model "
+    f"{PAPER_SHAPE['d_model']}, {PAPER_SHAPE['num_heads']} heads of {HEAD_DIM}, MHA's d_ff "
+    f'{PAPER_SHAPE["mha_d_ff"]:,}). "{NOT_RUN}": no such record is there. '
+    f'"{NOT_APPLICABLE}": the paper has no such row. Runs on other data never stand here.'
+)
+
+
+def is_eligible(record: Record) -> bool:
+    """Whether a record may stand beside Shazeer's rows.
+
+    A note of data_prep's says that the text was not checked to be WMT14.
+    """
+    model = record.config.get("model", {})
+    is_paper_shape = all(model.get(key) == value for key, value in PAPER_SHAPE.items())
+    return record.data.name == DATA_NAME and not record.data.note and is_paper_shape
+
+
+def wmt14_tables(groups: list[Group], papers: list[Paper]) -> list[Table]:
+    """The tables of the section; `groups` are those of the report, in its order.
+
+    Raises ExperimentError when the papers lack a row or a column.
+    """
+    quality = find_table(papers, SHAZEER, "Table 1")
+    speed = find_table(papers, SHAZEER, "Table 2")
+    shown: list[tuple[str, Group | None]] = [
+        (f" (runs of section {section})", group)
+        for section, group in enumerate(groups, start=1)
+        if all(map(is_eligible, group.records))
+    ]
+    tables = []
+    for which, group in shown or [("", None)]:
+        tables += [_quality(group, quality, which), _speed(group, speed, which)]
+    return [*tables, _ainslie(find_table(papers, AINSLIE, "Table 1"))]
+
+
+def _quality(group: Group | None, paper: PublishedTable, which: str) -> Table:
+    digits_and_values: dict[str, tuple[int, Value]] = {
+        "ln(PPL) dev": (3, stage_value("evaluation", "dev_nll_nats_per_token")),
+        "BLEU dev": (1, _bleu("dev", 1)),
+        "BLEU test beam 1": (1, _bleu(FILTERED, 1)),
+        "BLEU test beam 4": (1, _bleu(FILTERED, BEAM)),
+    }
+    columns = ["variant"]
+    for name in digits_and_values:
+        columns += [f"{name}: Shazeer 2019", f"{name}: here"]
+    rows = []
+    for name, row in _rows(group):
+        cells = [name]
+        attention = SHAZEER_ROWS.get(name)
+        where = {"attention": attention, "h": PAPER_SHAPE["num_heads"], "d_k = d_v": HEAD_DIM}
+        for column, (digits, value) in digits_and_values.items():
+            cells += [
+                _published(paper, where, column),
+                number(row.estimate(value) if row else None, digits),
+            ]
+        cells.append(number(row.estimate(stage_value("training", "updates")) if row else None, 0))
+        rows.append(cells)
+    lines = group.first.data.lines(FILTERED) if group else None
+    scored = f"{lines:,}" if lines else NOT_RUN
+    vocabulary = f"{group.first.data.vocab_size:,} pieces" if group else NOT_RUN
+    notes = [
+        "ln(PPL) is in nats per subword token of a model's own vocabulary (here "
+        f"{vocabulary}; the paper does not state its own). Other pieces give another value at the "
+        "same quality: compare the rows of one column, never the paper's column with ours.",
+        f"BLEU is sacrebleu's with tok:{TOKENIZE} on detokenized text, as in the paper: dev is "
+        f"`sacrebleu -t wmt13 -l en-de -tok {TOKENIZE}` (newstest2013), greedy; test is "
+        f"`sacrebleu -t wmt14 -l en-de -tok {TOKENIZE}`, the filtered newstest2014 of 2,737 lines "
+        f"(here {scored}). `wmt14/full` has 3,003; scores on it, with tok:13a and with fairseq's "
+        "length penalty stand in the tables of the runs.",
+        f"Beam {BEAM} is with {LENGTH_PENALTY.upper()}'s length penalty, alpha {LENGTH_ALPHA:g}.",
+        *(f"Shazeer 2019: {condition}." for condition in paper.conditions),
+    ]
+    if group:
+        shown = (s for s in signatures(group, FILTERED) if f"tok:{TOKENIZE}" in s)
+        notes += [*(f"`{signature}`" for signature in shown), provenance(group)]
+    return Table(f"Quality{which}", [*columns, "updates here"], rows, notes)
+
+
+def _speed(group: Group | None, paper: PublishedTable, which: str) -> Table:
+    searches = {"greedy": 1, "beam 4": BEAM}
+    shape = _timed_shape(group) if group else None
+    columns = ["variant"]
+    for name in ("training", *(f"{search}, encoder + decoder" for search in searches)):
+        columns += [f"{name} µs/token: Shazeer 2019", f"{name} µs/token: here"]
+    rows = []
+    for name, row in _rows(group):
+        where = {"attention": SHAZEER_ROWS.get(name)}
+        cells = [
+            name,
+            _published(paper, where, "training"),
+            number(row.estimate(fixed_shape_training_us) if row else None, 1),
+        ]
+        for search, beam in searches.items():
+            published = [_published(paper, where, f"{search} {side}") for side in SIDES]
+            cells += [_sum(published), _measured(group, row, beam, shape)]
+        rows.append(cells)
+    notes = [
+        "Compare the rows of one column: the machines are not the same.",
+        *(f"Shazeer 2019, on a TPUv2: {condition}." for condition in paper.conditions),
+    ]
+    if group:
+        if shape:
+            notes += [f"Here: batch {shape[0]}, engine {group_engine(group)}."]
+            notes += timing_notes(group, group_engine(group), shape)
+        notes.append(provenance(group))
+    return Table(f"Speed{which}", columns, rows, notes)
+
+
+def _ainslie(paper: PublishedTable) -> Table:
+    """Published rows alone: no model of this suite is a T5."""
+    names = ("model", "T_infer", "WMT")
+    columns = ["model", "T_infer s: Ainslie et al. 2023", "WMT BLEU: Ainslie et al. 2023", "here"]
+    rows = [
+        [*(paper.shown({"model": row[0]}, name) for name in names), NOT_RUN] for row in paper.rows
+    ]
+    notes = [
+        "Pre-trained T5 models with up to 64 heads, which this suite does not train; GQA-8 has 8 "
+        "of 64. Their placement of grouped attention, in the decoder alone, is what variants "
+        "ending in -dec have.",
+        *(f"Ainslie et al. 2023: {condition}." for condition in paper.conditions),
+    ]
+    return Table("The GQA paper's WMT14 column", columns, rows, notes)
+
+
+def _rows(group: Group | None) -> Iterable[tuple[str, Row | None]]:
+    """The papers' four variants, run or not, then the others that the group has."""
+    names = [variant_name(PAPER_SHAPE["num_heads"], heads, "all") for heads in KV_HEADS]
+    found = list(group.rows) if group else []
+    for name in names:
+        rows: list[Row | None] = [row for row in found if row.name == name]
+        yield from ((name, row) for row in rows or [None])
+    yield from ((row.name, row) for row in found if row.name not in names)
+
+
+def _published(paper: PublishedTable, where: Mapping[str, Cell], column: str) -> str:
+    if where["attention"] is None:
+        return NOT_APPLICABLE
+    return paper.shown(where, column)
+
+
+def _bleu(split: str, beam: int) -> Value:
+    """Reads a record's BLEU as the paper counts it."""
+
+    def value(record: Record) -> float | None:
+        for score in record.evaluation.scores if record.evaluation else []:
+            what = (score.split, score.metric, score.tokenize, score.beam, score.engine)
+            penalty = (score.length_penalty, score.length_alpha)
+            if what == (split, "bleu", TOKENIZE, beam, main_engine(record)) and (
+                beam == 1 or penalty == (LENGTH_PENALTY, LENGTH_ALPHA)
+            ):
+                return score.value_0_100
+        return None
+
+    return value
+
+
+def _timed_shape(group: Group) -> Shape | None:
+    """The largest batch that was timed at the paper's lengths."""
+    return max((shape for shape in timed_shapes(group) if shape[1:] == TIMED_TOKENS), default=None)
+
+
+def _measured(group: Group | None, row: Row | None, beam: int, shape: Shape | None) -> str:
+    if group is None or row is None or shape is None:
+        return NOT_RUN
+    engine = group_engine(group)
+    return _sum(
+        number(row.estimate(timing_value(engine, beam, shape, f"{side}_us_per_token")), 1)
+        for side in SIDES
+    )
+
+
+def _sum(cells: Iterable[str]) -> str:
+    """`encoder + decoder`, or what stands for them when one has no number."""
+    encoder, decoder = cells
+    missing = [cell for cell in (encoder, decoder) if cell in (NOT_RUN, NOT_APPLICABLE)]
+    return missing[0] if missing else f"{encoder} + {decoder}"
