@@ -255,7 +255,7 @@ class SuiteConfig(Section, frozen=True, kw_only=True):
         if hardware.node_rank >= hardware.nodes:
             raise ValueError(
                 f"hardware.node_rank={hardware.node_rank} must be below hardware.nodes="
-                f"{hardware.nodes}"
+                f"{hardware.nodes} (unless given it is Slurm's SLURM_NODEID)"
             )
 
     @property

@@ -140,8 +140,8 @@ def train(config: SuiteConfig, job: JobFolder, data: DataFolder, threads: int) -
     """
     log = job.log("train")
     _drop_half_copied(job)
-    if any(event.update >= config.train.max_updates for event in read_events(log)):
-        # Stopped after the last update: fairseq would resume with one more. Start over instead.
+    if _has_last_checkpoint(job, config.train.max_updates):
+        # Stopped between that and the result: fairseq would go on with one update more. Start over.
         shutil.rmtree(job.checkpoints, ignore_errors=True)
         log.unlink()
     done = _run_training(config, job, data, log, threads)
@@ -230,6 +230,14 @@ def _run_training(
             return run_stage([*program, *command[1:]], log, threads, show)
         except ExperimentError as error:
             raise ExperimentError(f"training failed: {error}; force=true starts over") from error
+
+
+def _has_last_checkpoint(job: JobFolder, max_updates: int) -> bool:
+    """Whether the checkpoint of the last update was written, whole."""
+    log = job.log("train")
+    text = log.read_text(encoding="utf-8") if log.exists() else ""
+    saved = re.search(rf"Saved checkpoint .* @ {max_updates} updates", text)
+    return bool(saved) or any(_update_of(path) == max_updates for path in _numbered(job))
 
 
 def _drop_half_copied(job: JobFolder) -> None:

@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from experiments.progress import in_words
 from experiments.train import (
     TrainUpdates,
     Validation,
@@ -102,3 +103,11 @@ def test_time_per_token_leaves_out_first_updates_validations_and_resumes() -> No
 def test_a_log_without_clean_intervals_is_refused() -> None:
     with pytest.raises(ValueError, match="no updates"):
         us_per_target_token([updates(5), validation(5), updates(10)], log_every=5)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(40.4, "40 s"), (840.0, "14 min"), (12_000.0, "3 h 20 min"), (90_060.0, "25 h 1 min")],
+)
+def test_the_time_left_in_words(seconds: float, words: str) -> None:
+    assert in_words(seconds) == words
