@@ -265,6 +265,17 @@ class SuiteConfig(Section, frozen=True, kw_only=True):
         return -(-self.train.tokens_per_update // max(1, self.world_size * capacity))
 
     @property
+    def target_tokens_per_batch(self) -> float:
+        """Mean target tokens that a device gets at once."""
+        return self.train.tokens_per_update / (self.world_size * self.update_freq)
+
+    @property
+    def padded_tokens_per_batch(self) -> int:
+        """Tokens of a large batch of a device with its padding: lines times its longest side."""
+        padded = int(PADDED_PER_TARGET_TOKEN * self.target_tokens_per_batch)
+        return min(self.hardware.max_tokens_per_device, padded)
+
+    @property
     def world_size(self) -> int:
         """Devices of all machines together."""
         return self.hardware.nodes * self.hardware.devices

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from experiments.config import PADDED_PER_TARGET_TOKEN, SuiteConfig
+from experiments.config import SuiteConfig
 from experiments.corpus import prepare_command
 from experiments.layout import data_folder, job_folder
 from experiments.train import train_command
@@ -36,7 +36,7 @@ def describe(config: SuiteConfig) -> list[str]:
     return [
         f"{train.max_updates:,} updates of {train.tokens_per_update:,} target tokens, "
         f"{train.max_updates * train.tokens_per_update:,} in all; an update is "
-        f"{config.update_freq} x {tokens_per_batch(config):,.0f} on {config.world_size} "
+        f"{config.update_freq} x {config.target_tokens_per_batch:,.0f} on {config.world_size} "
         f"{hardware.device}",
         f"{parameters:,} parameters, d_ff {widths[0]} (encoder) and {widths[1]} (decoder)",
         f"memory of a device: about {state / GIB:.2g} GiB for parameters, gradients and Adam's "
@@ -98,16 +98,10 @@ def memory_bytes(config: SuiteConfig) -> tuple[int, int]:
     decoder = DECODER_D_MODELS * model.d_model + D_FFS * decoder_d_ff
     scores = config.data.vocab_size * (2 * element + 2 * 4)
     per_token = element * (model.encoder_layers * encoder + model.decoder_layers * decoder) + scores
-    padded = min(hardware.max_tokens_per_device, PADDED_PER_TARGET_TOKEN * tokens_per_batch(config))
     return (
         parameters * BYTES_PER_PARAMETER[hardware.precision],
-        int(padded * per_token),
+        config.padded_tokens_per_batch * per_token,
     )
-
-
-def tokens_per_batch(config: SuiteConfig) -> float:
-    """Mean target tokens that a device gets at once."""
-    return config.train.tokens_per_update / (config.world_size * config.update_freq)
 
 
 def _parity() -> ModuleType:

@@ -93,7 +93,7 @@ def train_command(config: SuiteConfig, binarized: Path, checkpoints: Path) -> li
         "--update-freq": config.update_freq,
         "--distributed-world-size": config.world_size,
         "--max-tokens": hardware.max_tokens_per_device,
-        "--max-tokens-valid": max(hardware.max_tokens_per_device, model.max_positions),
+        "--max-tokens-valid": max(config.padded_tokens_per_batch, model.max_positions),
         "--validate-interval": never,
         "--validate-interval-updates": train.validate_every_updates,
         "--save-interval": never,
