@@ -151,12 +151,8 @@ def train(config: SuiteConfig, job: JobFolder, data: DataFolder, threads: int) -
         raise ExperimentError(f"training ended early, without a word (see {log})")
     tokens, wanted = curve[-1].target_tokens, config.train.tokens_per_update
     mean = tokens / config.train.max_updates
-    if abs(mean / wanted - 1) > TOLERATED_DEVIATION:
-        console.print(
-            f"{job.path.name}: an update had {mean:,.0f} target tokens, not "
-            f"train.tokens_per_update={wanted:,}: an epoch is a whole number of updates, and this "
-            "corpus is small"
-        )
+    if deviation := off_target(mean, wanted):
+        console.print(f"{job.path.name}: {deviation}", markup=False)
     count = config.train.average_checkpoints
     averaged = _numbered(job)[-count:] if count else []
     us_per_token = us_per_target_token(events, config.train.log_every_updates)
@@ -181,6 +177,16 @@ def train(config: SuiteConfig, job: JobFolder, data: DataFolder, threads: int) -
         # fairseq's best and its last but one, as large as the last
         if path != job.checkpoint and path not in averaged:
             path.unlink()
+
+
+def off_target(mean: float, wanted: int) -> str | None:
+    """A line where an update's mean target tokens are not what was wanted, with the reason."""
+    if abs(mean / wanted - 1) <= TOLERATED_DEVIATION:
+        return None
+    return (
+        f"an update had {mean:,.0f} target tokens, not train.tokens_per_update={wanted:,}: an "
+        "epoch is a whole number of updates, and this corpus has few"
+    )
 
 
 def train_along(config: SuiteConfig, job: JobFolder, data: DataFolder, threads: int) -> None:
@@ -303,10 +309,14 @@ def read_curve(events: Iterable[TrainUpdates | Validation]) -> list[TrainPoint]:
             trained[event.update] = event
         else:
             validated[event.update] = event
-    curve, target_tokens, before = [], 0.0, 0
+    curve, target_tokens, before, wall_s = [], 0.0, 0, 0.0
     for update, event in sorted(trained.items()):
-        target_tokens += event.target_tokens_per_update * (update - before)
+        tokens = event.target_tokens_per_update * (update - before)
+        target_tokens += tokens
         before = update
+        # After a resume fairseq's clock stands still, at 0.
+        resumed = event.wall_s < wall_s
+        wall_s = wall_s + tokens / event.target_tokens_per_s if resumed else event.wall_s
         dev = validated.get(update)
         curve.append(
             TrainPoint(
@@ -315,7 +325,7 @@ def read_curve(events: Iterable[TrainUpdates | Validation]) -> list[TrainPoint]:
                 dev_nll_nats_per_token=dev.nll_nats_per_token if dev else None,
                 learning_rate=event.learning_rate,
                 target_tokens=round(target_tokens),
-                wall_s=event.wall_s,
+                wall_s=wall_s,
             )
         )
     return curve
