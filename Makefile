@@ -4,7 +4,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 WMT14_MODELS := wmt14-mha wmt14-gqa4 wmt14-gqa2 wmt14-mqa
-.PHONY: help setup quickstart wmt14 $(WMT14_MODELS) wmt14-sweep wmt14-data test lint report lock clean
+.PHONY: help setup quickstart wmt14 $(WMT14_MODELS) wmt14-sweep wmt14-data wmt14-bench test lint report lock clean
 
 TORCH ?= default
 TORCH_VERSION := 2.13.0
@@ -23,6 +23,10 @@ SEEDS ?= 1,2,3
 KV_HEADS ?= 1,2,4,8
 PRESETS := $(notdir $(basename $(wildcard conf/hardware/*.yaml)))
 HARDWARE ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu1 || echo cpu)
+# Of wmt14-bench: training pairs, and the two files of lines that are varied (else the sample).
+PAIRS ?= 100000
+TEXT ?=
+BENCH := outputs/wmt14-bench
 VENV := .venv
 BIN := $(VENV)/bin
 
@@ -89,6 +93,12 @@ wmt14-sweep: setup  ## SEEDS=1,2,3 and KV_HEADS=1,2,4,8 on WMT14, and the report
 
 wmt14-data: setup  ## Fetch and prepare WMT14 English-German (MIRROR=folder or URL): docs/wmt14.md
 	$(BIN)/python -m experiments.prepare data=wmt14_en_de $(if $(MIRROR),"data.mirror='$(MIRROR)'") $(ARGS)
+
+wmt14-bench: $(BENCH)/mirror-$(PAIRS)/sources.json  ## Speed and memory of wmt14-data's steps (PAIRS=N)
+	$(BIN)/python -m data_prep.bench $(BENCH)/mirror-$(PAIRS) --folder $(BENCH) $(ARGS)
+
+$(BENCH)/mirror-$(PAIRS)/sources.json: | setup
+	$(BIN)/python -m data_prep.synthetic $(@D) --pairs $(PAIRS) $(if $(TEXT),--text $(TEXT))
 
 test: setup  ## Run all tests
 	$(BIN)/python -m pytest -n logical --dist loadfile $(ARGS)

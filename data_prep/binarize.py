@@ -1,4 +1,4 @@
-"""Pieces to fairseq's binary format, with fairseq's own command."""
+"""Pieces to fairseq's binary format, with fairseq's own command (see preprocess.py)."""
 
 import sys
 from pathlib import Path
@@ -12,11 +12,20 @@ def binarize(pieces: Path, dictionary: Path, folder: Path, workers: int, log: Pa
 
     fairseq calls dev `valid`. Raises DataError when the command fails; the log says why.
     """
-    command = [sys.executable, "-m", "fairseq_cli.preprocess"]
+    command = [sys.executable, "-m", "data_prep.preprocess", "--task", "data_prep"]
     command += ["--source-lang", SOURCE_LANG, "--target-lang", TARGET_LANG]
     command += ["--trainpref", str(pieces / "train"), "--validpref", str(pieces / "dev")]
     command += ["--testpref", str(pieces / "test"), "--destdir", str(folder)]
-    command += ["--srcdict", str(dictionary), "--joined-dictionary", "--workers", str(workers)]
+    command += ["--srcdict", str(dictionary), "--joined-dictionary"]
+    command += ["--workers", str(_parts(workers))]
     run_logged(command, log)
     # It holds times and paths, and our log has the same: what stays are the data's own bytes.
     (folder / "preprocess.log").unlink(missing_ok=True)
+
+
+def _parts(workers: int) -> int:
+    """Into how many parts fairseq-preprocess cuts a file.
+
+    It does all but one at the same time, and then the last one: few parts leave cores idle.
+    """
+    return 1 if workers == 1 else 3 * workers + 1

@@ -12,8 +12,9 @@ from data_prep.errors import DataError
 def run_logged(command: Sequence[str], log: Path) -> None:
     """Run `command` with its output in `log`; raises DataError when it fails.
 
-    The command inherits open files that are inheritable: the lock of `only_one`. The error
-    has the output's last line, or the signal that ended the command.
+    The command inherits open files that are inheritable: the lock of `only_one`. When this process
+    is interrupted, the command and all that it has started are killed, so that none keeps the lock.
+    The error has the output's last line, or the signal that ended the command.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as stream:
@@ -21,14 +22,19 @@ def run_logged(command: Sequence[str], log: Path) -> None:
         stream.flush()
         # One thread a process: its workers share the cores already.
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        code = subprocess.run(
+        with subprocess.Popen(
             command,
             stdout=stream,
             stderr=subprocess.STDOUT,
             env=environment,
             close_fds=False,
-            check=False,
-        ).returncode
+            process_group=0,
+        ) as process:
+            try:
+                code = process.wait()
+            except BaseException:
+                os.killpg(process.pid, signal.SIGKILL)
+                raise
     if code < 0:
         reason = f"stopped by {signal.Signals(-code).name}"
         if -code == signal.SIGKILL:

@@ -1,91 +1,195 @@
-"""Decoding engines side by side: the same weights, one process, interleaved runs.
-
-    python -m experiments.engines                             # the paper's shape, MHA
-    python -m experiments.engines --beams 1 --batch 8 --source 1024 --target 1024 --kv-heads 8,1
-
-Every engine translates the same random sources to exactly `--target` tokens, in turn, so that a
-machine that slows down slows all of them. Weights are random: time does not depend on them.
-Quote ratios; the JSON of `--out` has every raw sample.
+"""Decoding engines that translate the same workload with the same weights.
 
     gqa           the plugin's model and search
     gqa+stock     the plugin's model (cache and step) under fairseq's search
-    stock         fairseq's own Transformer and search (multi-head only, zero biases)
+    stock         fairseq's own Transformer and search (multi-head only)
     stock+beams   the same with the per-sentence cross-attention it offers where a model defines
                   `set_beam_size`, which of its models BART alone does
-    ctranslate2   CTranslate2 in float32, if it is installed (multi-head only; total time alone)
+    ctranslate2   CTranslate2, if it is installed (multi-head only; its encoder is not timed apart)
+
+Weights without biases get zeros for those that stock fairseq cannot do without.
 """
 
 from __future__ import annotations
 
-import argparse
-import statistics
-import sys
+import copy
+import importlib.util
 import tempfile
-import time
-from argparse import Namespace
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from abc import ABC, abstractmethod
 from types import SimpleNamespace
 from typing import Any
 
-import msgspec
 import torch
-from fairseq.data import Dictionary
-from fairseq.models.transformer import TransformerModel
-from fairseq.sequence_generator import SequenceGenerator
-from rich.console import Console
-from rich.progress import track
-from rich.table import Table
+from fairseq.models import BaseFairseqModel
+from fairseq.models.transformer import TransformerModelBase
+from fairseq.sequence_generator import EnsembleModel, SequenceGenerator
+from torch import Tensor
 
-from experiments import provenance
 from experiments.errors import ExperimentError
-from experiments.storage import write_text
-from gqa_fairseq.architectures import SHAPES
+from experiments.machine import now
+from experiments.workloads import Workload
 from gqa_fairseq.decoding.search import GroupedQueryGenerator
-from gqa_fairseq.model import GroupedQueryTransformerConfig, GroupedQueryTransformerModel
+from gqa_fairseq.decoding.traffic import DecoderShape, Work, decoding_work
+from gqa_fairseq.model import GroupedQueryTransformerModel
 
-ENGINES = ("gqa", "gqa+stock", "stock", "stock+beams", "ctranslate2")
-STOCK_ENGINES = ("stock", "stock+beams", "ctranslate2")  # they know multi-head attention alone
-
-
-@dataclass(frozen=True)
-class Workload:
-    """What every engine does: `batch` sources of `source` tokens to `target` tokens each."""
-
-    size: str
-    vocab_size: int
-    batch: int
-    source: int
-    target: int
-    beam: int
+FAIRSEQ_ENGINES = ("gqa", "gqa+stock", "stock", "stock+beams")
+ENGINES = (*FAIRSEQ_ENGINES, "ctranslate2")
+MULTI_HEAD_ENGINES = ("stock", "stock+beams", "ctranslate2")  # they know G = heads alone
 
 
-@dataclass
-class Samples:
-    """Raw times of one engine with G kv heads; encoder_s is empty where it cannot be told apart."""
+class TimedModel(EnsembleModel):
+    """One model as fairseq's generators see it; adds up the seconds of its encoder."""
 
-    engine: str
-    num_kv_heads: int
-    workload: Workload
-    total_s: list[float] = field(default_factory=list)
-    encoder_s: list[float] = field(default_factory=list)
+    def __init__(self, model: BaseFairseqModel) -> None:
+        super().__init__([model])
+        self.encoder_s = 0.0
 
-    @property
-    def total_us_per_token(self) -> float:
-        tokens = self.workload.batch * self.workload.target
-        return statistics.median(self.total_s) * 1e6 / tokens
-
-    @property
-    def decoder_us_per_token(self) -> float | None:
-        if not self.encoder_s:
-            return None
-        tokens = self.workload.batch * self.workload.target
-        pairs = zip(self.total_s, self.encoder_s, strict=True)
-        return statistics.median(total - encoder for total, encoder in pairs) * 1e6 / tokens
+    def forward_encoder(self, net_input: dict[str, Tensor]) -> list:
+        device = net_input["src_tokens"].device
+        started = now(device)
+        encoded = super().forward_encoder(net_input)
+        self.encoder_s += now(device) - started
+        return encoded
 
 
-class PerSentenceTransformer(TransformerModel):
+class Engine(ABC):
+    """Translates all batches of a workload; what it found is read when the clock has stopped."""
+
+    encoder_s: float | None = None  # of the last run
+
+    def __init__(self, name: str, workload: Workload, shape: DecoderShape) -> None:
+        self.name = name
+        self.num_kv_heads = shape.num_kv_heads
+        self.workload = workload
+        self.shape = shape
+
+    @abstractmethod
+    def translate(self) -> list[list[Any]]:
+        """Hypotheses of every sentence, batch by batch, in the engine's own form."""
+
+    @abstractmethod
+    def hypotheses(self, found: list[list[Any]]) -> list[list[list[int]]]:
+        """Each sentence's hypotheses in that order, best first: tokens with the end of sentence."""
+
+    def work(self, found: list[list[Any]]) -> Work:
+        """What this plugin's decoder moves and computes for these hypotheses.
+
+        A sentence leaves its batch with its longest hypothesis.
+        """
+        steps = [max(map(len, sentence)) for sentence in self.hypotheses(found)]
+        total, first = Work(), 0
+        for batch in self.workload.batches:
+            sentences, source_tokens = batch["src_tokens"].shape
+            total += decoding_work(
+                self.shape,
+                beam=self.workload.info.beam,
+                source_tokens=source_tokens,
+                steps=steps[first : first + sentences],
+            )
+            first += sentences
+        return total
+
+
+class FairseqEngine(Engine):
+    """The plugin's or fairseq's own generator over either's model."""
+
+    def __init__(
+        self,
+        name: str,
+        workload: Workload,
+        shape: DecoderShape,
+        model: BaseFairseqModel,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        super().__init__(name, workload, shape)
+        model.to(device=device, dtype=dtype).eval()
+        model.make_generation_fast_(need_attn=False)
+        self.model = model
+        self.timed = TimedModel(model)
+        kind = GroupedQueryGenerator if name == "gqa" else SequenceGenerator
+        self.generator = kind(self.timed, workload.dictionary, **workload.search)
+        self.samples = [
+            {"net_input": {key: value.to(device) for key, value in batch.items()}}
+            for batch in workload.batches
+        ]
+
+    def translate(self) -> list[list[Any]]:
+        self.timed.encoder_s = 0.0
+        found = [self.generator.generate([self.model], sample) for sample in self.samples]
+        self.encoder_s = self.timed.encoder_s
+        return found
+
+    def hypotheses(self, found: list[list[Any]]) -> list[list[list[int]]]:
+        return [[h["tokens"].tolist() for h in sentence] for batch in found for sentence in batch]
+
+
+class CTranslate2Engine(Engine):
+    """The same weights in CTranslate2's form. Raises ExperimentError if it is not installed."""
+
+    def __init__(
+        self,
+        workload: Workload,
+        shape: DecoderShape,
+        model: GroupedQueryTransformerModel,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        super().__init__("ctranslate2", workload, shape)
+        if not is_installed("ctranslate2"):
+            raise ExperimentError(
+                "ctranslate2 is not installed (pip install ctranslate2, or choose other --engines)"
+            )
+        import ctranslate2
+
+        dictionary = workload.dictionary
+        self.pieces = ["<blank>" if s == "<pad>" else s for s in dictionary.symbols]
+        self.ids = {piece: index for index, piece in enumerate(self.pieces)}
+        self.eos = dictionary.eos()
+        self.folder = tempfile.TemporaryDirectory()  # as long as the translator may read it
+        _convert(model, self.pieces).save(self.folder.name)
+        self.translator = ctranslate2.Translator(
+            self.folder.name,
+            device=device.type,
+            compute_type=str(dtype).removeprefix("torch."),
+            intra_threads=torch.get_num_threads(),
+        )
+        self.calls = [self._arguments(batch["src_tokens"]) for batch in workload.batches]
+
+    def _arguments(self, source: Tensor) -> dict[str, Any]:
+        """Of translate_batch, with fairseq's limits for this batch [B, S].
+
+        CTranslate2 does not count the end of the sentence. Where a length is forced, it is made to
+        find one token more and no end, so that it takes as many steps.
+        """
+        search, pad = self.workload.search, self.workload.dictionary.pad()
+        longest = int(search.get("max_len_a", 0) * source.shape[1] + search["max_len_b"])
+        longest = min(longest, self.workload.info.max_positions - 1)
+        forced = self.workload.info.target_tokens
+        return {
+            "source": [[self.pieces[i] for i in row if i != pad] for row in source.tolist()],
+            "beam_size": search["beam_size"],
+            "num_hypotheses": search["beam_size"],
+            "length_penalty": search.get("len_penalty", 1.0),
+            "max_batch_size": 0,
+            "max_input_length": 0,
+            "min_decoding_length": forced or 1,
+            "max_decoding_length": forced or longest,
+        }
+
+    def translate(self) -> list[list[Any]]:
+        return [self.translator.translate_batch(**arguments) for arguments in self.calls]
+
+    def hypotheses(self, found: list[list[Any]]) -> list[list[list[int]]]:
+        end = [] if self.workload.info.target_tokens else [self.eos]
+        return [
+            [[self.ids[piece] for piece in pieces] + end for pieces in result.hypotheses]
+            for batch in found
+            for result in batch
+        ]
+
+
+class PerSentenceTransformer(TransformerModelBase):
     """Stock Transformer with the hook that switches on its per-sentence cross-attention."""
 
     def set_beam_size(self, beam: int) -> None:
@@ -93,287 +197,59 @@ class PerSentenceTransformer(TransformerModel):
             layer.encoder_attn.set_beam_size(beam)
 
 
-@dataclass
-class Engine:
-    """`run` translates once and returns (tokens produced, encoder seconds or None)."""
-
-    name: str
-    num_kv_heads: int
-    run: Callable[[], tuple[int, float | None]]
-
-
-class Bench:
-    """Builds the engines of one workload on one device."""
-
-    def __init__(self, workload: Workload, device: torch.device, dtype: torch.dtype) -> None:
-        self.workload, self.device, self.dtype = workload, device, dtype
-        self.dictionary = Dictionary()
-        for index in range(workload.vocab_size):
-            self.dictionary.add_symbol(f"piece{index}")
-        generator = torch.Generator().manual_seed(1)
-        first = self.dictionary.nspecial
-        shape = (workload.batch, workload.source)
-        self.source = torch.randint(first, len(self.dictionary), shape, generator=generator)
-        self.source[:, -1] = self.dictionary.eos()
-
-    def engine(self, name: str, num_kv_heads: int) -> Engine:
-        """Raises ExperimentError for an engine that is not installed."""
-        model = self._model(num_kv_heads)
-        if name == "ctranslate2":
-            return Engine(name, num_kv_heads, self._ctranslate2(model))
-        if name in ("stock", "stock+beams"):
-            model = self._stock(model, per_sentence=name == "stock+beams")
-        kind = GroupedQueryGenerator if name == "gqa" else SequenceGenerator
-        return Engine(name, num_kv_heads, self._fairseq(kind, model))
-
-    def _fairseq(self, kind: type, model: Any) -> Callable[[], tuple[int, float]]:
-        """Generation with one of fairseq's generators; the encoder is timed apart."""
-        model.to(device=self.device, dtype=self.dtype).eval()
-        model.make_generation_fast_(need_attn=False)
-        last = self.workload.target - 1  # and the end of the sentence
-        generator = kind(
-            [model], self.dictionary, beam_size=self.workload.beam, max_len_b=last, min_len=last
-        )
-        source = self.source.to(self.device)
-        lengths = source.ne(self.dictionary.pad()).sum(1)
-        sample = {"net_input": {"src_tokens": source, "src_lengths": lengths}}
-        encode, times = model.encoder.forward_torchscript, [0.0]
-
-        def timed_encode(net_input: dict) -> dict:
-            started = self._now()
-            encoded = encode(net_input)
-            times[0] = self._now() - started
-            return encoded
-
-        model.encoder.forward_torchscript = timed_encode  # what every generator calls
-
-        def run() -> tuple[int, float]:
-            hypotheses = generator.generate([model], sample)
-            return sum(len(best[0]["tokens"]) for best in hypotheses), times[0]
-
-        return run
-
-    def _model(self, num_kv_heads: int) -> GroupedQueryTransformerModel:
-        torch.manual_seed(0)
-        needed = max(1024, self.workload.source, self.workload.target)
-        options = SHAPES[self.workload.size] | {
-            "num_kv_heads": num_kv_heads,
-            "max_source_positions": needed,
-            "max_target_positions": needed,
-        }
-        return GroupedQueryTransformerModel.build_model(
-            GroupedQueryTransformerConfig(**options), self._task()
-        )
-
-    def _stock(self, model: GroupedQueryTransformerModel, per_sentence: bool) -> TransformerModel:
-        """fairseq's Transformer with the model's weights, and zeros for the biases it must have."""
-        own = model.state_dict()
-        options = {k: getattr(model.cfg, k) for k in _FLAT_OPTIONS} | {"arch": "transformer"}
-        kind = PerSentenceTransformer if per_sentence else TransformerModel
-        stock = kind.build_model(Namespace(**options), self._task())
-        state = {k: own.get(k, torch.zeros_like(v)) for k, v in stock.state_dict().items()}
-        stock.load_state_dict(state, strict=True)
-        return stock
-
-    def _ctranslate2(self, model: GroupedQueryTransformerModel) -> Callable[[], tuple[int, None]]:
-        try:
-            import ctranslate2
-            from ctranslate2.converters import fairseq as converter
-        except ImportError:
-            raise ExperimentError(
-                "ctranslate2 is not installed: pip install it, or leave it out of --engines"
-            ) from None
-        work = self.workload
-        layers, heads = len(model.decoder.layers), model.decoder.layers[0].self_attn.num_heads
-        spec = ctranslate2.specs.TransformerSpec.from_config((layers, layers), heads, pre_norm=True)
-        with torch.no_grad():
-            model.requires_grad_(False)
-            converter.set_transformer_encoder(spec.encoder, model.encoder)
-            converter.set_transformer_decoder(spec.decoder, model.decoder)
-        pieces = ["<blank>" if s == "<pad>" else s for s in self.dictionary.symbols]
-        spec.register_source_vocabulary(pieces)
-        spec.register_target_vocabulary(pieces)
-        spec.config.decoder_start_token = spec.config.eos_token
-        spec.validate()
-        spec.optimize()
-        self._folder = tempfile.TemporaryDirectory()  # as long as the translator may read it
-        spec.save(self._folder.name)
-        translator = ctranslate2.Translator(
-            self._folder.name, device="cpu", intra_threads=torch.get_num_threads()
-        )
-        source = [[pieces[i] for i in row] for row in self.source.tolist()]
-
-        def run() -> tuple[int, None]:
-            last = work.target
-            results = translator.translate_batch(
-                source,
-                beam_size=work.beam,
-                max_batch_size=0,
-                min_decoding_length=last,
-                max_decoding_length=last,
-                max_input_length=0,
-            )
-            return sum(len(result.hypotheses[0]) for result in results), None
-
-        return run
-
-    def _task(self) -> Any:
-        return SimpleNamespace(source_dictionary=self.dictionary, target_dictionary=self.dictionary)
-
-    def _now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
+def build_engine(
+    name: str, num_kv_heads: int, workload: Workload, device: torch.device, dtype: torch.dtype
+) -> Engine:
+    """One of ENGINES with a model of its own; raises ExperimentError if it is not installed."""
+    model = workload.build_model(num_kv_heads)
+    shape = DecoderShape.of(model.decoder, dtype.itemsize)
+    if name == "ctranslate2":
+        return CTranslate2Engine(workload, shape, model, device, dtype)
+    used: BaseFairseqModel = model
+    if name in ("stock", "stock+beams"):
+        used = stock_model(model, workload, is_per_sentence=name == "stock+beams")
+    return FairseqEngine(name, workload, shape, used, device, dtype)
 
 
-_PER_SIDE = (
-    "embed_dim",
-    "ffn_embed_dim",
-    "layers",
-    "attention_heads",
-    "normalize_before",
-    "learned_pos",
-)
-_FLAT_OPTIONS = [
-    "activation_fn",
-    "dropout",
-    "attention_dropout",
-    "share_all_embeddings",
-    "max_source_positions",
-    "max_target_positions",
-    *(f"{side}_{name}" for side in ("encoder", "decoder") for name in _PER_SIDE),
-]
+def is_installed(engine: str) -> bool:
+    """Whether the engine can be built here; all but CTranslate2 come with the suite."""
+    return engine != "ctranslate2" or importlib.util.find_spec(engine) is not None
 
 
-def measure(
-    workload: Workload,
-    engines: list[str],
-    kv_heads: list[int],
-    repeats: int,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> list[Samples]:
-    """Runs all engines in turn, `repeats` times after one warm-up each.
-
-    Raises:
-        ExperimentError: an engine is not installed, or produced another number of tokens.
-    """
-    bench = Bench(workload, device, dtype)
-    heads = SHAPES[workload.size]["encoder_attention_heads"]
-    built = [
-        bench.engine(name, g)
-        for g in kv_heads
-        for name in engines
-        if g == heads or name not in STOCK_ENGINES
-    ]
-    samples = [Samples(engine.name, engine.num_kv_heads, workload) for engine in built]
-    label = f"beam {workload.beam}, {workload.batch} x {workload.source} -> {workload.target}"
-    for repeat in track(range(repeats + 1), description=label, console=Console(stderr=True)):
-        for engine, sample in zip(built, samples, strict=True):
-            started = bench._now()
-            produced, encoder_s = engine.run()
-            total_s = bench._now() - started
-            if produced != workload.batch * workload.target:
-                raise ExperimentError(
-                    f"{engine.name} produced {produced} tokens, "
-                    f"not {workload.batch} x {workload.target}"
-                )
-            if repeat:  # the first is the warm-up
-                sample.total_s.append(total_s)
-                if encoder_s is not None:
-                    sample.encoder_s.append(encoder_s)
-    return samples
-
-
-def show(samples: list[Samples]) -> None:
-    """The table on the terminal: microseconds per output token, and times as fast as the first."""
-    work = samples[0].workload
-    title = (
-        f"{work.size}, beam {work.beam}, batch {work.batch}, source {work.source}, "
-        f"target {work.target}; medians of {len(samples[0].total_s)}, us per output token"
+def stock_model(
+    model: GroupedQueryTransformerModel, workload: Workload, is_per_sentence: bool
+) -> TransformerModelBase:
+    """fairseq's Transformer with the model's weights, and zeros for the biases it must have."""
+    kind = PerSentenceTransformer if is_per_sentence else TransformerModelBase
+    task = SimpleNamespace(
+        source_dictionary=workload.dictionary, target_dictionary=workload.dictionary
     )
-    table = Table(title=title, title_justify="left")
-    for heading in ("engine", "G", "decoder", "total", "decoder x", "total x"):
-        table.add_column(heading, justify="left" if heading == "engine" else "right")
-    first = samples[0]
-    for row in samples:
-        decoder, reference = row.decoder_us_per_token, first.decoder_us_per_token
-        table.add_row(
-            row.engine,
-            str(row.num_kv_heads),
-            "-" if decoder is None else f"{decoder:,.0f}",
-            f"{row.total_us_per_token:,.0f}",
-            "-" if decoder is None or reference is None else f"{decoder / reference:.2f}",
-            f"{row.total_us_per_token / first.total_us_per_token:.2f}",
-        )
-    Console(width=100).print(table)
+    stock = kind.build_model(copy.deepcopy(model.cfg), task)
+    state = model.state_dict()
+    for name, parameter in stock.state_dict().items():
+        if name.endswith(".bias") and name not in state:
+            state[name] = torch.zeros_like(parameter)
+    stock.load_state_dict(state, strict=True)
+    return stock
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Compares engines; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.engines",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def _convert(model: GroupedQueryTransformerModel, pieces: list[str]) -> Any:
+    """The model as a CTranslate2 specification, by the parts of its own converter for fairseq."""
+    import ctranslate2
+    from ctranslate2.converters import fairseq as converter
+
+    layers = (len(model.encoder.layers), len(model.decoder.layers))
+    first = model.decoder.layers[0]
+    spec = ctranslate2.specs.TransformerSpec.from_config(
+        layers, first.self_attn.num_heads, pre_norm=first.normalize_before
     )
-    numbers = _list_of(int)
-    parser.add_argument("--size", choices=sorted(SHAPES), default="wmt_en_de")
-    parser.add_argument("--engines", type=_list_of(str), default=list(ENGINES))
-    parser.add_argument("--kv-heads", type=numbers, default=[8])
-    parser.add_argument("--beams", type=numbers, default=[4, 1])
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--source", type=int, default=128, help="tokens a source")
-    parser.add_argument("--target", type=int, default=64, help="tokens a target, exactly")
-    parser.add_argument("--vocab-size", type=int, default=32000)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
-    parser.add_argument("--out", type=Path, help="write every raw sample to this JSON file")
-    args = parser.parse_args(arguments)
-    results: list[Samples] = []
-    try:
-        unknown = sorted(set(args.engines) - set(ENGINES))
-        if unknown:
-            raise ExperimentError(f"unknown engine {unknown[0]} (choose of {', '.join(ENGINES)})")
-        for beam in args.beams:
-            workload = Workload(
-                args.size, args.vocab_size, args.batch, args.source, args.target, beam
-            )
-            samples = measure(
-                workload,
-                args.engines,
-                args.kv_heads,
-                args.repeats,
-                torch.device(args.device),
-                getattr(torch, args.dtype),
-            )
-            show(samples)
-            results += samples
-        if args.out:
-            _write(args.out, results, args)
-    except ExperimentError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-def _write(path: Path, results: list[Samples], args: Namespace) -> None:
-    report = {
-        "versions": provenance.versions(),
-        "hardware": msgspec.to_builtins(provenance.hardware()),
-        "code": msgspec.to_builtins(provenance.code_info()),
-        "threads": torch.get_num_threads(),
-        "device": args.device,
-        "dtype": args.dtype,
-        "samples": [asdict(sample) for sample in results],
-    }
-    write_text(path, msgspec.json.format(msgspec.json.encode(report)).decode() + "\n")
-
-
-def _list_of(kind: type) -> Callable[[str], list]:
-    """An argparse type: comma-separated values."""
-    return lambda text: [kind(part) for part in text.split(",")]
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    with torch.no_grad():
+        model.requires_grad_(False)
+        converter.set_transformer_encoder(spec.encoder, model.encoder)
+        converter.set_transformer_decoder(spec.decoder, model.decoder)
+    spec.register_source_vocabulary(pieces)
+    spec.register_target_vocabulary(pieces)
+    spec.config.decoder_start_token = spec.config.eos_token
+    spec.validate()
+    spec.optimize()
+    return spec

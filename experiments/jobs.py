@@ -22,7 +22,7 @@ from experiments.config import SuiteConfig, job_id
 from experiments.corpus import check_lengths, prepare_data, read_data_info
 from experiments.errors import ExperimentError
 from experiments.layout import JobFolder, job_folder
-from experiments.plan import describe
+from experiments.plan import MODULES, describe
 from experiments.progress import StageView, console
 from experiments.record_parts import Benchmark, Evaluation, JobInfo, ModelInfo, Training
 from experiments.records import SCHEMA_VERSION, Record, write_record
@@ -93,14 +93,14 @@ def run_job(config: SuiteConfig) -> bool:
     return True
 
 
-def _run_module(name: str, job: JobFolder, threads: int) -> None:
-    """Run `python -m experiments.<name>` on the job in a fresh process."""
-    with StageView(f"{job.path.name}: {name}") as view:
-        command = [sys.executable, "-m", f"experiments.{name}", str(job.path)]
+def _run_module(stage: str, job: JobFolder, threads: int) -> None:
+    """Run a stage's module on the job in a fresh process."""
+    with StageView(f"{job.path.name}: {stage}") as view:
+        command = [sys.executable, "-m", MODULES[stage], str(job.path)]
         try:
-            run_stage(command, job.log(name), threads, view.status)
+            run_stage(command, job.log(stage), threads, view.status)
         except ExperimentError as error:
-            raise ExperimentError(f"{name} failed: {error}") from error
+            raise ExperimentError(f"{stage} failed: {error}") from error
 
 
 @contextmanager

@@ -16,7 +16,8 @@ from experiments.layout import data_folder, job_folder
 from experiments.train import train_command
 
 GIB = 2**30
-STAGES = ("evaluate", "benchmark")  # after training
+# Of the stages that are not fairseq's own commands, in order.
+MODULES = {"evaluate": "experiments.evaluate", "benchmark": "experiments.job_benchmark"}
 PARITY = Path(__file__).resolve().parent.parent / "gqa_fairseq/parity/__init__.py"
 
 # Bytes of training a parameter. fp32: weight, gradient and Adam's two moments. 16 bits: fairseq
@@ -49,7 +50,7 @@ def commands(config: SuiteConfig) -> list[list[str]]:
     """What a job runs, in order. Its folder is named by its id, which depends on the data: ID."""
     job = job_folder(config, "ID")
     training = train_command(config, data_folder(config).binarized, job.checkpoints)
-    stages = [[sys.executable, "-m", f"experiments.{name}", str(job.path)] for name in STAGES]
+    stages = [[sys.executable, "-m", module, str(job.path)] for module in MODULES.values()]
     return [prepare_command(config), training, *stages]
 
 

@@ -87,6 +87,23 @@ def test_fairseq_reads_the_text_back(prepared):
             assert total == getattr(manifest.splits[split], f"{side}_pieces")
 
 
+def test_bytes_are_those_of_fairseq_preprocess(prepared, tmp_path):
+    out, _ = prepared
+    pieces = load_pieces(out / "spm.model")
+    for split in SPLITS:
+        for lang in LANGS:
+            with (tmp_path / f"{split}.{lang}").open("w", encoding="utf-8", newline="\n") as stream:
+                for line in read_lines(out / "text" / f"{split}.{lang}"):
+                    stream.write(" ".join(pieces.encode_as_pieces(line)) + "\n")
+    command = [sys.executable, "-m", "fairseq_cli.preprocess", "--joined-dictionary"]
+    command += ["--source-lang", "en", "--target-lang", "de", "--destdir", str(tmp_path / "bin")]
+    command += ["--trainpref", str(tmp_path / "train"), "--validpref", str(tmp_path / "dev")]
+    command += ["--testpref", str(tmp_path / "test"), "--srcdict", str(out / "bin" / "dict.en.txt")]
+    subprocess.run(command, check=True, capture_output=True)
+    (tmp_path / "bin" / "preprocess.log").unlink()
+    assert files_of(tmp_path / "bin") == files_of(out / "bin")
+
+
 def test_what_is_done_is_not_done_again(spec, prepared, monkeypatch):
     out, manifest = prepared
     monkeypatch.setattr(pipeline, "Steps", None)  # any step would fail

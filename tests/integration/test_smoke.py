@@ -15,9 +15,11 @@ import torch
 from hydra import compose, initialize_config_dir
 from wandb_files import runs
 
-from experiments import tracking
+from experiments import benchmark, tracking
+from experiments.comparison import ComparisonReport
 from experiments.config import SuiteConfig
 from experiments.corpus import prepare_data
+from experiments.engines import FAIRSEQ_ENGINES
 from experiments.layout import JobFolder
 from experiments.progress import StageView
 from experiments.record_parts import Training
@@ -76,6 +78,7 @@ def test_a_multirun_gives_records_is_skipped_and_repeats(corpus: list[str], tmp_
     for record in records.values():
         check_record(record, tmp_path)
     assert records["mha"].model.parameters == records["mqa"].model.parameters
+    check_engines(tmp_path, records)
 
     again = run(tmp_path, *sweep)
     assert again.returncode == 0, again.stderr
@@ -89,6 +92,29 @@ def test_a_multirun_gives_records_is_skipped_and_repeats(corpus: list[str], tmp_
     assert repeated.job.id == same.job.id
     assert losses(repeated.training) == losses(same.training)
     assert repeated.evaluation == same.evaluation
+
+
+def check_engines(folder: Path, records: dict[str, Record]) -> None:
+    """The engines on each job's test set, with its weights: multi-head ones where G = heads."""
+    out = folder / "engines.json"
+    folders = {variant: job_path(folder, record) for variant, record in records.items()}
+    jobs = [option for path in folders.values() for option in ("--job", str(path))]
+    chosen = ["--engines", ",".join(FAIRSEQ_ENGINES), "--repeats", "1"]
+    assert benchmark.main([*jobs, *chosen, "--out", str(out)]) == 0
+    comparisons = read_json(out, ComparisonReport).comparisons
+    expected = [(f"smoke/{path.name}", beam) for path in folders.values() for beam in (4, 1)]
+    assert [(c.workload.model, c.workload.beam) for c in comparisons] == expected
+    for comparison in comparisons:
+        assert comparison.workload.sentences == 23
+        assert comparison.workload.target_tokens is None
+        variant = next(
+            v for v, path in folders.items() if comparison.workload.model.endswith(path.name)
+        )
+        names = FAIRSEQ_ENGINES if variant == "mha" else FAIRSEQ_ENGINES[:2]
+        heads = records[variant].model.num_kv_heads
+        found = [(e.engine, e.num_kv_heads) for e in comparison.engines]
+        assert found == [(name, heads) for name in names]
+        assert {e.differing for e in comparison.engines} == {0}
 
 
 def check_wandb(records: dict[str, Record], found: dict[str, dict[str, Any]]) -> None:
@@ -106,6 +132,10 @@ def check_wandb(records: dict[str, Record], found: dict[str, dict[str, Any]]) ->
 def losses(training: Training | None) -> list[tuple[float | None, float | None]]:
     assert training is not None
     return [(p.train_nll_nats_per_token, p.dev_nll_nats_per_token) for p in training.curve]
+
+
+def job_path(folder: Path, record: Record) -> Path:
+    return folder / "runs/smoke" / f"{record.job.variant}-seed1-{record.job.id[:12]}"
 
 
 def check_record(record: Record, folder: Path) -> None:
@@ -130,8 +160,7 @@ def check_record(record: Record, folder: Path) -> None:
     greedy = record.benchmark.timings[0]
     assert greedy.kv_cache_bytes == 2 * 2 * heads * 8 * 4 * (16 + 16)  # batch, K and V, D, fp32
 
-    name = f"{record.job.variant}-seed1-{record.job.id[:12]}"
-    job = JobFolder(folder / "runs/smoke" / name)
+    job = JobFolder(job_path(folder, record))
     assert job.record.exists()
     for hypotheses in ("dev.greedy", "test.greedy", "test.beam4"):
         text = (job.hypotheses / f"{hypotheses}.de").read_text(encoding="utf-8")

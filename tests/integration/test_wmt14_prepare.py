@@ -1,8 +1,10 @@
 """WMT14's way from archives on a server to binarized data, with small archives of its layout."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -109,6 +111,25 @@ def test_from_a_server_that_cuts_a_connection_and_an_interruption(
         assert faults.ranges_of(COMMONCRAWL) == [None, f"bytes={third}-"]
         assert len(faults.requests) == len(read_sources(Path(spec.sources)).archives) + 1
     assert manifest == prepared[1]
+    assert files_of(out) == files_of(prepared[0])
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_within_a_step(spec, mirror, prepared, tmp_path, sent):
+    """Nothing that it started keeps the lock, and the next run ends with the same bytes."""
+    out = tmp_path / "out"
+    line = [sys.executable, "-m", "data_prep", *command(spec, out, mirror), "--workers", "2"]
+    with subprocess.Popen(line, stderr=subprocess.PIPE, text=True) as process:
+        # fairseq takes seconds to start: the step cannot end before the signal.
+        while not (out / "work" / "binarize.part").exists():
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(sent)
+        _, errors = process.communicate()
+    assert process.returncode == (130 if sent == signal.SIGINT else 128 + signal.SIGTERM)
+    assert "Traceback" not in errors
+    assert not (out / "work" / "binarize.part").exists()
+    prepare(spec, out, mirror=str(mirror), console=QUIET)
     assert files_of(out) == files_of(prepared[0])
 
 

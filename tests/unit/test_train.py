@@ -96,7 +96,7 @@ def test_the_clock_goes_on_after_a_resume() -> None:
     assert [point.wall_s for point in curve] == [5.0, 10.0, 15.0]
 
 
-@pytest.mark.parametrize(("mean", "off"), [(950.0, False), (1050.0, False), (949.0, True)])
+@pytest.mark.parametrize(("mean", "off"), [(951.0, False), (1049.0, False), (949.0, True)])
 def test_an_update_off_its_target_by_more_than_five_percent_is_said(mean: float, off: bool) -> None:
     said = off_target(mean, 1000)
     assert (said is not None) == off
