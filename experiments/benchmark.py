@@ -42,7 +42,14 @@ from experiments.comparison import (
     markdown,
     terminal_table,
 )
-from experiments.engines import ENGINES, MULTI_HEAD_ENGINES, Engine, build_engine, is_installed
+from experiments.engines import (
+    ENGINES,
+    EXACT_ENGINES,
+    MULTI_HEAD_ENGINES,
+    Engine,
+    build_engine,
+    is_installed,
+)
 from experiments.errors import ExperimentError
 from experiments.machine import MachineProbe, now
 from experiments.record_parts import MemoryKind
@@ -154,6 +161,7 @@ def measure(
                 differing=sum(a != b for a, b in zip(own, first, strict=True))
                 if is_comparable
                 else None,
+                bleu_0_100=workload.bleu(own) if workload.bleu else None,
                 total_s=total_s[i],
                 encoder_s=encoder_s[i] or None,
                 bytes_by_part=work.bytes_by_part,
@@ -226,8 +234,8 @@ def run(args: argparse.Namespace) -> None:
     """Measures, prints a table a workload, and writes the file anew after each."""
     if args.device == "cuda" and not torch.cuda.is_available():
         raise ExperimentError("no CUDA device is there (use --device cpu)")
-    engines = args.engines or [engine for engine in ENGINES if is_installed(engine)]
-    if not args.engines and len(engines) < len(ENGINES):
+    engines = args.engines or [engine for engine in EXACT_ENGINES if is_installed(engine)]
+    if not args.engines and len(engines) < len(EXACT_ENGINES):
         print(
             "ctranslate2 is not installed and left out (pip install ctranslate2)", file=sys.stderr
         )
@@ -308,7 +316,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--size", choices=sorted(SHAPES), default="wmt_en_de", help="with --shapes")
     parser.add_argument("--vocab-size", type=_number, default=32000, help="with --shapes")
     parser.add_argument("--kv-heads", type=numbers, default=[8], help="with --shapes; 8,1")
-    parser.add_argument("--engines", type=_list_of(_engine), help="default: all that are installed")
+    parser.add_argument(
+        "--engines", type=_list_of(_engine), help="default: all but gqa+int8 that are installed"
+    )
     parser.add_argument("--beams", type=numbers, help="default: 4 (or the job's) and 1")
     parser.add_argument("--repeats", type=_number, default=5, help="after one warm-up")
     parser.add_argument("--memory", action="store_true", help="peak memory, in fresh processes")

@@ -79,13 +79,15 @@ class EngineSamples(ComparisonPart, frozen=True, kw_only=True):
     counts of gqa_fairseq.decoding.traffic for the hypotheses that this engine found: what this
     plugin's decoder has to move and compute for them, whichever engine it was. `differing` counts
     best hypotheses that are not those of the first engine with as many kv heads; null where
-    engines end a forced length differently.
+    engines end a forced length differently. `bleu_0_100` is sacrebleu's with tokenizer 13a; null
+    where there are no references.
     """
 
     engine: Text
     num_kv_heads: Positive
     tokens_produced: Positive
     differing: Count | None
+    bleu_0_100: Annotated[float, Meta(ge=0, le=100)] | None
     total_s: RawSeconds
     encoder_s: RawSeconds | None
     bytes_by_part: dict[str, Count]
@@ -102,7 +104,7 @@ class EngineSamples(ComparisonPart, frozen=True, kw_only=True):
     @property
     def name(self) -> str:
         """As a reference; stock and CTranslate2 are multi-head alone."""
-        own = self.engine in ("gqa", "gqa+stock")
+        own = self.engine.startswith("gqa")
         return f"{self.engine} with G = {self.num_kv_heads}" if own else self.engine
 
     @property
@@ -186,7 +188,7 @@ def headings(comparison: Comparison) -> list[str]:
     times = [f"{part} µs/token" for part in PARTS]
     faster = [f"times as fast as {ref.name}: decoder / total" for ref in comparison.references]
     bounds = ["decoder: times roofline", "decoder: share of bandwidth"]
-    return ["engine", "G", *times, *faster, *bounds, "peak MiB", "other hypotheses"]
+    return ["engine", "G", *times, *faster, *bounds, "peak MiB", "other hypotheses", "BLEU"]
 
 
 def cells(comparison: Comparison) -> Iterable[list[str]]:
@@ -207,6 +209,7 @@ def cells(comparison: Comparison) -> Iterable[list[str]]:
             _number(comparison.bandwidth_share(engine), ".0%"),
             _number(None if memory is None else memory / 2**20, ",.0f"),
             "-" if differing is None else f"{differing} of {comparison.workload.sentences}",
+            _number(engine.bleu_0_100, ".2f"),
         ]
 
 

@@ -2,6 +2,7 @@
 
     gqa           the plugin's model and search
     gqa+stock     the plugin's model (cache and step) under fairseq's search
+    gqa+int8      as gqa, with linear layers in 8 bits (on a CPU in float32)
     stock         fairseq's own Transformer and search (multi-head only)
     stock+beams   the same with the per-sentence cross-attention it offers where a model defines
                   `set_beam_size`, which of its models BART alone does
@@ -28,12 +29,15 @@ from torch import Tensor
 from experiments.errors import ExperimentError
 from experiments.machine import now
 from experiments.workloads import Workload
+from gqa_fairseq.decoding.int8 import quantize_int8
 from gqa_fairseq.decoding.search import GroupedQueryGenerator
 from gqa_fairseq.decoding.traffic import DecoderShape, Work, decoding_work
 from gqa_fairseq.model import GroupedQueryTransformerModel
 
 FAIRSEQ_ENGINES = ("gqa", "gqa+stock", "stock", "stock+beams")
-ENGINES = (*FAIRSEQ_ENGINES, "ctranslate2")
+EXACT_ENGINES = (*FAIRSEQ_ENGINES, "ctranslate2")
+INT8_ENGINE = "gqa+int8"
+ENGINES = (*EXACT_ENGINES, INT8_ENGINE)
 MULTI_HEAD_ENGINES = ("stock", "stock+beams", "ctranslate2")  # they know G = heads alone
 
 
@@ -105,9 +109,14 @@ class FairseqEngine(Engine):
         super().__init__(name, workload, shape)
         model.to(device=device, dtype=dtype).eval()
         model.make_generation_fast_(need_attn=False)
+        if name == INT8_ENGINE:
+            try:
+                quantize_int8(model)
+            except ValueError as error:
+                raise ExperimentError(f"{name}: {error}") from error
         self.model = model
         self.timed = TimedModel(model)
-        kind = GroupedQueryGenerator if name == "gqa" else SequenceGenerator
+        kind = GroupedQueryGenerator if name in ("gqa", INT8_ENGINE) else SequenceGenerator
         self.generator = kind(self.timed, workload.dictionary, **workload.search)
         self.samples = [
             {"net_input": {key: value.to(device) for key, value in batch.items()}}

@@ -12,14 +12,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Protocol
 
+import sentencepiece
 import torch
 from fairseq.data import Dictionary
+from sacrebleu.metrics import BLEU
 from torch import Tensor
 
 from experiments.comparison import PAPER_POSITIONS, WorkloadInfo
+from experiments.corpus import read_lines
 from experiments.errors import ExperimentError
 from experiments.evaluate import batches, load_trained
-from experiments.layout import JobFolder, data_folder
+from experiments.layout import TARGET, JobFolder, data_folder
 from gqa_fairseq.architectures import SHAPES
 from gqa_fairseq.model import GroupedQueryTransformerConfig, GroupedQueryTransformerModel
 
@@ -30,7 +33,8 @@ class Workload:
 
     `batches` are fairseq's `net_input`: src_tokens [B, S] padded on the left, src_lengths [B].
     `search` are arguments of SequenceGenerator. `build_model` takes the kv heads, which must be
-    `num_kv_heads` unless that is None: then any number will do.
+    `num_kv_heads` unless that is None: then any number will do. `bleu` scores the best hypotheses,
+    one a sentence in the order of the batches (0 to 100, tokenizer 13a); None without references.
     """
 
     info: WorkloadInfo
@@ -39,6 +43,7 @@ class Workload:
     search: dict[str, Any]
     num_kv_heads: int | None
     build_model: Callable[[int], GroupedQueryTransformerModel]
+    bleu: Callable[[list[list[int]]], float] | None = None
 
 
 class WorkloadSpec(Protocol):
@@ -120,9 +125,8 @@ class JobText:
             raise ExperimentError(
                 f"{data.binarized}: no test set that can be read: {error}"
             ) from error
-        samples = [
-            b["net_input"] for b in batches(task.dataset("test"), config.decode.batch_sentences)
-        ]
+        found = list(batches(task.dataset("test"), config.decode.batch_sentences))
+        samples = [batch["net_input"] for batch in found]
         inputs = [{key: sample[key] for key in ("src_tokens", "src_lengths")} for sample in samples]
         lengths = torch.cat([sample["src_lengths"] for sample in inputs])
         beam = config.decode.beam if self.beam is None else self.beam
@@ -148,5 +152,13 @@ class JobText:
             model, _ = load_trained(job, data)
             return model
 
+        lines = read_lines(data.text("test", TARGET))
+        references = [lines[i] for batch in found for i in batch["id"].tolist()]
+        pieces = sentencepiece.SentencePieceProcessor(model_file=str(data.pieces_model))
+
+        def bleu(best: list[list[int]]) -> float:
+            texts = [task.target_dictionary.string(tokens).split(" ") for tokens in best]
+            return BLEU(tokenize="13a").corpus_score(pieces.decode(texts), [references]).score
+
         own_heads = config.attention.num_kv_heads
-        return Workload(info, task.target_dictionary, inputs, limits, own_heads, build)
+        return Workload(info, task.target_dictionary, inputs, limits, own_heads, build, bleu)

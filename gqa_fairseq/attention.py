@@ -149,8 +149,11 @@ def attend_cached(
     G, N = keys.shape[1], keys.shape[2]
     R = H // G
     rows = query.reshape(B, W, G, R, D).transpose(1, 2).reshape(B * G, W * R, D)
-    scores = torch.bmm(rows * D**-0.5, keys.reshape(B * G, N, D).transpose(1, 2))
-    scores = scores.view(B, G, W, R, N)
+    # beta = 0: the product scales as it stores, and what it would add to is not read.
+    product = query.new_empty(B * G, W * R, N)
+    scores = torch.baddbmm(
+        product, rows, keys.reshape(B * G, N, D).transpose(1, 2), beta=0, alpha=D**-0.5
+    ).view(B, G, W, R, N)
     if mask is not None:
         scores = scores + mask[:, None, :, None, :]
     probs = torch.softmax(scores, dim=-1, dtype=_softmax_dtype(scores)).to(values.dtype)

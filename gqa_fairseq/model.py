@@ -167,7 +167,8 @@ class GroupedQueryTransformerDecoder(TransformerDecoderBase):
     """fairseq's decoder with whole-sequence and cached forward passes of its own."""
 
     _arranged: DecoderStep
-    _arranged_state: list[tuple] | None = None
+    _arranged_state: tuple | None = None
+    is_int8 = False  # set by decoding/int8.py
 
     def build_decoder_layer(self, cfg, no_encoder_attn: bool = False) -> GroupedQueryDecoderLayer:
         return GroupedQueryDecoderLayer(cfg, cfg.num_kv_heads, cfg.use_bias)
@@ -291,7 +292,7 @@ class GroupedQueryTransformerDecoder(TransformerDecoderBase):
 
     def _arrange_weights(self) -> None:
         """Fuses and packs the weights for decoding, unless they are those of the last search."""
-        state = [(p.data_ptr(), p._version, p.dtype) for p in self.parameters()]
+        state = self.is_int8, [(p.data_ptr(), p._version, p.dtype) for p in self.parameters()]
         if self._arranged_state != state:
             self._arranged_state, self._arranged = state, DecoderStep(self)
 

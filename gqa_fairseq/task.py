@@ -17,6 +17,7 @@ from fairseq.tasks.translation import TranslationConfig, TranslationTask
 from omegaconf import II
 
 from gqa_fairseq.batching import TargetTokenBatches
+from gqa_fairseq.decoding.int8 import quantize_int8
 from gqa_fairseq.decoding.search import GroupedQueryGenerator
 
 SearchChoice: Any = ChoiceEnum(("gqa", "stock"))
@@ -35,6 +36,9 @@ class GroupedQueryTranslationConfig(TranslationConfig):
             "help": "GNMT length penalty, in place of --lenpen: "
             "scores / ((5 + length) / 6) ** alpha"
         },
+    )
+    int8: bool = field(
+        default=False, metadata={"help": "translate with linear layers in 8 bits (CPU)"}
     )
     target_tokens_per_update: Optional[int] = field(
         default=None,
@@ -94,6 +98,8 @@ class GroupedQueryTranslationTask(TranslationTask):
         elif self.cfg.gnmt_alpha is not None:
             sys.exit("error: --gnmt-alpha needs the plugin's search, without alignments")
         try:
+            for model in models if self.cfg.int8 else ():
+                quantize_int8(model)
             return super().build_generator(
                 models, args, seq_gen_cls, extra_gen_cls_kwargs, **kwargs
             )

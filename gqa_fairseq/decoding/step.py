@@ -7,6 +7,7 @@ blocked layout, where few rows run 1.3 to 2 times faster than through the row-ma
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from gqa_fairseq.attention import attend_cached
 from gqa_fairseq.decoding.cache import DecoderCache
+from gqa_fairseq.decoding.int8 import Multiply, int8_multiply
 
 # oneDNN chooses the blocked layout for a number of rows; layouts for 16 to 256 are the same.
 _ROWS_HINT = 64
@@ -26,48 +28,71 @@ class Projection:
     Args:
         linears: layers with the same input width and all with or all without a bias.
         is_relu: apply ReLU to the result.
+        is_int8: multiply in 8 bits (decoding/int8.py says how, and what it costs).
+
+    Raises:
+        ValueError: `is_int8` for weights that are not float32 on a CPU.
     """
 
-    def __init__(self, *linears: nn.Linear, is_relu: bool = False) -> None:
+    def __init__(self, *linears: nn.Linear, is_relu: bool = False, is_int8: bool = False) -> None:
         weight = torch.cat([linear.weight.detach() for linear in linears])
         biases = [linear.bias.detach() for linear in linears if linear.bias is not None]
-        self.bias = torch.cat(biases) if biases else None
-        self.is_relu = is_relu
-        self.is_packed = (
-            weight.device.type == "cpu"
-            and weight.dtype == torch.float32
-            and torch.backends.mkldnn.is_available()
-        )
-        if self.is_packed:
-            weight = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS_HINT)
-        self.weight = weight
+        bias = torch.cat(biases) if biases else None
+        is_cpu_float = weight.device.type == "cpu" and weight.dtype == torch.float32
+        if is_int8:
+            if not is_cpu_float:
+                raise ValueError("int8 needs float32 weights on a CPU: leave out --int8")
+            self._multiply = int8_multiply(weight, bias, is_relu)
+        elif is_cpu_float and torch.backends.mkldnn.is_available():
+            self._multiply = _packed_multiply(weight, bias, is_relu)
+        else:
+            self._multiply = _plain_multiply(weight, bias, is_relu)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """[..., in] -> [..., out]."""
-        if self.is_packed:
-            activation = "relu" if self.is_relu else "none"
-            return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, activation, [], "")
-        y = F.linear(x, self.weight, self.bias)
-        return F.relu(y) if self.is_relu else y
+    def __call__(self, x: Tensor, plus: Tensor | None = None) -> Tensor:
+        """[rows, in] -> [rows, out]; `plus` [rows, out] is added (the residual, without ReLU)."""
+        return self._multiply(x, plus)
+
+
+def _packed_multiply(weight: Tensor, bias: Tensor | None, is_relu: bool) -> Multiply:
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS_HINT)
+    activation = "relu" if is_relu else "none"
+    multiply = torch.ops.mkldnn._linear_pointwise
+
+    def run(x: Tensor, plus: Tensor | None) -> Tensor:
+        if plus is None:
+            return multiply(x, packed, bias, activation, [], "")
+        return multiply.binary(x, plus, packed, bias, "add")
+
+    return run
+
+
+def _plain_multiply(weight: Tensor, bias: Tensor | None, is_relu: bool) -> Multiply:
+    def run(x: Tensor, plus: Tensor | None) -> Tensor:
+        y = F.linear(x, weight, bias)
+        y = F.relu(y) if is_relu else y
+        return y if plus is None else y + plus
+
+    return run
 
 
 class _Layer:
     """One decoder layer: its norms, and its weights fused."""
 
-    def __init__(self, layer: Any) -> None:
+    def __init__(self, layer: Any, is_int8: bool) -> None:
+        project = partial(Projection, is_int8=is_int8)
         own, source = layer.self_attn, layer.encoder_attn
         self.is_pre_norm = layer.normalize_before
         self.self_norm = layer.self_attn_layer_norm
         self.source_norm = layer.encoder_attn_layer_norm
         self.ffn_norm = layer.final_layer_norm
-        self.self_qkv = Projection(own.q_proj, own.k_proj, own.v_proj)
-        self.self_out = Projection(own.out_proj)
-        self.source_q = Projection(source.q_proj)
-        self.source_out = Projection(source.out_proj)
+        self.self_qkv = project(own.q_proj, own.k_proj, own.v_proj)
+        self.self_out = project(own.out_proj)
+        self.source_q = project(source.q_proj)
+        self.source_out = project(source.out_proj)
         is_relu = layer.activation_fn is F.relu
-        self.fc1 = Projection(layer.fc1, is_relu=is_relu)
+        self.fc1 = project(layer.fc1, is_relu=is_relu)
         self.activation = None if is_relu else layer.activation_fn
-        self.fc2 = Projection(layer.fc2)
+        self.fc2 = project(layer.fc2)
 
     def before(self, norm: nn.Module, x: Tensor) -> Tensor:
         return norm(x) if self.is_pre_norm else x
@@ -75,9 +100,9 @@ class _Layer:
     def after(self, norm: nn.Module, x: Tensor) -> Tensor:
         return x if self.is_pre_norm else norm(x)
 
-    def ffn(self, h: Tensor) -> Tensor:
+    def ffn(self, h: Tensor, residual: Tensor) -> Tensor:
         hidden = self.fc1(h)
-        return self.fc2(hidden if self.activation is None else self.activation(hidden))
+        return self.fc2(hidden if self.activation is None else self.activation(hidden), residual)
 
 
 class DecoderStep:
@@ -90,9 +115,9 @@ class DecoderStep:
         attention = decoder.layers[0].self_attn
         self.H, self.G = attention.num_heads, attention.num_kv_heads
         self.D = attention.head_dim
-        self.layers = [_Layer(layer) for layer in decoder.layers]
+        self.layers = [_Layer(layer, decoder.is_int8) for layer in decoder.layers]
         self.final_norm = decoder.layer_norm
-        self.output = Projection(decoder.output_projection)
+        self.output = Projection(decoder.output_projection, is_int8=decoder.is_int8)
 
     def features(
         self, x: Tensor, cache: DecoderCache, alignment_layer: int | None = None
@@ -106,28 +131,28 @@ class DecoderStep:
         cache.start_step(x.dtype, x.device)
         for index, layer in enumerate(self.layers):
             h = layer.before(layer.self_norm, x)
-            x = layer.after(layer.self_norm, x + self._attend_self(h, index, cache))
+            x = layer.after(layer.self_norm, self._attend_self(h, x, index, cache))
             h = layer.before(layer.source_norm, x)
-            out, probs = self._attend_source(h, index, cache, index == alignment_layer)
-            x = layer.after(layer.source_norm, x + out)
-            x = layer.after(layer.ffn_norm, x + layer.ffn(layer.before(layer.ffn_norm, x)))
+            x, probs = self._attend_source(h, x, index, cache, index == alignment_layer)
+            x = layer.after(layer.source_norm, x)
+            x = layer.after(layer.ffn_norm, layer.ffn(layer.before(layer.ffn_norm, x), x))
             alignment = probs if probs is not None else alignment
         if self.final_norm is not None:
             x = self.final_norm(x)
         return x.view(shape), alignment
 
-    def _attend_self(self, h: Tensor, index: int, cache: DecoderCache) -> Tensor:
-        """[B * W, C] -> [B * W, C]; writes the new keys and values into the cache."""
+    def _attend_self(self, h: Tensor, residual: Tensor, index: int, cache: DecoderCache) -> Tensor:
+        """[B * W, C], twice -> [B * W, C]; writes the new keys and values into the cache."""
         H, G, D = self.H, self.G, self.D
         heads = self.layers[index].self_qkv(h).view(cache.batch, cache.beam, H + 2 * G, D)
         q, k, v = heads.split((H, G, G), dim=2)
         out, _ = attend_cached(q, *cache.append(index, k, v))
-        return self.layers[index].self_out(out.view(h.shape))
+        return self.layers[index].self_out(out.view(h.shape), residual)
 
     def _attend_source(
-        self, h: Tensor, index: int, cache: DecoderCache, need_weights: bool
+        self, h: Tensor, residual: Tensor, index: int, cache: DecoderCache, need_weights: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """[B * W, C] -> [B * W, C] and the weights [B, W, S] or None."""
+        """[B * W, C], twice -> [B * W, C] and the weights [B, W, S] or None."""
         q = self.layers[index].source_q(h).view(cache.batch, cache.beam, self.H, self.D)
         out, probs = attend_cached(q, *cache.source(index), need_weights)
-        return self.layers[index].source_out(out.view(h.shape)), probs
+        return self.layers[index].source_out(out.view(h.shape), residual), probs

@@ -115,6 +115,15 @@ def check_engines(folder: Path, records: dict[str, Record]) -> None:
         found = [(e.engine, e.num_kv_heads) for e in comparison.engines]
         assert found == [(name, heads) for name in names]
         assert {e.differing for e in comparison.engines} == {0}
+        evaluation = records[variant].evaluation
+        assert evaluation is not None
+        [bleu] = [
+            score.value_0_100
+            for score in evaluation.scores
+            if (score.split, score.tokenize, score.beam)
+            == ("test", "13a", comparison.workload.beam)
+        ]
+        assert {e.bleu_0_100 for e in comparison.engines} == {bleu}
 
 
 def check_wandb(records: dict[str, Record], found: dict[str, dict[str, Any]]) -> None:

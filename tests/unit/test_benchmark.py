@@ -22,7 +22,7 @@ from experiments.comparison import (
     WorkloadInfo,
     markdown,
 )
-from experiments.engines import ENGINES, FAIRSEQ_ENGINES, build_engine, is_installed
+from experiments.engines import EXACT_ENGINES, FAIRSEQ_ENGINES, build_engine, is_installed
 from experiments.errors import ExperimentError
 from experiments.storage import read_json, write_json
 from experiments.workloads import FixedLengths, Workload
@@ -87,6 +87,17 @@ def test_every_engine_finds_the_same_translations(name: str, beam: int) -> None:
     assert (engine.encoder_s is None) == (name == "ctranslate2")
 
 
+def test_the_8_bit_engine_is_another_model_and_needs_float32() -> None:
+    workload = text_workload(2, beam=4)
+    exact, rounded = (
+        build_engine(name, 2, workload, CPU, torch.float32) for name in ("gqa", "gqa+int8")
+    )
+    scores = [engine.translate()[0][0][0]["score"] for engine in (exact, rounded)]
+    assert scores[0] != scores[1]
+    with pytest.raises(ExperimentError, match=r"gqa\+int8: int8 needs float32"):
+        build_engine("gqa+int8", 2, workload, CPU, torch.bfloat16)
+
+
 @pytest.mark.parametrize("name", ["gqa", "gqa+stock"])
 def test_work_is_counted_batch_by_batch_with_its_padding(name: str) -> None:
     workload = text_workload(2, beam=4)
@@ -132,7 +143,8 @@ def probe(log: list[str]) -> Any:
 
 
 def run_fakes(engines: list[Any], described: WorkloadInfo, log: list[str]) -> Comparison:
-    workload: Any = SimpleNamespace(info=described)
+    bleu = None if described.target_tokens else lambda best: float(len(best))
+    workload: Any = SimpleNamespace(info=described, bleu=bleu)
     return benchmark.measure(engines, workload, probe(log), 2, {("a", 8): (5, "process_rss")})
 
 
@@ -157,7 +169,9 @@ def test_hypotheses_are_compared_with_as_many_kv_heads() -> None:
     log: list[str] = []
     engines = [FakeEngine("a", log, [4]), FakeEngine("bb", log, [3], kv_heads=1)]
     real_text = info(target_tokens=None, weights="trained")
-    assert [e.differing for e in run_fakes(engines, real_text, log).engines] == [0, 0]
+    found = run_fakes(engines, real_text, log).engines
+    assert [e.differing for e in found] == [0, 0]
+    assert [e.bleu_0_100 for e in found] == [2.0, 2.0]  # of the best of the two sentences
 
 
 @pytest.mark.parametrize(
@@ -181,8 +195,8 @@ def test_forced_lengths_from_the_command_to_the_file(
     shown = capsys.readouterr()
     report = read_json(out, ComparisonReport)
     assert [c.workload.beam for c in report.comparisons] == [4, 1]
-    installed = [name for name in ENGINES if is_installed(name)]
-    assert ("not installed" in shown.err) == (len(installed) < len(ENGINES))
+    installed = [name for name in EXACT_ENGINES if is_installed(name)]
+    assert ("not installed" in shown.err) == (len(installed) < len(EXACT_ENGINES))
     expected = [*((name, 8) for name in installed), ("gqa", 2), ("gqa+stock", 2)]
     for comparison in report.comparisons:
         assert [(e.engine, e.num_kv_heads) for e in comparison.engines] == expected
@@ -215,6 +229,7 @@ def samples(
         "num_kv_heads": 8,
         "tokens_produced": 10,
         "differing": 0,
+        "bleu_0_100": None,
         "total_s": total_s,
         "encoder_s": encoder_s,
         "bytes_by_part": {"weights": 300, "self_kv": 100},
@@ -249,7 +264,7 @@ def report(engines: list[EngineSamples], **changes: Any) -> ComparisonReport:
 def test_the_table_is_computed_from_the_samples() -> None:
     engines = [
         samples("gqa", [5.0, 9.0, 6.0], [1.0, 2.0, 2.0]),
-        samples("stock", [12.0, 14.0, 13.0], [2.0, 2.0, 2.0], flops=10**5),
+        samples("stock", [12.0, 14.0, 13.0], [2.0, 2.0, 2.0], flops=10**5, bleu_0_100=12.5),
         samples("ctranslate2", [9.0], None, differing=None, peak_memory_bytes=None),
     ]
     text = markdown([report(engines)])
@@ -260,10 +275,10 @@ def test_the_table_is_computed_from_the_samples() -> None:
     # Decoder medians 4 and 11 s for 10 tokens; 400 bytes at 200 B/s are 2 s, 1e5 operations 100 s.
     assert rows == [
         "| gqa | 8 | 200,000 | 400,000 | 600,000 | 2.75 / 2.17 | - / 1.50 | 2.0 (memory) | 50% "
-        "| 3 | 0 of 2 |",
+        "| 3 | 0 of 2 | - |",
         "| stock | 8 | 200,000 | 1,100,000 | 1,300,000 | 1.00 / 1.00 | - / 0.69 "
-        "| 0.1 (arithmetic) | 18% | 3 | 0 of 2 |",
-        "| ctranslate2 | 8 | - | - | 900,000 | - / 1.44 | - / 1.00 | - | - | - | - |",
+        "| 0.1 (arithmetic) | 18% | 3 | 0 of 2 | 12.50 |",
+        "| ctranslate2 | 8 | - | - | 900,000 | - / 1.44 | - / 1.00 | - | - | - | - | - |",
     ]
     assert "wmt_en_de (random weights, 256 positions), beam 4, batch 2: 6 source and 5" in text
 
