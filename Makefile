@@ -3,7 +3,8 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: help setup quickstart wmt14-data wmt14-bench test lint report lock clean
+WMT14_MODELS := wmt14-mha wmt14-gqa4 wmt14-gqa2 wmt14-mqa
+.PHONY: help setup quickstart wmt14 $(WMT14_MODELS) wmt14-sweep wmt14-data wmt14-bench test lint report lock clean
 
 TORCH ?= default
 TORCH_VERSION := 2.13.0
@@ -16,6 +17,12 @@ TORCH_ONLY := torch triton cuda-bindings cuda-pathfinder cuda-toolkit $(addprefi
 	cusparselt-cu13 nccl-cu13 nvjitlink nvshmem-cu13 nvtx)
 ARGS ?=
 MIRROR ?=
+DRY_RUN ?=
+PLACEMENT ?=
+SEEDS ?= 1,2,3
+KV_HEADS ?= 1,2,4,8
+PRESETS := $(notdir $(basename $(wildcard conf/hardware/*.yaml)))
+HARDWARE ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu1 || echo cpu)
 # Of wmt14-bench: training pairs, and the two files of lines that are varied (else the sample).
 PAIRS ?= 100000
 TEXT ?=
@@ -34,6 +41,8 @@ help:  ## Show this list
 		| awk -F'\t' '{ printf "  make %-16s %s\n", $$1, $$2 }'
 	@echo
 	@echo '  ARGS="key=value ..." passes overrides on, e.g. make quickstart ARGS="seed=2"'
+	@echo '  HARDWARE=$(HARDWARE) is what WMT14 runs on here (one of $(PRESETS)), PLACEMENT=decoder'
+	@echo '  the GQA paper'"'"'s placement; DRY_RUN=1 prints the commands and needs no data'
 	@echo '  TORCH=system uses the torch of the machine (a GPU machine that brings its own)'
 
 setup: $(INSTALLED)  ## Create .venv and install exact pins (TORCH=default|system)
@@ -59,6 +68,28 @@ quickstart: setup  ## Raw text to results table with MHA, GQA-2 and MQA: 15 minu
 
 report: setup  ## Build results/report from results/runs and the papers' numbers
 	$(BIN)/python -m experiments.report --records results/runs --out results/report
+
+# What all of WMT14 has in common; refuses what Hydra would explain at length.
+WMT14 = $(if $(filter $(HARDWARE),$(PRESETS)),,echo "error: HARDWARE=$(HARDWARE) is unknown: choose one of $(PRESETS)" >&2; exit 2;) \
+	$(if $(filter $(or $(PLACEMENT),all),all decoder),,echo "error: PLACEMENT=$(PLACEMENT) is unknown: choose all or decoder" >&2; exit 2;) \
+	$(BIN)/python -m experiments.run -m experiment=wmt14 hardware=$(HARDWARE) \
+	$(if $(PLACEMENT),attention.placement=$(PLACEMENT)) $(if $(MIRROR),"data.mirror='$(MIRROR)'") \
+	$(if $(filter-out 0,$(DRY_RUN)),dry_run=true)
+WMT14_REPORT = $(if $(filter-out 0,$(DRY_RUN)),@echo) $(BIN)/python -m experiments.report \
+	--records outputs/runs/wmt14 --out outputs/report-wmt14
+
+$(WMT14_MODELS): wmt14-%: setup
+	@$(WMT14) attention=$* $(ARGS)
+
+wmt14-mqa:  ## Train and measure MQA on WMT14 (wmt14-mha, wmt14-gqa4, wmt14-gqa2: HARDWARE=gpu8)
+
+wmt14: setup  ## All four models on WMT14, and the report
+	@$(WMT14) attention=mha,gqa4,gqa2,mqa $(ARGS)
+	$(WMT14_REPORT)
+
+wmt14-sweep: setup  ## SEEDS=1,2,3 and KV_HEADS=1,2,4,8 on WMT14, and the report
+	@$(WMT14) attention.num_kv_heads=$(KV_HEADS) seed=$(SEEDS) $(ARGS)
+	$(WMT14_REPORT)
 
 wmt14-data: setup  ## Fetch and prepare WMT14 English-German (MIRROR=folder or URL): docs/wmt14.md
 	$(BIN)/python -m experiments.prepare data=wmt14_en_de $(if $(MIRROR),"data.mirror='$(MIRROR)'") $(ARGS)

@@ -20,6 +20,10 @@ NonNegativeFloat = Annotated[float, Meta(ge=0)]
 Probability = Annotated[float, Meta(ge=0, lt=1)]
 Name = Annotated[str, Meta(pattern="^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 
+# How much larger a batch may be with its padding and its longer side than its target tokens. Where
+# few lines are of similar length it is most: 44 batches of the sample corpus need 1.33.
+PADDED_PER_TARGET_TOKEN = 1.5
+
 
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A part of the config; unknown keys are errors."""
@@ -52,7 +56,8 @@ class ModelConfig(Section, frozen=True, kw_only=True):
 class DataConfig(Section, frozen=True, kw_only=True):
     """The corpus. Lengths and ratio are in subword pieces and drop training pairs alone.
 
-    `mirror` (a folder or a URL) says where downloads come from, the six files are for `local`.
+    `mirror` (a folder or a URL) says where downloads come from, `sources` is a table of archives in
+    place of WMT14's own (docs/wmt14.md), the six files are for `local`.
     """
 
     name: Name
@@ -60,6 +65,7 @@ class DataConfig(Section, frozen=True, kw_only=True):
     max_pieces: Positive
     max_ratio: Annotated[float, Meta(gt=1)]
     mirror: str | None = None
+    sources: str | None = None
     train_source: str | None = None
     train_target: str | None = None
     dev_source: str | None = None
@@ -71,6 +77,7 @@ class DataConfig(Section, frozen=True, kw_only=True):
 # Where the text comes from says nothing about what it is: the checksum of the data does that.
 DATA_ORIGIN_KEYS = (
     "mirror",
+    "sources",
     "train_source",
     "train_target",
     "dev_source",
@@ -81,9 +88,11 @@ DATA_ORIGIN_KEYS = (
 
 
 class TrainConfig(Section, frozen=True, kw_only=True):
-    """Training; `tokens_per_update` bounds padded tokens of the longer side, over all devices.
+    """Training; `tokens_per_update` is the mean number of target tokens, over all devices.
 
-    After the warm-up the learning rate falls with the inverse square root of the update.
+    These are real tokens: the end of a sentence counts, padding does not. After the warm-up the
+    learning rate falls with the inverse square root of the update. The mean of the last
+    `average_checkpoints`, one a validation, is evaluated; null: the last one alone.
     """
 
     max_updates: Positive
@@ -99,6 +108,7 @@ class TrainConfig(Section, frozen=True, kw_only=True):
     activation_dropout: Probability
     log_every_updates: Positive
     validate_every_updates: Positive
+    average_checkpoints: Annotated[int, Meta(ge=2)] | None
 
 
 class DecodeConfig(Section, frozen=True, kw_only=True):
@@ -138,13 +148,21 @@ class BenchmarkConfig(Section, frozen=True, kw_only=True):
 
 
 class HardwareConfig(Section, frozen=True, kw_only=True):
-    """What to compute on; `threads` null is all cores that the process may use."""
+    """What to compute on; `threads` null is all cores that the process may use.
+
+    `max_tokens_per_device` is what fits a device's memory at once: lines times the longest side of
+    one of them. There are `devices` in each of `nodes` machines; with several, `master` is where
+    they meet (HOST:PORT of the first), and `node_rank` says which one this is.
+    """
 
     device: Literal["cpu", "cuda"]
     devices: Positive
     threads: Positive | None
     precision: Literal["fp32", "bf16", "fp16"]
     max_tokens_per_device: Positive
+    nodes: Positive
+    node_rank: NonNegative
+    master: Annotated[str, Meta(pattern="^[^:/ ]+:[0-9]+$")] | None
 
 
 class TrackingConfig(Section, frozen=True, kw_only=True):
@@ -174,6 +192,7 @@ class SuiteConfig(Section, frozen=True, kw_only=True):
     experiment_name: Name
     seed: NonNegative
     force: bool
+    dry_run: bool
     paths: PathsConfig
 
     def __post_init__(self) -> None:
@@ -194,11 +213,11 @@ class SuiteConfig(Section, frozen=True, kw_only=True):
                 f"data.max_pieces={self.data.max_pieces} and the end of the sentence exceed "
                 f"model.max_positions={self.model.max_positions} (lower one or raise the other)"
             )
-        if longest > self.tokens_per_device:
+        if longest > min(self.hardware.max_tokens_per_device, self.train.tokens_per_update):
             raise ValueError(
-                f"a device gets {self.tokens_per_device} tokens a step, less than the longest "
-                f"sentence of data.max_pieces={self.data.max_pieces} (raise train.tokens_per_update"
-                " and hardware.max_tokens_per_device)"
+                f"the longest sentence of data.max_pieces={self.data.max_pieces} has more tokens "
+                f"than train.tokens_per_update={self.train.tokens_per_update} or "
+                f"hardware.max_tokens_per_device={self.hardware.max_tokens_per_device} (raise it)"
             )
         train = self.train
         every = train.log_every_updates
@@ -218,19 +237,48 @@ class SuiteConfig(Section, frozen=True, kw_only=True):
                 f"train.log_every_updates={every} must be at most half of train.max_updates and of "
                 "train.validate_every_updates, so that updates are timed without validation"
             )
-        if self.hardware.device == "cpu" and self.hardware.devices > 1:
+        if train.average_checkpoints is not None:
+            written = -(-train.max_updates // train.validate_every_updates)
+            if train.average_checkpoints > written:
+                raise ValueError(
+                    f"train.average_checkpoints={train.average_checkpoints} is more than the "
+                    f"{written} checkpoints of train.validate_every_updates="
+                    f"{train.validate_every_updates}"
+                )
+        hardware = self.hardware
+        if hardware.device == "cpu" and hardware.devices > 1:
             raise ValueError("hardware.devices must be 1 on the CPU (use hardware.threads)")
+        if hardware.nodes > 1 and hardware.master is None:
+            raise ValueError(
+                f"hardware.nodes={hardware.nodes} machines need hardware.master=HOST:PORT"
+            )
+        if hardware.node_rank >= hardware.nodes:
+            raise ValueError(
+                f"hardware.node_rank={hardware.node_rank} must be below hardware.nodes="
+                f"{hardware.nodes} (unless given it is Slurm's SLURM_NODEID)"
+            )
 
     @property
     def update_freq(self) -> int:
-        """Steps whose gradients make one update, so that a device's step fits its memory."""
-        capacity = self.hardware.devices * self.hardware.max_tokens_per_device
-        return -(-self.train.tokens_per_update // capacity)
+        """Batches of a device whose gradients make one update, so that each fits its memory."""
+        capacity = int(self.hardware.max_tokens_per_device / PADDED_PER_TARGET_TOKEN)
+        return -(-self.train.tokens_per_update // max(1, self.world_size * capacity))
 
     @property
-    def tokens_per_device(self) -> int:
-        """Padded tokens of the longer side in a device's step: fairseq's --max-tokens."""
-        return self.train.tokens_per_update // (self.hardware.devices * self.update_freq)
+    def target_tokens_per_batch(self) -> float:
+        """Mean target tokens that a device gets at once."""
+        return self.train.tokens_per_update / (self.world_size * self.update_freq)
+
+    @property
+    def padded_tokens_per_batch(self) -> int:
+        """Tokens of a large batch of a device with its padding: lines times its longest side."""
+        padded = int(PADDED_PER_TARGET_TOKEN * self.target_tokens_per_batch)
+        return min(self.hardware.max_tokens_per_device, padded)
+
+    @property
+    def world_size(self) -> int:
+        """Devices of all machines together."""
+        return self.hardware.nodes * self.hardware.devices
 
     @property
     def variant(self) -> str:
@@ -250,8 +298,10 @@ def parse_config(resolved: object) -> SuiteConfig:
 def scientific_config(config: SuiteConfig) -> dict[str, Any]:
     """What the result depends on: no folders, no tracking, no names, not where the data is from."""
     kept = msgspec.to_builtins(config)
-    for key in ("paths", "tracking", "force", "experiment_name"):
+    for key in ("paths", "tracking", "force", "dry_run", "experiment_name"):
         del kept[key]
+    for key in ("node_rank", "master"):
+        del kept["hardware"][key]
     for key in DATA_ORIGIN_KEYS:
         del kept["data"][key]
     return kept

@@ -41,19 +41,16 @@ class _Manifest(msgspec.Struct):
     note: str = ""
 
 
-def prepare_data(config: SuiteConfig) -> DataFolder:
-    """Have `python -m data_prep` prepare the corpus, which does nothing where that is done.
-
-    It shows its own progress and its own error: SystemExit with its exit code when it fails.
-    """
-    folder = data_folder(config)
+def prepare_command(config: SuiteConfig) -> list[str]:
+    """The `python -m data_prep` command that prepares the corpus of a job."""
     data = config.data
-    command = [sys.executable, "-m", "data_prep", data.name, "--out", str(folder.path)]
+    command = [sys.executable, "-m", "data_prep", data.name, "--out", str(data_folder(config).path)]
     options = {
         "--vocab-size": data.vocab_size,
         "--max-pieces": data.max_pieces,
         "--max-ratio": data.max_ratio,
         "--mirror": data.mirror,
+        "--sources": data.sources,
         "--train-source": data.train_source,
         "--train-target": data.train_target,
         "--dev-source": data.dev_source,
@@ -64,8 +61,17 @@ def prepare_data(config: SuiteConfig) -> DataFolder:
     for name, value in options.items():
         if value is not None:
             command += [name, str(value)]
-    _run_once(tuple(command))
-    return folder
+    return command
+
+
+def prepare_data(config: SuiteConfig) -> DataFolder:
+    """Have the corpus prepared, which does nothing where that is done.
+
+    The command shows its own progress and its own error: SystemExit with its exit code when it
+    fails.
+    """
+    _run_once(tuple(prepare_command(config)))
+    return data_folder(config)
 
 
 @functools.cache

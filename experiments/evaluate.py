@@ -109,9 +109,9 @@ def searches(decode: DecodeConfig) -> list[tuple[str, int, LengthPenalty]]:
 
 
 def load_trained(job: JobFolder, data: DataFolder) -> tuple[BaseFairseqModel, FairseqTask]:
-    """The job's last checkpoint and its task; raises ExperimentError, one line."""
+    """The job's trained model and its task; raises ExperimentError, one line."""
     try:
-        return load_model(job.checkpoint, data.binarized)
+        return load_model(job.trained, data.binarized)
     except (OSError, ValueError) as error:
         raise ExperimentError(str(error)) from error
 

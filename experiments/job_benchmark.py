@@ -55,7 +55,7 @@ def benchmark(job: JobFolder) -> None:
     data = data_folder(config)
     needed = max(max(shape) for shape in [*config.benchmark.shapes, TRAINING_SHAPE])
     weights: Literal["trained", "random"]
-    if needed <= config.model.max_positions and job.checkpoint.exists():
+    if needed <= config.model.max_positions and job.trained.exists():
         weights = "trained"
         model, task = load_trained(job, data)
     else:
@@ -228,7 +228,12 @@ def time_training(
 
 
 def _fairseq_config(config: SuiteConfig, data: DataFolder) -> DictConfig:
-    """fairseq's own config of the job's training command; nothing is saved, so no folder either."""
+    """fairseq's own config of the job's training command, for this one process and device.
+
+    Nothing is saved, so there is no folder either.
+    """
+    alone = msgspec.structs.replace(config.hardware, devices=1, nodes=1, node_rank=0, master=None)
+    config = msgspec.structs.replace(config, hardware=alone)
     arguments = train_command(config, data.binarized, Path("unused"))[1:]
     parsed = options.parse_args_and_arch(options.get_training_parser(), arguments)
     return convert_namespace_to_omegaconf(parsed)

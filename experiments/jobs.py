@@ -22,19 +22,19 @@ from experiments.config import SuiteConfig, job_id
 from experiments.corpus import check_lengths, prepare_data, read_data_info
 from experiments.errors import ExperimentError
 from experiments.layout import JobFolder, job_folder
+from experiments.plan import MODULES, describe
 from experiments.progress import StageView, console
 from experiments.record_parts import Benchmark, Evaluation, JobInfo, ModelInfo, Training
 from experiments.records import SCHEMA_VERSION, Record, write_record
 from experiments.stage import run_stage
 from experiments.storage import read_json, write_json
-from experiments.train import train, train_command
-
-# Of the stages that are not fairseq's own commands.
-MODULES = {"evaluate": "experiments.evaluate", "benchmark": "experiments.job_benchmark"}
+from experiments.train import average_checkpoints, train, train_along, train_command
 
 
 def run_job(config: SuiteConfig) -> bool:
     """Do what is left of a job; False when its record was there already.
+
+    On the second and further of several machines that is its part of the training alone.
 
     Raises ExperimentError, one line, when a stage fails or another process runs the same job.
     """
@@ -44,6 +44,11 @@ def run_job(config: SuiteConfig) -> bool:
     code = provenance.code_info()
     identity = job_id(config, info.checksum, code.version)
     job = job_folder(config, identity)
+    threads = config.hardware.threads or len(os.sched_getaffinity(0))
+    if config.hardware.node_rank:
+        if not job.training.exists():
+            train_along(config, job, data, threads)
+        return True
     with _only_one(job):
         if job.record.exists() and not config.force:
             console.print(f"{job.path.name}: has its record, skipped (force=true runs it again)")
@@ -52,9 +57,11 @@ def run_job(config: SuiteConfig) -> bool:
             _empty(job)
         started, clock = datetime.now(UTC), time.monotonic()
         write_json(job.config, config)
-        threads = config.hardware.threads or len(os.sched_getaffinity(0))
         if not job.training.exists():
+            for line in describe(config):
+                console.print(f"{job.path.name}: {line}")
             train(config, job, data, threads)
+        average_checkpoints(job, threads)
         if not job.evaluation.exists():
             _run_module("evaluate", job, threads)
         if not job.benchmark.exists():

@@ -30,6 +30,16 @@ class JobFolder(msgspec.Struct, frozen=True):
         return self.checkpoints / "checkpoint_last.pt"
 
     @property
+    def average(self) -> Path:
+        """The mean of the last checkpoints, where the config asks for one."""
+        return self.checkpoints / "checkpoint_average.pt"
+
+    @property
+    def trained(self) -> Path:
+        """What evaluation and benchmark load."""
+        return self.average if self.average.exists() else self.checkpoint
+
+    @property
     def hypotheses(self) -> Path:
         return self.path / "hypotheses"
 

@@ -6,6 +6,15 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+
+def in_words(seconds: float) -> str:
+    """Such as `40 s`, `14 min` or `3 h 20 min`."""
+    minutes = round(seconds / 60)
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+
+
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 

@@ -195,10 +195,11 @@ class Training(Part, frozen=True, kw_only=True):
     """What training did.
 
     `target_tokens` are real ones, padding not counted; `target_tokens_per_update_wanted` is null
-    where the config asks for none. `wall_s` is the whole command (after an interruption, the one
+    where the config asked for none. `wall_s` is the whole command (after an interruption, the one
     that finished). `update_wall_s` is what the updates alone take at the rate of those that no
     start, validation or checkpoint slowed; `us_per_target_token` is that rate.
-    `peak_memory_bytes` is the largest of the processes.
+    `peak_memory_bytes` is the largest of the processes. `averaged_updates` are the updates of the
+    checkpoints whose mean was evaluated; empty where it was the last checkpoint.
     """
 
     device: Device
@@ -214,6 +215,7 @@ class Training(Part, frozen=True, kw_only=True):
     us_per_target_token: float
     peak_memory_bytes: Positive
     peak_memory_kind: MemoryKind
+    averaged_updates: list[Positive] = []
 
     def check(self) -> None:
         updates = [point.update for point in self.curve]

@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from experiments.config import SuiteConfig, parse_config
 from experiments.errors import ExperimentError
 from experiments.jobs import run_job
+from experiments.plan import print_plan
 from experiments.provenance import hardware
 from experiments.tracking import check_account
 
@@ -53,10 +54,14 @@ def check_gpus(config: SuiteConfig) -> None:
 
 
 def main() -> int:
-    """Run the jobs of the command line; returns the exit code."""
+    """Run the jobs of the command line, or say what they would do; returns the exit code."""
     failed = 0
     try:
         jobs = compose_jobs()
+        if any(config.dry_run for config in jobs):
+            for config in jobs:
+                print_plan(config)
+            return 0
         for config in jobs:
             check_account(config.tracking.mode)
             check_gpus(config)

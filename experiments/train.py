@@ -18,14 +18,16 @@ import msgspec
 from experiments.config import SuiteConfig
 from experiments.errors import ExperimentError
 from experiments.layout import SOURCE, TARGET, DataFolder, JobFolder
-from experiments.progress import StageView
+from experiments.progress import StageView, console, in_words
 from experiments.record_parts import Training, TrainPoint
-from experiments.stage import run_stage
-from experiments.storage import write_json
+from experiments.stage import StageResult, run_stage
+from experiments.storage import read_json, write_json
 
 # fairseq's logger names the table: `2026-11-24 10:00:00 | INFO | train_inner | {...}`.
 _LOG_LINE = re.compile(r"\| INFO \| (train_inner|valid) \| (\{.*\})$")
 NATS_PER_BIT = math.log(2)
+# Share of train.tokens_per_update by which the mean may differ before a job says so.
+TOLERATED_DEVIATION = 0.05
 
 
 class TrainUpdates(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,7 +53,7 @@ def train_command(config: SuiteConfig, binarized: Path, checkpoints: Path) -> li
 
     Only --num-kv-heads, --attention-placement and --save-dir differ between variants. Checkpoints
     are written at validations and at the end; no epoch's end adds one, so that the number of
-    checkpoints does not depend on the corpus. The last one counts, as in Shazeer 2019.
+    checkpoints does not depend on the corpus.
     """
     model, train, hardware = config.model, config.train, config.hardware
     plugin = Path(__file__).resolve().parent.parent / "gqa_fairseq"
@@ -87,14 +89,16 @@ def train_command(config: SuiteConfig, binarized: Path, checkpoints: Path) -> li
         "--warmup-updates": train.warmup_updates,
         "--warmup-init-lr": 1e-7,
         "--max-update": train.max_updates,
-        "--max-tokens": config.tokens_per_device,
+        "--target-tokens-per-update": train.tokens_per_update,
         "--update-freq": config.update_freq,
-        "--max-tokens-valid": max(config.tokens_per_device, model.max_positions),
+        "--distributed-world-size": config.world_size,
+        "--max-tokens": hardware.max_tokens_per_device,
+        "--max-tokens-valid": max(config.padded_tokens_per_batch, model.max_positions),
         "--validate-interval": never,
         "--validate-interval-updates": train.validate_every_updates,
         "--save-interval": never,
         "--save-interval-updates": train.validate_every_updates,
-        "--keep-interval-updates": 1,
+        "--keep-interval-updates": train.average_checkpoints or 1,
         "--save-dir": checkpoints,
         "--seed": config.seed,
         "--num-workers": 0,
@@ -113,8 +117,14 @@ def train_command(config: SuiteConfig, binarized: Path, checkpoints: Path) -> li
         flags.append("--use-bias")
     if hardware.device == "cpu":
         flags.append("--cpu")
-    else:
-        options["--distributed-world-size"] = hardware.devices
+    if hardware.nodes > 1:
+        # On a machine with GPUs fairseq starts one process for each, with ranks from this one on.
+        options["--distributed-init-method"] = f"tcp://{hardware.master}"
+        options["--distributed-rank"] = hardware.node_rank * hardware.devices
+        if hardware.device == "cpu":
+            options["--distributed-backend"] = "gloo"
+            options["--ddp-backend"] = "legacy_ddp"
+            flags.append("--distributed-no-spawn")
     if hardware.precision != "fp32":
         flags.append(f"--{hardware.precision}")
     command = ["fairseq-train", str(binarized)]
@@ -130,55 +140,110 @@ def train(config: SuiteConfig, job: JobFolder, data: DataFolder, threads: int) -
     """
     log = job.log("train")
     _drop_half_copied(job)
-    if any(event.update >= config.train.max_updates for event in read_events(log)):
-        # Stopped after the last update: fairseq would resume with one more. Start over instead.
+    if _has_last_checkpoint(job, config.train.max_updates):
+        # Stopped between that and the result: fairseq would go on with one update more. Start over.
         shutil.rmtree(job.checkpoints, ignore_errors=True)
         log.unlink()
+    done = _run_training(config, job, data, log, threads)
+    events = read_events(log)
+    curve = read_curve(events)
+    if not curve or curve[-1].update != config.train.max_updates:
+        raise ExperimentError(f"training ended early, without a word (see {log})")
+    tokens, wanted = curve[-1].target_tokens, config.train.tokens_per_update
+    mean = tokens / config.train.max_updates
+    if deviation := off_target(mean, wanted):
+        console.print(f"{job.path.name}: {deviation}", markup=False)
+    count = config.train.average_checkpoints
+    averaged = _numbered(job)[-count:] if count else []
+    us_per_token = us_per_target_token(events, config.train.log_every_updates)
+    result = Training(
+        device=config.hardware.device,
+        precision=config.hardware.precision,
+        processes=config.world_size,
+        curve=curve,
+        updates=config.train.max_updates,
+        target_tokens=tokens,
+        target_tokens_per_update=mean,
+        target_tokens_per_update_wanted=wanted,
+        wall_s=done.wall_s,
+        update_wall_s=us_per_token * tokens / 1e6,
+        us_per_target_token=us_per_token,
+        peak_memory_bytes=done.peak_rss_bytes,
+        peak_memory_kind="process_rss",
+        averaged_updates=[_update_of(path) for path in averaged],
+    )
+    write_json(job.training, result)
+    for path in job.checkpoints.glob("*.pt"):
+        # fairseq's best and its last but one, as large as the last
+        if path != job.checkpoint and path not in averaged:
+            path.unlink()
+
+
+def off_target(mean: float, wanted: int) -> str | None:
+    """A line where an update's mean target tokens are not what was wanted, with the reason."""
+    if abs(mean / wanted - 1) <= TOLERATED_DEVIATION:
+        return None
+    return (
+        f"an update had {mean:,.0f} target tokens, not train.tokens_per_update={wanted:,}: an "
+        "epoch is a whole number of updates, and this corpus has few"
+    )
+
+
+def train_along(config: SuiteConfig, job: JobFolder, data: DataFolder, threads: int) -> None:
+    """Run this machine's part of a training that the first of several machines is in charge of."""
+    _run_training(config, job, data, job.log(f"train-node{config.hardware.node_rank}"), threads)
+
+
+def average_checkpoints(job: JobFolder, threads: int) -> None:
+    """Write the mean of the checkpoints that training.json names, where it names any."""
+    updates = read_json(job.training, Training).averaged_updates
+    if not updates or job.average.exists():
+        return
+    paths = [path for path in _numbered(job) if _update_of(path) in updates]
+    command = [sys.executable, "-m", "gqa_fairseq.average", str(job.average), *map(str, paths)]
+    with StageView(f"{job.path.name}: average of updates {', '.join(map(str, updates))}") as view:
+        run_stage(command, job.log("average"), threads, view.status)
+    for path in paths:
+        path.unlink()
+
+
+def _run_training(
+    config: SuiteConfig, job: JobFolder, data: DataFolder, log: Path, threads: int
+) -> StageResult:
+    """Run the command and show what its log says, with the time left once updates were timed."""
     command = train_command(config, data.binarized, job.checkpoints)
-    with StageView(f"{job.path.name}: train", config.train.max_updates) as view:
+    updates = config.train.max_updates
+    with StageView(f"{job.path.name}: train", updates) as view:
+        timed = 0
 
         def show(line: str) -> None:
+            nonlocal timed
             event = parse_line(line)
             if isinstance(event, TrainUpdates):
-                view.advance(
-                    event.update,
-                    f"{event.nll_nats_per_token:.3f} nats/token, "
-                    f"{event.target_tokens_per_s:.0f} tokens/s",
-                )
+                rate = event.target_tokens_per_s
+                status = f"{event.nll_nats_per_token:.3f} nats/token, {rate:.0f} tokens/s"
+                view.advance(event.update, status)
+                timed += 1
+                if timed == 2:  # the first ones warmed up
+                    left_s = (updates - event.update) * event.target_tokens_per_update / rate
+                    view.note(f"update {event.update}: {status}, about {in_words(left_s)} left")
             elif event is not None:
                 view.note(f"update {event.update}: dev {event.nll_nats_per_token:.3f} nats/token")
 
         # The same program as the console script of this environment, wherever that lies.
         program = [sys.executable, "-m", "fairseq_cli.train"]
         try:
-            done = run_stage([*program, *command[1:]], log, threads, show)
+            return run_stage([*program, *command[1:]], log, threads, show)
         except ExperimentError as error:
             raise ExperimentError(f"training failed: {error}; force=true starts over") from error
-    events = read_events(log)
-    curve = read_curve(events)
-    if not curve or curve[-1].update != config.train.max_updates:
-        raise ExperimentError(f"training ended early, without a word (see {log})")
-    tokens = curve[-1].target_tokens
-    us_per_token = us_per_target_token(events, config.train.log_every_updates)
-    result = Training(
-        device=config.hardware.device,
-        precision=config.hardware.precision,
-        processes=config.hardware.devices,
-        curve=curve,
-        updates=config.train.max_updates,
-        target_tokens=tokens,
-        target_tokens_per_update=tokens / config.train.max_updates,
-        target_tokens_per_update_wanted=None,
-        wall_s=done.wall_s,
-        update_wall_s=us_per_token * tokens / 1e6,
-        us_per_target_token=us_per_token,
-        peak_memory_bytes=done.peak_rss_bytes,
-        peak_memory_kind="process_rss",
-    )
-    write_json(job.training, result)
-    for path in job.checkpoints.glob("*.pt"):
-        if path != job.checkpoint:  # fairseq's best and its last but one, as large as the last
-            path.unlink()
+
+
+def _has_last_checkpoint(job: JobFolder, max_updates: int) -> bool:
+    """Whether the checkpoint of the last update was written, whole."""
+    log = job.log("train")
+    text = log.read_text(encoding="utf-8") if log.exists() else ""
+    saved = re.search(rf"Saved checkpoint .* @ {max_updates} updates", text)
+    return bool(saved) or any(_update_of(path) == max_updates for path in _numbered(job))
 
 
 def _drop_half_copied(job: JobFolder) -> None:
@@ -189,13 +254,21 @@ def _drop_half_copied(job: JobFolder) -> None:
     """
     if not job.checkpoint.exists() or zipfile.is_zipfile(job.checkpoint):
         return
-    numbered = sorted(
-        job.checkpoints.glob("checkpoint_*_*.pt"), key=lambda path: int(path.stem.split("_")[2])
-    )
+    numbered = _numbered(job)
     if numbered:
-        os.replace(numbered[-1], job.checkpoint)
+        shutil.copyfile(numbered[-1], job.checkpoint)
     else:
         job.checkpoint.unlink()
+
+
+def _numbered(job: JobFolder) -> list[Path]:
+    """The checkpoints that fairseq wrote at validations and kept, by update."""
+    return sorted(job.checkpoints.glob("checkpoint_*_*.pt"), key=_update_of)
+
+
+def _update_of(checkpoint: Path) -> int:
+    """1000 of checkpoint_2_1000.pt."""
+    return int(checkpoint.stem.split("_")[2])
 
 
 def read_events(log: Path) -> list[TrainUpdates | Validation]:
@@ -236,10 +309,14 @@ def read_curve(events: Iterable[TrainUpdates | Validation]) -> list[TrainPoint]:
             trained[event.update] = event
         else:
             validated[event.update] = event
-    curve, target_tokens, before = [], 0.0, 0
+    curve, target_tokens, before, wall_s = [], 0.0, 0, 0.0
     for update, event in sorted(trained.items()):
-        target_tokens += event.target_tokens_per_update * (update - before)
+        tokens = event.target_tokens_per_update * (update - before)
+        target_tokens += tokens
         before = update
+        # After a resume fairseq's clock stands still, at 0.
+        resumed = event.wall_s < wall_s
+        wall_s = wall_s + tokens / event.target_tokens_per_s if resumed else event.wall_s
         dev = validated.get(update)
         curve.append(
             TrainPoint(
@@ -248,7 +325,7 @@ def read_curve(events: Iterable[TrainUpdates | Validation]) -> list[TrainPoint]:
                 dev_nll_nats_per_token=dev.nll_nats_per_token if dev else None,
                 learning_rate=event.learning_rate,
                 target_tokens=round(target_tokens),
-                wall_s=event.wall_s,
+                wall_s=wall_s,
             )
         )
     return curve

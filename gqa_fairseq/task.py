@@ -14,7 +14,9 @@ from fairseq.data.iterators import EpochBatchIterator
 from fairseq.dataclass import ChoiceEnum
 from fairseq.tasks import register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
+from omegaconf import II
 
+from gqa_fairseq.batching import TargetTokenBatches
 from gqa_fairseq.decoding.int8 import quantize_int8
 from gqa_fairseq.decoding.search import GroupedQueryGenerator
 
@@ -23,7 +25,7 @@ SearchChoice: Any = ChoiceEnum(("gqa", "stock"))
 
 @dataclass
 class GroupedQueryTranslationConfig(TranslationConfig):
-    """fairseq's translation task and how to search."""
+    """fairseq's translation task, how to search, and what an update is."""
 
     search: SearchChoice = field(
         default="gqa", metadata={"help": "gqa: the plugin's search; stock: fairseq's own"}
@@ -38,11 +40,33 @@ class GroupedQueryTranslationConfig(TranslationConfig):
     int8: bool = field(
         default=False, metadata={"help": "translate with linear layers in 8 bits (CPU)"}
     )
+    target_tokens_per_update: Optional[int] = field(
+        default=None,
+        metadata={
+            "help": "mean target tokens of an update, padding not counted, over all devices and "
+            "--update-freq; --max-tokens still bounds a batch with its padding"
+        },
+    )
+    update_freq: list[int] = II("optimization.update_freq")
+    distributed_world_size: int = II("distributed_training.distributed_world_size")
+    seed: int = II("common.seed")
 
 
 @register_task("gqa_translation", dataclass=GroupedQueryTranslationConfig)
 class GroupedQueryTranslationTask(TranslationTask):
     """Translation with binarized parallel text, as in fairseq, that never drops a line."""
+
+    def load_dataset(self, split: str, *args, **kwargs) -> None:
+        """fairseq's dataset; that of training makes batches by target tokens where it should."""
+        super().load_dataset(split, *args, **kwargs)
+        tokens = self.cfg.target_tokens_per_update
+        if split == self.cfg.train_subset and tokens is not None:
+            if len(self.cfg.update_freq) > 1 or tokens < 1:
+                sys.exit("error: --target-tokens-per-update: a positive number, one --update-freq")
+            batches = self.cfg.distributed_world_size * self.cfg.update_freq[0]
+            self.datasets[split] = TargetTokenBatches(
+                self.datasets[split], tokens, batches, self.cfg.seed
+            )
 
     def get_batch_iterator(self, dataset, *args, **kwargs) -> EpochBatchIterator:
         """fairseq's batches; outside training every line is in one.

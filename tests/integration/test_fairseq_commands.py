@@ -76,14 +76,14 @@ def train_arguments(
     return [corpus, *TASK, *model, *TRAIN, *places, *options]
 
 
-def losses(result: Result) -> dict[int, str]:
-    """Training loss of each update, as it was printed."""
+def losses(result: Result, name: str = "loss") -> dict[int, str]:
+    """Training loss of each update, or another figure, as it was printed."""
     found = {}
     for line in result.output.split("\n"):
         _, is_there, text = line.partition("| train_inner | ")
         if is_there:
             entry = json.loads(text)
-            found[int(entry["num_updates"])] = entry["loss"]
+            found[int(entry["num_updates"])] = entry[name]
     return found
 
 
@@ -250,7 +250,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def train_on_two(corpus: Path, folder: Path, updates: int) -> list[Result]:
+def train_on_two(corpus: Path, folder: Path, updates: int, *options: object) -> list[Result]:
     shared = [
         *("--distributed-no-spawn", "--distributed-world-size", 2),
         *("--distributed-init-method", f"tcp://127.0.0.1:{free_port()}"),
@@ -259,7 +259,7 @@ def train_on_two(corpus: Path, folder: Path, updates: int) -> list[Result]:
     running = [
         start(
             "train",
-            *train_arguments(corpus, updates, *shared, "--distributed-rank", rank),
+            *train_arguments(corpus, updates, *shared, *options, "--distributed-rank", rank),
             folder=folder,
             log=f"rank{rank}.txt",
         )
@@ -276,6 +276,27 @@ def test_two_processes_train_and_resume(corpus: Path, tmp_path: Path) -> None:
     second = train_on_two(corpus, tmp_path, 4)[0]
     assert list(losses(first)) == [1, 2]
     assert list(losses(second)) == [3, 4]
+
+
+def test_an_update_has_the_wanted_target_tokens(corpus: Path, tmp_path: Path) -> None:
+    """The same mean with accumulation, in two processes and after a resume: all lines, once."""
+    text = (corpus.parent / "train.de").read_text(encoding="utf-8")
+    tokens = len(text.split()) + LINES["train"]  # each line's </s>
+    wanted = 130
+    updates = round(tokens / wanted)  # of an epoch
+    options = ["--target-tokens-per-update", wanted]
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.mkdir()
+    two.mkdir()
+    accumulated = [*options, "--update-freq", 2]
+    first = losses(train(corpus, one, 2, *accumulated), "wpb")
+    rest = losses(train(corpus, one, updates, *accumulated), "wpb")
+    assert list(rest) == list(range(3, updates + 1))
+    on_two = losses(train_on_two(corpus, two, updates, *options)[0], "wpb")
+    for found in (first | rest, on_two):
+        assert len(found) == updates
+        assert sum(map(float, found.values())) == tokens
+        assert all(abs(float(each) - wanted) < 25 for each in found.values())
 
 
 BLEU = [
@@ -324,8 +345,11 @@ def assert_one_line(result: Result, message: str) -> None:
         (["--attention-placement", "encoder"], "choose one of all, decoder"),
         (["--decoder-embed-dim", 64], "encoder and decoder embed_dim differ"),
         (["--encoder-attention-heads", 5, "--decoder-attention-heads", 5], "not divisible by 5"),
+        (["--target-tokens-per-update", 780], "raise --update-freq, or --max-tokens (to "),
+        (["--target-tokens-per-update", 0], "a positive number"),
+        (["--target-tokens-per-update", 99, "--batch-size", 8], "exclude each other"),
     ],
-    ids=["kv_heads", "placement", "widths", "heads"],
+    ids=["kv_heads", "placement", "widths", "heads", "memory", "tokens", "batch_size"],
 )
 def test_bad_options(options: list[object], message: str, corpus: Path, tmp_path: Path) -> None:
     assert_one_line(train(corpus, tmp_path, 1, *options), message)

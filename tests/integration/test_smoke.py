@@ -2,11 +2,14 @@
 
 import lzma
 import os
+import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
@@ -23,7 +26,7 @@ from experiments.record_parts import Training
 from experiments.records import Record, read_records
 from experiments.run import resolve
 from experiments.storage import read_json
-from experiments.train import train
+from experiments.train import average_checkpoints, train, train_along
 from gqa_fairseq.checkpoint import allow_fairseq_checkpoints
 
 pytestmark = pytest.mark.slow
@@ -178,12 +181,17 @@ def check_record(record: Record, folder: Path) -> None:
     }
 
 
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("prepared")
+
+
 @pytest.fixture
-def config(corpus: list[str], tmp_path: Path) -> SuiteConfig:
+def config(corpus: list[str], prepared: Path) -> SuiteConfig:
     lengths = ["train.max_updates=60", "train.validate_every_updates=10"]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        overrides = ["experiment=smoke", "attention=gqa2", *lengths, *corpus]
-        return resolve(compose("suite", overrides=[*overrides, f"paths.data={tmp_path}/data"]))
+        overrides = ["experiment=smoke", "attention=gqa2", "train.average_checkpoints=3", *lengths]
+        return resolve(compose("suite", overrides=[*overrides, *corpus, f"paths.data={prepared}"]))
 
 
 def test_an_interrupted_training_ends_as_if_it_had_not_been(
@@ -208,24 +216,62 @@ def test_an_interrupted_training_ends_as_if_it_had_not_been(
 
     log = broken.log("train").read_text(encoding="utf-8")
     assert "Loaded checkpoint" in log  # it went on and did not start over
-    assert list(broken.checkpoints.iterdir()) == [broken.checkpoint]
     one, two = (read_json(job.training, Training) for job in (whole, broken))
     assert losses(one) == losses(two)
     assert one.target_tokens == two.target_tokens
-    assert_same_weights(whole, broken)
+    assert_same_weights(whole.checkpoint, broken.checkpoint)
+
+    assert one.averaged_updates == two.averaged_updates == [40, 50, 60]
+    last_three = [weights(path) for path in sorted(whole.checkpoints.glob("checkpoint_*_*.pt"))]
+    assert len(last_three) == 3
+    for job in (whole, broken):
+        average_checkpoints(job, threads=1)
+        assert set(job.checkpoints.iterdir()) == {job.checkpoint, job.average}
+        assert job.trained == job.average
+    assert_same_weights(whole.average, broken.average)
+    for name, mean in weights(whole.average).items():
+        expected = sum(each[name].double() for each in last_three) / 3
+        torch.testing.assert_close(mean.double(), expected, rtol=0, atol=1e-6)
 
     # Stopped between the last update and the result: not one update more than asked for.
     broken.training.unlink()
     train(config, broken, data, threads=1)
     assert losses(read_json(broken.training, Training)) == losses(one)
-    assert_same_weights(whole, broken)
+    assert_same_weights(whole.checkpoint, broken.checkpoint)
 
 
-def assert_same_weights(one: JobFolder, two: JobFolder) -> None:
+def test_two_machines_train_one_model(config: SuiteConfig, tmp_path: Path) -> None:
+    """As two jobs of `hardware.nodes=2` do, here on the CPU: half of an update each."""
+    data = prepare_data(config)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        master = f"127.0.0.1:{probe.getsockname()[1]}"
+    job = JobFolder(tmp_path / "job")
+    short = msgspec.structs.replace(config.train, max_updates=20, average_checkpoints=None)
+    configs = []
+    for rank in (0, 1):
+        hardware = msgspec.structs.replace(config.hardware, nodes=2, master=master, node_rank=rank)
+        configs.append(msgspec.structs.replace(config, train=short, hardware=hardware))
+    with ThreadPoolExecutor() as pool:
+        along = pool.submit(train_along, configs[1], job, data, 1)
+        train(configs[0], job, data, threads=1)
+        along.result()
+    result = read_json(job.training, Training)
+    assert result.processes == 2
+    assert result.target_tokens_per_update == pytest.approx(512, rel=0.05)
+    assert result.curve[-1].dev_nll_nats_per_token is not None
+    assert list(job.checkpoints.iterdir()) == [job.checkpoint]
+    assert {path.name for path in job.log("train").parent.iterdir()} == {
+        "train.log",
+        "train-node1.log",
+    }
+
+
+def assert_same_weights(one: Path, two: Path) -> None:
     for name, weight in weights(one).items():
         assert torch.equal(weight, weights(two)[name]), name
 
 
-def weights(job: JobFolder) -> dict[str, torch.Tensor]:
+def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
     allow_fairseq_checkpoints()
-    return torch.load(job.checkpoint, weights_only=True)["model"]
+    return torch.load(checkpoint, weights_only=True)["model"]

@@ -2,11 +2,14 @@
 
 import math
 
+import msgspec
 import pytest
 
+from experiments.progress import in_words
 from experiments.train import (
     TrainUpdates,
     Validation,
+    off_target,
     parse_line,
     read_curve,
     us_per_target_token,
@@ -83,6 +86,23 @@ def test_after_a_resume_the_later_line_on_an_update_counts() -> None:
     assert curve[-1].target_tokens == 500 + 500 + 1000 + 500
 
 
+def test_the_clock_goes_on_after_a_resume() -> None:
+    before = [updates(5), updates(10)]  # 5 and 10 s
+    after = [
+        msgspec.structs.replace(updates(update, tokens=100.0, rate=100.0), wall_s=0.0)
+        for update in (10, 15)
+    ]
+    curve = read_curve([*before, *after])
+    assert [point.wall_s for point in curve] == [5.0, 10.0, 15.0]
+
+
+@pytest.mark.parametrize(("mean", "off"), [(951.0, False), (1049.0, False), (949.0, True)])
+def test_an_update_off_its_target_by_more_than_five_percent_is_said(mean: float, off: bool) -> None:
+    said = off_target(mean, 1000)
+    assert (said is not None) == off
+    assert said is None or "949 target tokens, not train.tokens_per_update=1,000" in said
+
+
 def test_time_per_token_leaves_out_first_updates_validations_and_resumes() -> None:
     slow = 1.0  # tokens a second: one such interval would show
     events = [
@@ -102,3 +122,11 @@ def test_time_per_token_leaves_out_first_updates_validations_and_resumes() -> No
 def test_a_log_without_clean_intervals_is_refused() -> None:
     with pytest.raises(ValueError, match="no updates"):
         us_per_target_token([updates(5), validation(5), updates(10)], log_every=5)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(40.4, "40 s"), (840.0, "14 min"), (12_000.0, "3 h 20 min"), (90_060.0, "25 h 1 min")],
+)
+def test_the_time_left_in_words(seconds: float, words: str) -> None:
+    assert in_words(seconds) == words

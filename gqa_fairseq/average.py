@@ -1,0 +1,61 @@
+"""The mean of several checkpoints of one training, as a checkpoint (Vaswani et al. 2017, 6.1).
+
+    python -m gqa_fairseq.average OUT CHECKPOINT CHECKPOINT ...
+
+fairseq's own script for it is not installed with the package, and lets a checkpoint run code.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gqa_fairseq.checkpoint import allow_fairseq_checkpoints
+
+
+def average(paths: list[Path], out: Path) -> None:
+    """Write to `out` the last of the checkpoints with the mean of all their weights.
+
+    Weights are summed in float64; the optimizer's state is left out, as there is no mean of it.
+
+    Raises ValueError when the checkpoints do not have the same weights.
+    """
+    allow_fairseq_checkpoints()
+    total: dict[str, torch.Tensor] = {}
+    state: dict[str, Any] = {}
+    for path in paths:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        weights = state["model"]
+        shapes = {name: weight.shape for name, weight in weights.items()}
+        if total and shapes != {name: weight.shape for name, weight in total.items()}:
+            raise ValueError(f"{path} has other weights than {paths[0]}")
+        for name, weight in weights.items():
+            total[name] = total.get(name, 0) + weight.double()
+    for name, weight in state["model"].items():
+        state["model"][name] = (total[name] / len(paths)).to(weight.dtype)
+    state["last_optimizer_state"] = None
+    partial = out.with_suffix(".partial")
+    torch.save(state, partial)
+    os.replace(partial, out)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Average checkpoints; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m gqa_fairseq.average", description=__doc__)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("checkpoints", type=Path, nargs="+")
+    parsed = parser.parse_args(arguments)
+    try:
+        average(parsed.checkpoints, parsed.out)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        first = str(error).split("\n")[0]
+        print(f"error: {first}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
