@@ -7,6 +7,7 @@ same functions are called as they are.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections import deque
 from collections.abc import Callable, Hashable
@@ -18,6 +19,12 @@ from torch import Tensor
 logger = logging.getLogger(__name__)
 
 _MOST_GRAPHS = 128  # of some hundred kilobytes each, were there ever so many sizes
+
+
+@functools.cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """Where steps warm up and are captured; one a device, for cuBLAS keeps 32 MiB a stream."""
+    return torch.cuda.Stream(device)
 
 
 class GraphedStep:
@@ -32,7 +39,6 @@ class GraphedStep:
         self._device = device
         self._graphs: dict[Hashable, torch.cuda.CUDAGraph | None] = {}
         self._pool: Any = None  # the graphs share their temporaries' memory
-        self._side: torch.cuda.Stream | None = None
         self.is_graphed = device.type == "cuda"
 
     def __call__(self, function: Callable[[], None], key: Hashable) -> None:
@@ -42,6 +48,7 @@ class GraphedStep:
         elif key not in self._graphs:
             if len(self._graphs) == _MOST_GRAPHS:
                 self._graphs.clear()
+                self._pool = None  # a pool whose graphs are all gone takes no new one
             self._graphs[key] = None
             self._warm_up(function)
         else:
@@ -54,22 +61,27 @@ class GraphedStep:
                 graph.replay()
 
     def _warm_up(self, function: Callable[[], None]) -> None:
-        """On a stream of its own, as a capture is: libraries prepare their workspaces by stream."""
-        if self._side is None:
-            self._side = torch.cuda.Stream(self._device)
-        current = torch.cuda.current_stream(self._device)
-        self._side.wait_stream(current)
-        with torch.cuda.stream(self._side):
+        """On the stream of the captures: libraries prepare their workspaces by stream."""
+        side, current = _side_stream(self._device), torch.cuda.current_stream(self._device)
+        side.wait_stream(current)
+        with torch.cuda.stream(side):
             function()
-        current.wait_stream(self._side)
+        current.wait_stream(side)
 
     def _capture(self, function: Callable[[], None]) -> torch.cuda.CUDAGraph | None:
         """Records the function without running it; None, with a note in the log, if that fails."""
         graph = torch.cuda.CUDAGraph()
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
+        capture = torch.cuda.graph(
+            graph,
+            pool=self._pool,
+            stream=_side_stream(self._device),
+            capture_error_mode="thread_local",  # other threads (NCCL's, pinned loaders') may go on
+        )
         try:
-            with torch.cuda.device(self._device), torch.cuda.graph(graph, pool=self._pool):
+            # A capture that fails stays on its stream: the outer context comes back from there.
+            with torch.cuda.stream(torch.cuda.current_stream(self._device)), capture:
                 function()
         except RuntimeError as error:
             self.is_graphed = False
@@ -98,7 +110,7 @@ class LateReads:
         host = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
         host.copy_(x, non_blocking=True)
         event = torch.cuda.Event()
-        event.record()
+        event.record(torch.cuda.current_stream(x.device))
         self._pending.append((host, event))
 
     def pop(self) -> Tensor | None:

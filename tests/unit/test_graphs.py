@@ -7,7 +7,8 @@ tested there, by tests/kernel_search.py.
 from __future__ import annotations
 
 import logging
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -27,7 +28,8 @@ class Player:
         self.effects = 0
         self.events: list[str] = []
         self.is_capturing = False
-        stream = SimpleNamespace(wait_stream=lambda other: self.events.append("wait"))
+        self.pools: list[object] = []  # of the captures
+        self.stream = main = self.new_stream()  # the current one
         player = self
 
         class Graph:
@@ -36,20 +38,35 @@ class Player:
                 player.events.append("replay")
 
         @contextmanager
-        def capture(graph: Graph, pool: object):
+        def on(stream: object):
+            previous, player.stream = player.stream, stream
+            try:
+                yield
+            finally:
+                player.stream = previous
+
+        @contextmanager
+        def capture(graph: Graph, pool: object, stream: object, capture_error_mode: str):
+            """As torch's: it synchronizes, and after a failure it stays on its stream."""
+            assert player.stream is main
+            previous, player.stream = player.stream, stream
+            player.pools.append(pool)
             player.is_capturing = True
             yield
             player.is_capturing = False
+            player.stream = previous
 
         self.cuda = SimpleNamespace(
             CUDAGraph=Graph,
             graph=capture,
-            graph_pool_handle=lambda: (0, 1),
-            current_stream=lambda device: stream,
-            Stream=lambda device: stream,
-            stream=lambda stream: nullcontext(),
-            device=lambda device: nullcontext(),
+            graph_pool_handle=lambda: object(),
+            current_stream=lambda device: player.stream,
+            Stream=lambda device: self.new_stream(),
+            stream=on,
         )
+
+    def new_stream(self) -> SimpleNamespace:
+        return SimpleNamespace(wait_stream=lambda other: self.events.append("wait"))
 
     def step(self) -> None:
         if not self.is_capturing:
@@ -63,10 +80,12 @@ class Player:
 
 
 @pytest.fixture
-def player(monkeypatch, request) -> Player:
+def player(monkeypatch, request) -> Iterator[Player]:
     result = Player(fails=getattr(request, "param", False))
     monkeypatch.setattr(graphs.torch, "cuda", result.cuda)
-    return result
+    graphs._side_stream.cache_clear()
+    yield result
+    graphs._side_stream.cache_clear()
 
 
 def test_the_first_call_of_a_key_warms_up_the_second_captures(player: Player) -> None:
@@ -83,16 +102,30 @@ def test_the_first_call_of_a_key_warms_up_the_second_captures(player: Player) ->
 
 @pytest.mark.parametrize("player", [True], indirect=True)
 def test_a_failed_capture_goes_on_without_graphs(player: Player, caplog) -> None:
-    step = GraphedStep(CUDA)
+    step, stream = GraphedStep(CUDA), player.stream
     with caplog.at_level(logging.WARNING):
         for key in (1, 1, 1, 2, 2):
             step(player.step, key)
     assert player.effects == 5
     assert player.events.count("capture") == 1
     assert not step.is_graphed
+    assert player.stream is stream
     assert caplog.messages == [
         "decoding without CUDA graphs: operation not permitted when stream is capturing"
     ]
+
+
+def test_graphs_that_were_let_go_take_their_pool_along(player: Player, monkeypatch) -> None:
+    """torch refuses a capture into a pool that no graph holds any more."""
+    monkeypatch.setattr(graphs, "_MOST_GRAPHS", 2)
+    step = GraphedStep(CUDA)
+    for key in (1, 1, 2, 2, 3, 3, 4, 4):
+        step(player.step, key)
+    first, second, third, fourth = player.pools
+    assert first is second
+    assert third is fourth
+    assert first is not third
+    assert player.effects == 8
 
 
 def test_a_cpu_calls_the_function() -> None:
