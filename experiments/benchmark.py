@@ -83,7 +83,9 @@ def compare(
     memory: dict[tuple[str, int], tuple[int, MemoryKind]] = {}
     if with_memory:  # first: this process still holds one model at most
         for one in chosen:
-            memory[one] = peak_memory_in_fresh_process(spec, *one, device, dtype)
+            # CTranslate2 takes a GPU's memory itself, where torch does not see it.
+            if device.type == "cpu" or one[0] != "ctranslate2":
+                memory[one] = peak_memory_in_fresh_process(spec, *one, device, dtype)
     built = [build_engine(*one, workload, device, dtype) for one in chosen]
     probe = MachineProbe(device, dtype)
     return measure(built, workload, probe, repeats, memory)

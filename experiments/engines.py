@@ -157,12 +157,15 @@ class CTranslate2Engine(Engine):
         self.eos = dictionary.eos()
         self.folder = tempfile.TemporaryDirectory()  # as long as the translator may read it
         _convert(model, self.pieces).save(self.folder.name)
-        self.translator = ctranslate2.Translator(
-            self.folder.name,
-            device=device.type,
-            compute_type=str(dtype).removeprefix("torch."),
-            intra_threads=torch.get_num_threads(),
-        )
+        try:
+            self.translator = ctranslate2.Translator(
+                self.folder.name,
+                device=device.type,
+                compute_type=str(dtype).removeprefix("torch."),
+                intra_threads=torch.get_num_threads(),
+            )
+        except (RuntimeError, ValueError) as error:  # built without CUDA, a type it lacks
+            raise ExperimentError(f"ctranslate2: {error} (choose other --engines)") from error
         self.calls = [self._arguments(batch["src_tokens"]) for batch in workload.batches]
 
     def _arguments(self, source: Tensor) -> dict[str, Any]:

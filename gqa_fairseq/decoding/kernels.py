@@ -17,11 +17,15 @@ CUDA graph can be captured once and replayed while the cache fills. Legend: see 
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+import logging
 import math
 
 import torch
 from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 # One tile of keys or of values. Triton keeps two to three of them a program in an H200's 227 KB of
 # shared memory (compiled for it: 38 to 45 KB), and registers leave room for three to five programs.
@@ -30,6 +34,7 @@ _TILE_BYTES = 16384
 _PROGRAMS_PER_SM = 2
 _INTERPRETED_SMS = 132  # an H200's: the interpreter has none of its own
 MAX_BEAM = 31  # bits of `readers`
+_LEAST_CAPABILITY = (8, 0)  # of the GPUs that Triton compiles bfloat16 for
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -136,12 +141,32 @@ def grouped_decode_attention(
 
 
 def has_kernel(device: torch.device, dtype: torch.dtype, D: int) -> bool:
-    """Whether grouped_decode_attention runs there: Triton too has to be installed."""
+    """Whether grouped_decode_attention runs there: Triton too has to be installed, and to work."""
     if importlib.util.find_spec("triton") is None or dtype not in _DTYPES or not _is_head_dim(D):
         return False
     import triton
 
-    return device.type == "cuda" or triton.knobs.runtime.interpret
+    if triton.knobs.runtime.interpret or device.type != "cuda":
+        return triton.knobs.runtime.interpret
+    return torch.cuda.get_device_capability(device) >= _LEAST_CAPABILITY and _can_launch()
+
+
+@functools.cache
+def _can_launch() -> bool:
+    """Whether Triton's driver starts; why not goes to the log, once.
+
+    It builds a module at its first use, which takes a C compiler and Python's headers: many a
+    machine with a GPU has neither.
+    """
+    from triton.runtime import driver
+
+    try:
+        driver.active.get_current_target()
+    except Exception as error:  # whatever the machine lacks
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        logger.warning("decoding without the attention kernel, slower: Triton: %s", reason)
+        return False
+    return True
 
 
 def readers_of(mask: Tensor) -> Tensor:

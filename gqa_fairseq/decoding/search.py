@@ -194,7 +194,8 @@ class GroupedQueryGenerator(SequenceGenerator):
         width, batch = encoder_out["encoder_out"][0].shape[:2]
         static = self._static_for(shape_of(batch, max_len + 1, width).capacity)
         source = self.model.single_model.decoder.source_keys_values(encoder_out)
-        found = static.run(source, edges, width, max_len, first)
+        with torch.cuda.device_of(edges[0]):  # Triton launches on the current one
+            found = static.run(source, edges, width, max_len, first)
         done = [[self._hypothesis(*h) for h in hypotheses] for hypotheses in found]
         return [sorted(hypos, key=lambda h: -h["score"].item()) for hypos in done]
 

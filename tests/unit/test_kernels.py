@@ -7,6 +7,8 @@ on any CPU; the same tests run on a GPU where there is one.
 
 from __future__ import annotations
 
+import functools
+import logging
 import math
 import runpy
 import sys
@@ -45,6 +47,38 @@ def test_readers_are_the_masks_bits() -> None:
     assert readers_of(torch.zeros(1, 31, 1)).tolist() == [[2**31 - 1]]
     with pytest.raises(ValueError, match="32 beams"):
         readers_of(torch.zeros(1, 32, 1))
+
+
+@needs_triton
+def test_a_gpu_without_what_triton_needs_does_without_the_kernel(monkeypatch, caplog) -> None:
+    triton = pytest.importorskip("triton")
+    capability, starts = (9, 0), []
+
+    class Driver:
+        def get_current_target(self) -> None:
+            starts.append(1)
+            raise RuntimeError("Failed to find C compiler.\nand more")
+
+    def has_kernel(dtype: torch.dtype = torch.bfloat16, D: int = 64) -> bool:
+        return kernels.has_kernel(torch.device("cuda", 0), dtype, D)
+
+    monkeypatch.setattr(triton.knobs.runtime, "interpret", False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(triton.runtime.driver, "_active", Driver())
+    monkeypatch.setattr(kernels, "_can_launch", functools.cache(kernels._can_launch.__wrapped__))
+    with caplog.at_level(logging.WARNING):
+        assert not has_kernel()
+        assert not has_kernel()
+    assert len(starts) == 1
+    assert caplog.messages == [
+        "decoding without the attention kernel, slower: Triton: Failed to find C compiler."
+    ]
+    monkeypatch.setattr(kernels, "_can_launch", lambda: True)
+    assert has_kernel()
+    assert not has_kernel(torch.float64)
+    assert not has_kernel(D=80)
+    capability = (7, 5)
+    assert not has_kernel()
 
 
 def test_splits_fill_the_multiprocessors_and_no_more() -> None:
