@@ -14,6 +14,7 @@ import torch
 from fairseq import utils
 from plugin_models import build, dictionary, random_lines, randomize, source_batch
 
+from gqa_fairseq.decoding import graphs
 from gqa_fairseq.decoding.kernels import grouped_decode_attention
 from gqa_fairseq.decoding.search import GroupedQueryGenerator
 from gqa_fairseq.decoding.static_search import StaticSearch
@@ -80,6 +81,20 @@ def test_a_replayed_step_is_the_step(dtype: torch.dtype, beam: int) -> None:
         assert [h["tokens"].tolist() for h in a] == [h["tokens"].tolist() for h in b]
         for x, y in zip(a, b, strict=True):
             assert torch.equal(x["positional_scores"], y["positional_scores"])
+
+
+@on_gpu
+def test_graphs_are_captured_anew_when_all_were_let_go(monkeypatch) -> None:
+    monkeypatch.setattr(graphs, "_MOST_GRAPHS", 1)
+    model = model_of(2, torch.bfloat16)
+    generator = generator_of(model, 2, 60)
+    stream = torch.cuda.current_stream()
+    for count in (40, 8, 40, 8):  # the memory of the first batch serves all
+        generator.generate([model], sample_of(count))
+        static = generator.static_search
+        assert isinstance(static, StaticSearch)
+        assert static.graphed.is_graphed
+        assert torch.cuda.current_stream() == stream
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
