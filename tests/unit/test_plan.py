@@ -1,8 +1,8 @@
 """What WMT14 would run: the commands of all variants on all hardware, without data or fairseq."""
 
+import os
 import re
 import shlex
-import os
 import subprocess
 import sys
 from pathlib import Path
