@@ -203,7 +203,7 @@ def _peak_memory(
     spec: WorkloadSpec, engine: str, num_kv_heads: int, device: torch.device, dtype: torch.dtype
 ) -> tuple[int, MemoryKind]:
     """Runs in the new process. Building the model is over before the count starts."""
-    built = build_engine(engine, num_kv_heads, spec.load(), device, dtype)
+    built = build_engine(engine, num_kv_heads, spec.load(), device, dtype, is_alone=True)
     gc.collect()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

@@ -15,8 +15,11 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import multiprocessing
 import tempfile
 from abc import ABC, abstractmethod
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -134,7 +137,11 @@ class FairseqEngine(Engine):
 
 
 class CTranslate2Engine(Engine):
-    """The same weights in CTranslate2's form. Raises ExperimentError if it is not installed."""
+    """The same weights in CTranslate2's form. Raises ExperimentError if it is not installed.
+
+    Unless `is_here`, it works in a process of its own: in this one its threads and PyTorch's slowed
+    each other, PyTorch's engines by a quarter.
+    """
 
     def __init__(
         self,
@@ -143,29 +150,32 @@ class CTranslate2Engine(Engine):
         model: GroupedQueryTransformerModel,
         device: torch.device,
         dtype: torch.dtype,
+        is_here: bool,
     ) -> None:
         super().__init__("ctranslate2", workload, shape)
         if not is_installed("ctranslate2"):
             raise ExperimentError(
                 "ctranslate2 is not installed (pip install ctranslate2, or choose other --engines)"
             )
-        import ctranslate2
-
         dictionary = workload.dictionary
         self.pieces = ["<blank>" if s == "<pad>" else s for s in dictionary.symbols]
         self.ids = {piece: index for index, piece in enumerate(self.pieces)}
         self.eos = dictionary.eos()
         self.folder = tempfile.TemporaryDirectory()  # as long as the translator may read it
         _convert(model, self.pieces).save(self.folder.name)
-        try:
-            self.translator = ctranslate2.Translator(
-                self.folder.name,
-                device=device.type,
-                compute_type=str(dtype).removeprefix("torch."),
-                intra_threads=torch.get_num_threads(),
-            )
-        except (RuntimeError, ValueError) as error:  # built without CUDA, a type it lacks
-            raise ExperimentError(f"ctranslate2: {error} (choose other --engines)") from error
+        start = partial(
+            _start_translator,
+            self.folder.name,
+            device=device.type,
+            compute_type=str(dtype).removeprefix("torch."),
+            intra_threads=torch.get_num_threads(),
+        )
+        self.pool: Executor
+        if is_here:
+            self.pool = ThreadPoolExecutor(1, initializer=start)
+        else:
+            context = multiprocessing.get_context("spawn")
+            self.pool = ProcessPoolExecutor(1, mp_context=context, initializer=start)
         self.calls = [self._arguments(batch["src_tokens"]) for batch in workload.batches]
 
     def _arguments(self, source: Tensor) -> dict[str, Any]:
@@ -190,15 +200,36 @@ class CTranslate2Engine(Engine):
         }
 
     def translate(self) -> list[list[Any]]:
-        return [self.translator.translate_batch(**arguments) for arguments in self.calls]
+        try:
+            return self.pool.submit(_translate, self.calls).result()
+        except (RuntimeError, ValueError) as error:  # no CUDA in it, or a type that it lacks
+            raise ExperimentError(f"ctranslate2: {error} (choose other --engines)") from error
 
     def hypotheses(self, found: list[list[Any]]) -> list[list[list[int]]]:
         end = [] if self.workload.info.target_tokens else [self.eos]
         return [
-            [[self.ids[piece] for piece in pieces] + end for pieces in result.hypotheses]
+            [[self.ids[piece] for piece in pieces] + end for pieces in sentence]
             for batch in found
-            for result in batch
+            for sentence in batch
         ]
+
+
+_translator: Any = None  # of the one CTranslate2Engine that this process works for
+
+
+def _start_translator(folder: str, **options: Any) -> None:
+    import ctranslate2
+
+    global _translator
+    _translator = ctranslate2.Translator(folder, **options)
+
+
+def _translate(calls: list[dict[str, Any]]) -> list[list[list[list[str]]]]:
+    """Pieces of the hypotheses of every sentence, batch by batch."""
+    return [
+        [result.hypotheses for result in _translator.translate_batch(**arguments)]
+        for arguments in calls
+    ]
 
 
 class PerSentenceTransformer(TransformerModelBase):
@@ -210,13 +241,21 @@ class PerSentenceTransformer(TransformerModelBase):
 
 
 def build_engine(
-    name: str, num_kv_heads: int, workload: Workload, device: torch.device, dtype: torch.dtype
+    name: str,
+    num_kv_heads: int,
+    workload: Workload,
+    device: torch.device,
+    dtype: torch.dtype,
+    is_alone: bool = False,
 ) -> Engine:
-    """One of ENGINES with a model of its own; raises ExperimentError if it is not installed."""
+    """One of ENGINES with a model of its own; raises ExperimentError if it is not installed.
+
+    `is_alone`: no other engine works in this process.
+    """
     model = workload.build_model(num_kv_heads)
     shape = DecoderShape.of(model.decoder, dtype.itemsize)
     if name == "ctranslate2":
-        return CTranslate2Engine(workload, shape, model, device, dtype)
+        return CTranslate2Engine(workload, shape, model, device, dtype, is_here=is_alone)
     used: BaseFairseqModel = model
     if name in ("stock", "stock+beams"):
         used = stock_model(model, workload, is_per_sentence=name == "stock+beams")

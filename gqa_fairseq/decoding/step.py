@@ -47,6 +47,8 @@ class Projection:
         ValueError: `is_int8` for weights that are not float32 on a CPU.
     """
 
+    weight: Tensor | None  # [out, in] as it is kept, perhaps packed; None in 8 bits
+
     def __init__(self, *linears: nn.Linear, is_relu: bool = False, is_int8: bool = False) -> None:
         weight = torch.cat([linear.weight.detach() for linear in linears])
         biases = [linear.bias.detach() for linear in linears if linear.bias is not None]
@@ -55,19 +57,19 @@ class Projection:
         if is_int8:
             if not is_cpu_float:
                 raise ValueError("int8 needs float32 weights on a CPU: leave out --int8")
-            self._multiply = int8_multiply(weight, bias, is_relu)
+            self.weight, self._multiply = None, int8_multiply(weight, bias, is_relu)
         elif is_cpu_float and torch.backends.mkldnn.is_available():
-            self._multiply = _packed_multiply(weight, bias, is_relu)
+            self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS_HINT)
+            self._multiply = _packed_multiply(self.weight, bias, is_relu)
         else:
-            self._multiply = _plain_multiply(weight, bias, is_relu)
+            self.weight, self._multiply = weight, _plain_multiply(weight, bias, is_relu)
 
     def __call__(self, x: Tensor, plus: Tensor | None = None) -> Tensor:
         """[rows, in] -> [rows, out]; `plus` [rows, out] is added (the residual, without ReLU)."""
         return self._multiply(x, plus)
 
 
-def _packed_multiply(weight: Tensor, bias: Tensor | None, is_relu: bool) -> Multiply:
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS_HINT)
+def _packed_multiply(packed: Tensor, bias: Tensor | None, is_relu: bool) -> Multiply:
     activation = "relu" if is_relu else "none"
     multiply = torch.ops.mkldnn._linear_pointwise
 

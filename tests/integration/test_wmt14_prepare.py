@@ -119,7 +119,13 @@ def test_interrupted_within_a_step(spec, mirror, prepared, tmp_path, sent):
     """Nothing that it started keeps the lock, and the next run ends with the same bytes."""
     out = tmp_path / "out"
     line = [sys.executable, "-m", "data_prep", *command(spec, out, mirror), "--workers", "2"]
-    with subprocess.Popen(line, stderr=subprocess.PIPE, text=True) as process:
+
+    def heed_interrupts() -> None:  # what runs in a shell's background inherits that it does not
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen(
+        line, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts
+    ) as process:
         # fairseq takes seconds to start: the step cannot end before the signal.
         while not (out / "work" / "binarize.part").exists():
             assert process.poll() is None

@@ -221,6 +221,21 @@ def test_peak_memory_is_that_of_one_engine_in_a_new_process() -> None:
     assert size < own - ballast.nbytes // 2
 
 
+def test_memory_of_a_gpu_is_asked_of_engines_that_torch_sees(monkeypatch) -> None:
+    peak = (7, "cuda_allocated")
+    monkeypatch.setattr(benchmark, "peak_memory_in_fresh_process", lambda *_: peak)
+    monkeypatch.setattr(benchmark, "build_engine", lambda *_: None)
+    monkeypatch.setattr(benchmark, "MachineProbe", lambda *_: None)
+    monkeypatch.setattr(benchmark, "measure", lambda *arguments: arguments[-1])
+    spec = FixedLengths("small", 90, batch=2, source=6, target=5, beam=2)
+    engines, heads = ["gqa", "ctranslate2"], spec.load().info.num_heads
+    for device, asked in (("cuda", engines[:1]), ("cpu", engines)):
+        memory: Any = benchmark.compare(
+            spec, engines, [heads], 1, True, torch.device(device), torch.float16
+        )
+        assert memory == {(engine, heads): peak for engine in asked}
+
+
 def samples(
     engine: str, total_s: list[float], encoder_s: list[float] | None, **changes: Any
 ) -> Any:

@@ -1,5 +1,6 @@
 """What WMT14 would run: the commands of all variants on all hardware, without data or fairseq."""
 
+import os
 import re
 import shlex
 import subprocess
@@ -89,9 +90,11 @@ def test_an_update_is_32768_target_tokens_on_all_hardware(
 def make(*arguments: str) -> subprocess.CompletedProcess[str]:
     """A target of the Makefile in this environment; `-o setup`: nothing is installed."""
     binaries = Path(sys.executable).parent
+    # `make test` would hand down its own options, and its level into the messages.
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS"))}
     return subprocess.run(
         ["make", "-s", "-o", "setup", f"BIN={binaries}", *arguments],
-        capture_output=True, text=True, cwd=ROOT, check=False,
+        capture_output=True, text=True, cwd=ROOT, check=False, env=environment,
     )  # fmt: skip
 
 
