@@ -40,7 +40,7 @@ corpora:
 EXAMPLES = """\
 examples:
   python -m data_prep sample_en_de --out outputs/data/sample
-  python -m data_prep multi30k_en_de --out outputs/data/multi30k --mirror ../shared/data/multi30k
+  python -m data_prep multi30k_en_de --out outputs/data/multi30k --mirror /mnt/multi30k
   python -m data_prep local --out outputs/data/mine --vocab-size 8000 \\
       --train-source train.en --train-target train.de --dev-source dev.en --dev-target dev.de \\
       --test-source test.en --test-target test.de

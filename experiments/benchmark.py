@@ -10,9 +10,9 @@ between two rounds the machine itself is measured. Fixed lengths are forced, and
 Quote ratios; the JSON of `--out` has every raw sample. docs/decoding.md has the commands behind
 its table.
 
-engines: gqa (the plugin), gqa+stock (its model under fairseq's search), stock (fairseq),
-stock+beams (fairseq with its per-sentence cross-attention) and ctranslate2. All but the first two
-know multi-head attention alone and are left out where G is smaller.
+engines: gqa (the plugin), gqa+int8 (its linear layers in 8 bits), gqa+stock (its model under
+fairseq's search), stock (fairseq), stock+beams (fairseq with its per-sentence cross-attention) and
+ctranslate2. The last three know multi-head attention alone and are left out where G is smaller.
 """
 
 from __future__ import annotations
@@ -203,6 +203,7 @@ def _peak_memory(
     spec: WorkloadSpec, engine: str, num_kv_heads: int, device: torch.device, dtype: torch.dtype
 ) -> tuple[int, MemoryKind]:
     """Runs in the new process. Building the model is over before the count starts."""
+    _quieten_fairseq()
     built = build_engine(engine, num_kv_heads, spec.load(), device, dtype, is_alone=True)
     gc.collect()
     if device.type == "cuda":
@@ -217,6 +218,11 @@ def _peak_memory(
     except OSError:
         built.translate()
         return max_rss_bytes(resource.getrusage(resource.RUSAGE_SELF)), "process_rss"
+
+
+def _quieten_fairseq() -> None:
+    """Else it has a line for every dictionary."""
+    logging.getLogger("fairseq").setLevel(logging.WARNING)
 
 
 def show(paths: list[Path]) -> None:
@@ -241,7 +247,7 @@ def run(args: argparse.Namespace) -> None:
         print(
             "ctranslate2 is not installed and left out (pip install ctranslate2)", file=sys.stderr
         )
-    logging.getLogger("fairseq").setLevel(logging.WARNING)  # else a line for every dictionary
+    _quieten_fairseq()
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
     code = provenance.code_info()  # what runs, whatever is committed meanwhile
     comparisons: list[Comparison] = []

@@ -8,6 +8,7 @@ the first one works. Neither torch nor fairseq nor the plugin is imported here: 
 a config of its own into Hydra's store.
 """
 
+import signal
 import sys
 
 import hydra
@@ -82,4 +83,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    # Ends the stage that runs as well, as an interrupt from the keyboard does.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     sys.exit(main())

@@ -16,7 +16,7 @@ from experiments.records import Record
 # What may differ within a group: the attention and the seed are the question, the data is compared
 # by its checksum, the others say how a job was named, kept and shown.
 FREE_CONFIG_KEYS = frozenset(
-    {"attention", "seed", "data", "experiment_name", "force", "paths", "tracking"}
+    {"attention", "seed", "data", "experiment_name", "force", "dry_run", "paths", "tracking"}
 )
 DECISIVE_VERSIONS = ("python", "torch", "ve-fairseq", "fairseq-fixed")
 
