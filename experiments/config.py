@@ -295,12 +295,16 @@ def parse_config(resolved: object) -> SuiteConfig:
         raise ExperimentError(f"config: {error}") from error
 
 
+# Which of several machines this is and where they meet: they do the same job.
+MACHINE_ROLE_KEYS = ("node_rank", "master")
+
+
 def scientific_config(config: SuiteConfig) -> dict[str, Any]:
     """What the result depends on: no folders, no tracking, no names, not where the data is from."""
     kept = msgspec.to_builtins(config)
     for key in ("paths", "tracking", "force", "dry_run", "experiment_name"):
         del kept[key]
-    for key in ("node_rank", "master"):
+    for key in MACHINE_ROLE_KEYS:
         del kept["hardware"][key]
     for key in DATA_ORIGIN_KEYS:
         del kept["data"][key]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from experiments.config import MACHINE_ROLE_KEYS
 from experiments.records import Record
 
 # What may differ within a group: the attention and the seed are the question, the data is compared
@@ -110,6 +111,8 @@ def _group(newest_first: list[Record]) -> Group:
 
 def _group_key(record: Record) -> bytes:
     config = {key: value for key, value in record.config.items() if key not in FREE_CONFIG_KEYS}
+    hardware = config.get("hardware", {}).items()
+    config["hardware"] = {key: value for key, value in hardware if key not in MACHINE_ROLE_KEYS}
     versions = {name: record.versions.get(name) for name in DECISIVE_VERSIONS}
     # The kernel's share of the memory differs from boot to boot: gibibytes are enough.
     memory_gib = round(record.hardware.memory_bytes / 2**30)

@@ -2,14 +2,17 @@
 
 import lzma
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import psutil
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
@@ -238,6 +241,31 @@ def test_an_interrupted_training_ends_as_if_it_had_not_been(
     train(config, broken, data, threads=1)
     assert losses(read_json(broken.training, Training)) == losses(one)
     assert_same_weights(whole.checkpoint, broken.checkpoint)
+
+
+def test_a_suite_that_is_ended_ends_its_training(corpus: list[str], tmp_path: Path) -> None:
+    """A training left behind would go on in the folder of the next run."""
+    command = [sys.executable, "-m", "experiments.run", "experiment=smoke", "hardware.threads=1"]
+    paths = [f"paths.data={tmp_path}/data", f"paths.runs={tmp_path}/runs"]
+    endless = ["train.max_updates=1000000", "train.validate_every_updates=1000000"]
+    with subprocess.Popen(
+        [*command, *paths, *corpus, *endless],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    ) as process:
+        while not list(tmp_path.glob("runs/smoke/*/logs/train.log")):
+            assert process.poll() is None
+            time.sleep(0.05)
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert any("fairseq_cli.train" in child.cmdline() for child in children)
+        process.terminate()
+        _, errors = process.communicate()
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "Traceback" not in errors
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert not alive
 
 
 def test_two_machines_train_one_model(config: SuiteConfig, tmp_path: Path) -> None:

@@ -161,6 +161,16 @@ def test_how_a_job_is_named_kept_and_shown_does_not_matter() -> None:
     assert [record.seed for record in group.rows[0].records] == [1, 2]
 
 
+def test_where_several_machines_met_does_not_matter_what_they_are_does() -> None:
+    def on(**hardware: object) -> Record:
+        record = synthetic.record(1, seed=len(hardware))
+        return replace(record, config=record.config | {"hardware": {"device": "cuda"} | hardware})
+
+    one, other = on(master="a:1", node_rank=0), on(master="b:2")
+    assert len(group_records([one, other])) == 1
+    assert len(group_records([one, on(devices=8)])) == 2
+
+
 def test_placements_and_widths_are_rows_of_their_own() -> None:
     wide = synthetic.record(4)
     wide = replace(wide, model=replace(wide.model, decoder_d_ff=1000))
