@@ -32,7 +32,7 @@ def extract_members(archive: Path, members: Mapping[str, Path]) -> None:
                     )
                 with path.open("wb") as target:
                     shutil.copyfileobj(content, target, 1 << 20)
-                # A stream remembers every member it has seen.
+                # A stream remembers every member it has seen (in a list typeshed has not).
                 stream.members = []  # type: ignore[attr-defined]
     except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise DataError(f"{archive}: a damaged archive ({error}): get it again") from error

@@ -6,7 +6,14 @@ from contextlib import contextmanager
 
 import msgspec
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.progress import TransferSpeedColumn as SpeedColumn
 
 Advance = Callable[[int], None]
@@ -73,6 +80,6 @@ def show_each(
     console.print(f"{name:<10} {time.monotonic() - started:6.1f} s", highlight=False)
 
 
-def _progress(console: Console, *columns: object) -> Progress:
+def _progress(console: Console, *columns: str | ProgressColumn) -> Progress:
     hidden = not console.is_terminal  # a log wants the line alone
-    return Progress(*columns, console=console, transient=True, disable=hidden)  # type: ignore[arg-type]
+    return Progress(*columns, console=console, transient=True, disable=hidden)

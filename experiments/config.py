@@ -52,6 +52,21 @@ class ModelConfig(Section, frozen=True, kw_only=True):
     norm_before: bool
     max_positions: Positive
 
+    @property
+    def parity_shape(self) -> dict[str, Any]:
+        """Arguments of gqa_fairseq.parity.Shape, all but the size of the vocabulary."""
+        return {
+            "d_model": self.d_model,
+            "num_heads": self.num_heads,
+            "mha_d_ff": self.mha_d_ff,
+            "encoder_layers": self.encoder_layers,
+            "decoder_layers": self.decoder_layers,
+            "bias": self.bias,
+            "pre_norm": self.norm_before,
+            "max_source_positions": self.max_positions,
+            "max_target_positions": self.max_positions,
+        }
+
 
 class DataConfig(Section, frozen=True, kw_only=True):
     """The corpus. Lengths and ratio are in subword pieces and drop training pairs alone.

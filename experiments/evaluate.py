@@ -7,7 +7,6 @@ Every line of dev and test counts: one that the model cannot take is an error, n
 subset of test is scored on its lines of test's translations.
 """
 
-import argparse
 import hashlib
 import math
 import sys
@@ -27,7 +26,7 @@ from sacrebleu.metrics import BLEU, CHRF
 from experiments.config import DecodeConfig, SuiteConfig
 from experiments.corpus import read_lines, read_subsets
 from experiments.errors import ExperimentError
-from experiments.layout import TARGET, DataFolder, JobFolder, data_folder
+from experiments.layout import TARGET, DataFolder, JobFolder, data_folder, run_on_job
 from experiments.record_parts import (
     BaselineScore,
     Evaluation,
@@ -236,18 +235,7 @@ def _baselines(data: DataFolder, references: list[str], parts: Parts) -> list[Ba
 
 def describe_model(model: BaseFairseqModel, config: SuiteConfig, vocab_size: int) -> ModelInfo:
     """The built model's shape, its parameters counted and as the parity arithmetic predicts."""
-    shape = parity.Shape(
-        d_model=config.model.d_model,
-        num_heads=config.model.num_heads,
-        mha_d_ff=config.model.mha_d_ff,
-        encoder_layers=config.model.encoder_layers,
-        decoder_layers=config.model.decoder_layers,
-        bias=config.model.bias,
-        pre_norm=config.model.norm_before,
-        vocab_size=vocab_size,
-        max_source_positions=config.model.max_positions,
-        max_target_positions=config.model.max_positions,
-    )
+    shape = parity.Shape(**config.model.parity_shape, vocab_size=vocab_size)
     kv_heads, placement = config.attention.num_kv_heads, config.attention.placement
     counted = sum(parameter.numel() for parameter in model.parameters())
     mha = parity.parameter_count(shape, shape.num_heads, placement)
@@ -270,18 +258,5 @@ def describe_model(model: BaseFairseqModel, config: SuiteConfig, vocab_size: int
     )
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Evaluate one job; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.evaluate", description=__doc__)
-    parser.add_argument("job", type=Path, help="the job's folder")
-    options = parser.parse_args(arguments)
-    try:
-        evaluate(JobFolder(options.job))
-    except ExperimentError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_on_job(evaluate, "experiments.evaluate", __doc__))

@@ -7,7 +7,6 @@ updates. Work is warmed up, every raw sample is kept, and the tokens produced ar
 are forced, whatever comes out (Shazeer 2019, section 4.3, fixes lengths as well).
 """
 
-import argparse
 import resource
 import statistics
 import sys
@@ -28,7 +27,7 @@ from experiments.config import SuiteConfig
 from experiments.engines import TimedModel
 from experiments.errors import ExperimentError
 from experiments.evaluate import GENERATORS, load_trained
-from experiments.layout import DataFolder, JobFolder, data_folder
+from experiments.layout import DataFolder, JobFolder, data_folder, run_on_job
 from experiments.machine import now
 from experiments.record_parts import (
     Benchmark,
@@ -266,20 +265,5 @@ def _peak_memory(device: torch.device) -> tuple[int, MemoryKind]:
     return max_rss_bytes(resource.getrusage(resource.RUSAGE_SELF)), "process_rss"
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Benchmark one job; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.job_benchmark", description=__doc__
-    )
-    parser.add_argument("job", type=Path, help="the job's folder")
-    parsed = parser.parse_args(arguments)
-    try:
-        benchmark(JobFolder(parsed.job))
-    except ExperimentError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_on_job(benchmark, "experiments.job_benchmark", __doc__))

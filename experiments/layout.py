@@ -1,11 +1,15 @@
 """Where a job keeps its files, and where prepared data keeps those that jobs read."""
 
+import argparse
 import hashlib
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
 from experiments.config import SuiteConfig
+from experiments.errors import ExperimentError
 from experiments.records import RECORD_NAME
 from experiments.storage import read_json
 
@@ -107,3 +111,15 @@ def data_folder(config: SuiteConfig) -> DataFolder:
     settings = msgspec.structs.replace(config.data, mirror=None)
     digest = hashlib.sha256(msgspec.json.encode(settings, order="deterministic")).hexdigest()[:8]
     return DataFolder(Path(config.paths.data) / f"{config.data.name}-{digest}")
+
+
+def run_on_job(stage: Callable[[JobFolder], None], module: str, description: str | None) -> int:
+    """The command line of a stage: `python -m MODULE JOB`; returns the exit code."""
+    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
+    parser.add_argument("job", type=Path, help="the job's folder")
+    try:
+        stage(JobFolder(parser.parse_args().job))
+    except ExperimentError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0

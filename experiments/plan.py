@@ -68,19 +68,8 @@ def size(config: SuiteConfig) -> tuple[tuple[int, int], int]:
 
     fairseq's dictionary has one symbol more than the SentencePiece vocabulary.
     """
-    parity, model, attention = _parity(), config.model, config.attention
-    shape = parity.Shape(
-        d_model=model.d_model,
-        num_heads=model.num_heads,
-        mha_d_ff=model.mha_d_ff,
-        encoder_layers=model.encoder_layers,
-        decoder_layers=model.decoder_layers,
-        bias=model.bias,
-        pre_norm=model.norm_before,
-        vocab_size=config.data.vocab_size + 1,
-        max_source_positions=model.max_positions,
-        max_target_positions=model.max_positions,
-    )
+    parity, attention = _parity(), config.attention
+    shape = parity.Shape(**config.model.parity_shape, vocab_size=config.data.vocab_size + 1)
     variant = (shape, attention.num_kv_heads, attention.placement)
     widths = parity.matched_widths(*variant)
     return (widths.encoder_d_ff, widths.decoder_d_ff), parity.parameter_count(*variant)

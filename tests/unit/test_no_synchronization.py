@@ -153,5 +153,6 @@ def test_a_step_that_waits_is_caught(wait: Callable[[StaticSearch], Any], monkey
         return choose(lprobs, position)
 
     monkeypatch.setattr(search.beams, "choose", choose_and_wait)
+    # Without a value PyTorch refuses in several ways; NotImplementedError is that of a copy.
     with no_host(), pytest.raises((AssertionError, RuntimeError, NotImplementedError)):
         search.step()
