@@ -2,6 +2,7 @@
 
     gqa           the plugin's model and search
     gqa+stock     the plugin's model (cache and step) under fairseq's search
+    gqa+torch     as gqa, with PyTorch's operators in place of the plugin's own for the CPU
     gqa+int8      as gqa, with linear layers in 8 bits (on a CPU in float32)
     stock         fairseq's own Transformer and search (multi-head only)
     stock+beams   the same with the per-sentence cross-attention it offers where a model defines
@@ -37,7 +38,8 @@ from gqa_fairseq.decoding.search import GroupedQueryGenerator
 from gqa_fairseq.decoding.traffic import DecoderShape, Work, decoding_work
 from gqa_fairseq.model import GroupedQueryTransformerModel
 
-FAIRSEQ_ENGINES = ("gqa", "gqa+stock", "stock", "stock+beams")
+TORCH_ENGINE = "gqa+torch"
+FAIRSEQ_ENGINES = ("gqa", "gqa+stock", TORCH_ENGINE, "stock", "stock+beams")
 EXACT_ENGINES = (*FAIRSEQ_ENGINES, "ctranslate2")
 INT8_ENGINE = "gqa+int8"
 ENGINES = (*EXACT_ENGINES, INT8_ENGINE)
@@ -112,6 +114,8 @@ class FairseqEngine(Engine):
         super().__init__(name, workload, shape)
         model.to(device=device, dtype=dtype).eval()
         model.make_generation_fast_(need_attn=False)
+        if name == TORCH_ENGINE:
+            model.decoder.is_native = False
         if name == INT8_ENGINE:
             try:
                 quantize_int8(model)
@@ -119,7 +123,8 @@ class FairseqEngine(Engine):
                 raise ExperimentError(f"{name}: {error}") from error
         self.model = model
         self.timed = TimedModel(model)
-        kind = GroupedQueryGenerator if name in ("gqa", INT8_ENGINE) else SequenceGenerator
+        is_ours = name in ("gqa", TORCH_ENGINE, INT8_ENGINE)
+        kind = GroupedQueryGenerator if is_ours else SequenceGenerator
         self.generator = kind(self.timed, workload.dictionary, **workload.search)
         self.samples = [
             {"net_input": {key: value.to(device) for key, value in batch.items()}}

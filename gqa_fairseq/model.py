@@ -268,9 +268,9 @@ class GroupedQueryTransformerDecoder(ArrangedWeights, TransformerDecoderBase):
 
     def start_cache(self, encoder_out: dict, beam: int) -> DecoderCache:
         """A cache for `beam` hypotheses a sentence that holds the source's keys and values."""
-        self.arranged()
+        native = self.arranged().native
         source, is_padding = _source(encoder_out)
-        cache = DecoderCache(source.shape[1], beam)
+        cache = DecoderCache(source.shape[1], beam, native=native)
         cache.store_source(list(self.source_keys_values(encoder_out)), is_padding, source.dtype)
         return cache
 

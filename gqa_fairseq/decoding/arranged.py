@@ -18,13 +18,18 @@ class ArrangedWeights(_Module):
     """The part of the decoder that owns its DecoderStep."""
 
     is_int8 = False  # set by decoding/int8.py
+    is_native = True  # use the native operators where there are any
     _arranged: DecoderStep
     _searches: WeakKeyDictionary[Any, StaticSearch]
     _arranged_state: tuple | None = None
 
     def arranged(self) -> DecoderStep:
         """The weights fused and packed for decoding: anew unless they are the last search's."""
-        state = self.is_int8, [(p.data_ptr(), p._version, p.dtype) for p in self.parameters()]
+        state = (
+            self.is_int8,
+            self.is_native,
+            [(p.data_ptr(), p._version, p.dtype) for p in self.parameters()],
+        )
         if self._arranged_state != state:
             self._forget()
             self._arranged_state, self._arranged = state, DecoderStep(self)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from gqa_fairseq.attention import attend_cached
+from gqa_fairseq.decoding.native import Operators
 
 INITIAL_CAPACITY = 32
 
@@ -28,16 +29,24 @@ INITIAL_CAPACITY = 32
 class DecoderCache:
     """Keys and values of all layers for `batch` sentences with `beam` hypotheses each.
 
+    `native` operators attend where they can; the cache then has to be float32 on a CPU.
     Tensors take dtype and device from the first keys that are stored. Rows (sentences) are in
     the cache's own order: `to_cache_order` and `to_sentence_order` convert at the decoder's edges.
     """
 
-    def __init__(self, batch: int, beam: int, capacity: int = INITIAL_CAPACITY) -> None:
+    def __init__(
+        self,
+        batch: int,
+        beam: int,
+        capacity: int = INITIAL_CAPACITY,
+        native: Operators | None = None,
+    ) -> None:
         self.batch = batch
         self.beam = beam
         self.length = 0
         self.capacity = capacity
         self.source_mask: Tensor | None = None
+        self._native = native
         self._cross: list[tuple[Tensor, Tensor]] = []
         self._self: list[tuple[Tensor, Tensor]] = []
         self._mask: Tensor | None = None
@@ -65,7 +74,18 @@ class DecoderCache:
         self, layer: int, query: Tensor, need_weights: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """Cross-attention of query [B, W, H, D]: [B, W, H * D], weights [B, W, S] or None."""
-        return attend_cached(query, *self.source(layer), need_weights)
+        keys, values, mask = self.source(layer)
+        native = self._native_for(query)
+        if native is None or need_weights:
+            return attend_cached(query, keys, values, mask, need_weights)
+        return native.attend(query, keys, values, keys.shape[2], mask), None
+
+    def _native_for(self, query: Tensor) -> Operators | None:
+        """The native operators if they have code for the query [B, W, H, D]."""
+        native = self._native
+        if native is None or not native.can_attend(self.beam, query.shape[-1]):
+            return None
+        return native
 
     # Self-attention: one slot a beam and step.
 
@@ -90,20 +110,32 @@ class DecoderCache:
         Returns:
             (keys, values) views [B, G, length * W, D] and the mask [B, W, length * W] or None.
         """
-        W, n = self.beam, self.batch
+        n, end = self.batch, self.length * self.beam
+        buffers = self._buffers(layer, keys)
+        for buffer, new in zip(buffers, (keys, values), strict=True):
+            buffer[:n, :, end - self.beam : end] = new.transpose(1, 2)
+        k, v = buffers
+        return k[:n, :, :end], v[:n, :, :end], self._ancestry()
+
+    def _buffers(self, layer: int, keys: Tensor) -> tuple[Tensor, Tensor]:
+        """A layer's keys and values [>= B, G, capacity * W, D], for new ones [B, W, G, D]."""
         if layer == len(self._self):
-            size = (n, keys.shape[2], self.capacity * W, keys.shape[3])
+            size = (self.batch, keys.shape[2], self.capacity * self.beam, keys.shape[3])
             self._self.append((keys.new_empty(size), keys.new_empty(size)))
-        end = self.length * W
-        for buffer, new in zip(self._self[layer], (keys, values), strict=True):
-            buffer[:n, :, end - W : end] = new.transpose(1, 2)
-        k, v = self._self[layer]
-        mask = None if self._mask is None else self._mask[:n, :, :end]
-        return k[:n, :, :end], v[:n, :, :end], mask
+        return self._self[layer]
+
+    def _ancestry(self) -> Tensor | None:
+        """The mask [B, W, length * W] of the slots in use; None for one beam."""
+        mask = self._mask
+        return mask if mask is None else mask[: self.batch, :, : self.length * self.beam]
 
     def attend_self(self, layer: int, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Appends keys and values; self-attention of query [B, W, H, D] over all: [B, W, H * D]."""
-        return attend_cached(query, *self.append(layer, keys, values))[0]
+        native = self._native_for(query)
+        if native is None:
+            return attend_cached(query, *self.append(layer, keys, values))[0]
+        slots, buffers = self.length * self.beam, self._buffers(layer, keys)
+        return native.attend(query, *buffers, slots, self._ancestry(), (keys, values))
 
     def reserve(self, steps: int) -> None:
         """Makes room for `steps` in all, so that a known length is allocated once."""

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from gqa_fairseq.attention import cache_bytes
 from gqa_fairseq.decoding.kernels import MAX_BEAM
+from gqa_fairseq.decoding.native import Operators
 from gqa_fairseq.decoding.static_beams import TokenRules
 from gqa_fairseq.decoding.static_cache import Capacity, StaticShape
 from gqa_fairseq.decoding.static_search import StaticSearch, shape_of, source_edges
@@ -82,6 +83,7 @@ class GroupedQueryGenerator(SequenceGenerator):
         self.gnmt_alpha = gnmt_alpha
         self.memory_limit_bytes = memory_limit_bytes
         self.is_static = is_static
+        self._native: Operators | None = None  # those of the weights that a search uses
         self.fallback_reason = self._unsupported()
         if self.fallback_reason and gnmt_alpha is not None:
             raise ValueError(f"--gnmt-alpha does not work with {self.fallback_reason}")
@@ -143,6 +145,7 @@ class GroupedQueryGenerator(SequenceGenerator):
             edges = source_edges(net_input["src_tokens"].eq(model.encoder.padding_idx))
             if edges is not None:
                 return self._search_static(encoder_out, edges, max_len, first)
+        self._native = model.decoder.arranged().native
         cache = model.decoder.start_cache(encoder_out, W)
         cache.reserve(max_len + 1)
         del encoder_out  # its keys and values are in the cache
@@ -241,7 +244,10 @@ class GroupedQueryGenerator(SequenceGenerator):
         """Scores [n * W, V] -> log-probabilities [n * W, V] in float32 that obey the options."""
         if self.temperature != 1.0:
             logits = logits / self.temperature
-        lprobs = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
+        if self._native is None:
+            lprobs = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
+        else:
+            lprobs = self._native.log_softmax_(logits)
         lprobs[:, self.pad] = -math.inf
         if self.unk_penalty:
             lprobs[:, self.unk] -= self.unk_penalty
@@ -281,8 +287,9 @@ class GroupedQueryGenerator(SequenceGenerator):
         scores, best = values.flatten(1).topk(min(2 * W, W * V - 1))
         return scores, tokens.view(-1, W * k).gather(1, best), best // k
 
-    @staticmethod
-    def _best(lprobs: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    def _best(self, lprobs: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        if self._native is not None:
+            return self._native.top_k(lprobs, k)
         values, tokens = top_k(lprobs, k)
         if bool(values.isnan().any()):  # a NaN is never chosen, as in fairseq
             values, tokens = top_k(lprobs.nan_to_num(nan=-math.inf, neginf=-math.inf), k)

@@ -1,12 +1,14 @@
 """One decoding step of a whole decoder: few rows, so the weights are arranged for few rows.
 
 A step multiplies a handful of rows (sentences x beams) by every weight of the decoder. Matrices
-with the same input are fused into one, and on a CPU in float32 all are packed once into oneDNN's
-blocked layout, where few rows run 1.3 to 2 times faster than through the row-major weights.
+with the same input are fused into one, and on a CPU in float32 all are packed once: for the native
+operators (native.py), else into oneDNN's blocked layout, where few rows run 1.3 to 2 times faster
+than through the row-major weights.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
 
@@ -15,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gqa_fairseq.decoding.int8 import Multiply, int8_multiply
+from gqa_fairseq.decoding.native import Operators, operators
 
 # oneDNN chooses the blocked layout for a number of rows; layouts for 16 to 256 are the same.
 _ROWS_HINT = 64
@@ -41,35 +44,56 @@ class Projection:
     Args:
         linears: layers with the same input width and all with or all without a bias.
         is_relu: apply ReLU to the result.
+        native: multiply with these, in float32 on a CPU.
         is_int8: multiply in 8 bits (decoding/int8.py says how, and what it costs).
 
     Raises:
         ValueError: `is_int8` for weights that are not float32 on a CPU.
     """
 
-    weight: Tensor | None  # [out, in] as it is kept, perhaps packed; None in 8 bits
-
-    def __init__(self, *linears: nn.Linear, is_relu: bool = False, is_int8: bool = False) -> None:
+    def __init__(
+        self,
+        *linears: nn.Linear,
+        is_relu: bool = False,
+        native: Operators | None = None,
+        is_int8: bool = False,
+    ) -> None:
         weight = torch.cat([linear.weight.detach() for linear in linears])
         biases = [linear.bias.detach() for linear in linears if linear.bias is not None]
         bias = torch.cat(biases) if biases else None
-        is_cpu_float = weight.device.type == "cpu" and weight.dtype == torch.float32
         if is_int8:
-            if not is_cpu_float:
+            if not is_cpu_float32(weight):
                 raise ValueError("int8 needs float32 weights on a CPU: leave out --int8")
-            self.weight, self._multiply = None, int8_multiply(weight, bias, is_relu)
-        elif is_cpu_float and torch.backends.mkldnn.is_available():
-            self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS_HINT)
-            self._multiply = _packed_multiply(self.weight, bias, is_relu)
+            self._multiply = int8_multiply(weight, bias, is_relu)
+        elif native is not None:
+            self._multiply = _native_multiply(native, weight, bias, is_relu)
+        elif is_cpu_float32(weight) and torch.backends.mkldnn.is_available():
+            self._multiply = _packed_multiply(weight, bias, is_relu)
         else:
-            self.weight, self._multiply = weight, _plain_multiply(weight, bias, is_relu)
+            self._multiply = _plain_multiply(weight, bias, is_relu)
 
     def __call__(self, x: Tensor, plus: Tensor | None = None) -> Tensor:
         """[rows, in] -> [rows, out]; `plus` [rows, out] is added (the residual, without ReLU)."""
         return self._multiply(x, plus)
 
 
-def _packed_multiply(packed: Tensor, bias: Tensor | None, is_relu: bool) -> Multiply:
+def is_cpu_float32(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.dtype == torch.float32
+
+
+def _native_multiply(
+    native: Operators, weight: Tensor, bias: Tensor | None, is_relu: bool
+) -> Multiply:
+    packed, outputs = native.pack(weight), weight.shape[0]
+
+    def run(x: Tensor, plus: Tensor | None) -> Tensor:
+        return native.linear(x, packed, outputs, bias, plus, is_relu)
+
+    return run
+
+
+def _packed_multiply(weight: Tensor, bias: Tensor | None, is_relu: bool) -> Multiply:
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS_HINT)
     activation = "relu" if is_relu else "none"
     multiply = torch.ops.mkldnn._linear_pointwise
 
@@ -90,16 +114,23 @@ def _plain_multiply(weight: Tensor, bias: Tensor | None, is_relu: bool) -> Multi
     return run
 
 
+Norm = Callable[[Tensor], Tensor]
+
+
+def _norm(module: nn.LayerNorm, native: Operators | None) -> Norm:
+    return module if native is None else partial(native.layer_norm, module)
+
+
 class _Layer:
     """One decoder layer: its norms, and its weights fused."""
 
-    def __init__(self, layer: Any, is_int8: bool) -> None:
-        project = partial(Projection, is_int8=is_int8)
+    def __init__(self, layer: Any, native: Operators | None, is_int8: bool) -> None:
+        project = partial(Projection, native=native, is_int8=is_int8)
         own, source = layer.self_attn, layer.encoder_attn
         self.is_pre_norm = layer.normalize_before
-        self.self_norm = layer.self_attn_layer_norm
-        self.source_norm = layer.encoder_attn_layer_norm
-        self.ffn_norm = layer.final_layer_norm
+        self.self_norm = _norm(layer.self_attn_layer_norm, native)
+        self.source_norm = _norm(layer.encoder_attn_layer_norm, native)
+        self.ffn_norm = _norm(layer.final_layer_norm, native)
         self.self_qkv = project(own.q_proj, own.k_proj, own.v_proj)
         self.self_out = project(own.out_proj)
         self.source_q = project(source.q_proj)
@@ -109,10 +140,10 @@ class _Layer:
         self.activation = None if is_relu else layer.activation_fn
         self.fc2 = project(layer.fc2)
 
-    def before(self, norm: nn.Module, x: Tensor) -> Tensor:
+    def before(self, norm: Norm, x: Tensor) -> Tensor:
         return norm(x) if self.is_pre_norm else x
 
-    def after(self, norm: nn.Module, x: Tensor) -> Tensor:
+    def after(self, norm: Norm, x: Tensor) -> Tensor:
         return x if self.is_pre_norm else norm(x)
 
     def ffn(self, h: Tensor, residual: Tensor) -> Tensor:
@@ -126,13 +157,19 @@ class DecoderStep:
     Holds a second, rearranged copy of the weights on a CPU in float32. Legend: see attention.py.
     """
 
+    native: Operators | None  # what the step and its search may use, in float32 on a CPU
+
     def __init__(self, decoder: Any) -> None:
         attention = decoder.layers[0].self_attn
         self.H, self.G = attention.num_heads, attention.num_kv_heads
         self.D = attention.head_dim
-        self.layers = [_Layer(layer, decoder.is_int8) for layer in decoder.layers]
-        self.final_norm = decoder.layer_norm
-        self.output = Projection(decoder.output_projection, is_int8=decoder.is_int8)
+        is_native = decoder.is_native and is_cpu_float32(decoder.output_projection.weight)
+        self.native = operators() if is_native else None
+        self.layers = [_Layer(layer, self.native, decoder.is_int8) for layer in decoder.layers]
+        self.final_norm = decoder.layer_norm and _norm(decoder.layer_norm, self.native)
+        self.output = Projection(
+            decoder.output_projection, native=self.native, is_int8=decoder.is_int8
+        )
 
     def features(
         self, x: Tensor, cache: Cache, alignment_layer: int | None = None
