@@ -57,6 +57,7 @@ from experiments.stage import max_rss_bytes
 from experiments.storage import read_json, write_json
 from experiments.workloads import FixedLengths, JobText, Workload, WorkloadSpec
 from gqa_fairseq.architectures import SHAPES
+from gqa_fairseq.decoding.native import operators_name
 from gqa_fairseq.parity import check_kv_heads
 
 TABLE_WIDTH = 150  # where there is no terminal to ask
@@ -265,6 +266,7 @@ def run(args: argparse.Namespace) -> None:
                 device=args.device,
                 dtype=args.dtype,
                 threads=torch.get_num_threads(),
+                operators=operators_name(torch.empty(0, device=device, dtype=dtype)),
                 comparisons=comparisons,
             )
             write_json(args.out, report)

@@ -167,6 +167,7 @@ class ComparisonReport(ComparisonPart, frozen=True, kw_only=True):
     device: Literal["cpu", "cuda"]
     dtype: Literal["float32", "bfloat16", "float16"]
     threads: Positive
+    operators: str = "PyTorch"  # whose the plugin's steps take, but for gqa+torch
     comparisons: Annotated[list[Comparison], Meta(min_length=1)]
 
     @property
@@ -178,7 +179,8 @@ class ComparisonReport(ComparisonPart, frozen=True, kw_only=True):
         commit = (self.code.commit or "unknown")[:7] + (" with changes" if self.code.dirty else "")
         packages = [f"{k} {v}" for k, v in self.versions.items() if k in ("torch", "ctranslate2")]
         return (
-            f"{processor}, {self.threads} threads, {self.dtype}; {', '.join(packages)}; "
+            f"{processor}, {self.threads} threads, {self.dtype}, {self.operators} operators; "
+            f"{', '.join(packages)}; "
             f"commit {commit}, {self.created_utc:%Y-%m-%d}"
         )
 

@@ -42,6 +42,7 @@ from experiments.storage import write_json
 from experiments.train import train_command
 from gqa_fairseq.attention import cache_bytes
 from gqa_fairseq.decoding.cache import DecoderCache
+from gqa_fairseq.decoding.native import operators_name
 from gqa_fairseq.decoding.static_cache import StaticCache
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -78,6 +79,7 @@ def benchmark(job: JobFolder) -> None:
         device=config.hardware.device,
         precision=config.hardware.precision,
         threads=torch.get_num_threads(),
+        operators=operators_name(next(model.parameters())),
         weights=weights,
         max_positions=config.model.max_positions,
         timings=timings,

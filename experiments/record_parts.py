@@ -360,6 +360,7 @@ class Benchmark(Part, frozen=True, kw_only=True):
 
     `peak_memory_bytes` is decoding's: taken before the training updates are timed.
 
+    `operators` are whose a decoding step takes (gqa_fairseq/decoding/native).
     `max_positions` is what the timed model allows, which a long shape may need beyond the trained
     model's; `weights` says whether the timed weights are the trained ones.
     """
@@ -367,6 +368,7 @@ class Benchmark(Part, frozen=True, kw_only=True):
     device: Device
     precision: Precision
     threads: Positive
+    operators: str = "PyTorch"
     weights: Literal["trained", "random"]
     max_positions: Positive
     timings: list[Timing]

@@ -185,6 +185,7 @@ def timing_notes(group: Group, engine: Engine, shape: Shape) -> list[str]:
     return notes + _distinct(
         f"{len(timing.decoder_s)} runs after {timing.warmup_runs} of warm-up; "
         f"{benchmark.device} {benchmark.precision}, {benchmark.threads} threads, "
+        f"{benchmark.operators} operators, "
         f"{benchmark.weights} weights, {benchmark.max_positions} positions."
         for benchmark, timing in timings
     )

@@ -2,7 +2,7 @@
 
 A step multiplies a handful of rows (sentences x beams) by every weight of the decoder. Matrices
 with the same input are fused into one, and on a CPU in float32 all are packed once: for the native
-operators (native.py), else into oneDNN's blocked layout, where few rows run 1.3 to 2 times faster
+operators (native/), else into oneDNN's blocked layout, where few rows run 1.3 to 2 times faster
 than through the row-major weights.
 """
 
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gqa_fairseq.decoding.int8 import Multiply, int8_multiply
-from gqa_fairseq.decoding.native import Operators, operators
+from gqa_fairseq.decoding.native import Operators, operators_for
 
 # oneDNN chooses the blocked layout for a number of rows; layouts for 16 to 256 are the same.
 _ROWS_HINT = 64
@@ -61,13 +61,15 @@ class Projection:
         weight = torch.cat([linear.weight.detach() for linear in linears])
         biases = [linear.bias.detach() for linear in linears if linear.bias is not None]
         bias = torch.cat(biases) if biases else None
+        self.shape = weight.shape  # [out, in]
+        is_cpu_float = weight.device.type == "cpu" and weight.dtype == torch.float32
         if is_int8:
-            if not is_cpu_float32(weight):
+            if not is_cpu_float:
                 raise ValueError("int8 needs float32 weights on a CPU: leave out --int8")
             self._multiply = int8_multiply(weight, bias, is_relu)
         elif native is not None:
             self._multiply = _native_multiply(native, weight, bias, is_relu)
-        elif is_cpu_float32(weight) and torch.backends.mkldnn.is_available():
+        elif is_cpu_float and torch.backends.mkldnn.is_available():
             self._multiply = _packed_multiply(weight, bias, is_relu)
         else:
             self._multiply = _plain_multiply(weight, bias, is_relu)
@@ -75,10 +77,6 @@ class Projection:
     def __call__(self, x: Tensor, plus: Tensor | None = None) -> Tensor:
         """[rows, in] -> [rows, out]; `plus` [rows, out] is added (the residual, without ReLU)."""
         return self._multiply(x, plus)
-
-
-def is_cpu_float32(x: Tensor) -> bool:
-    return x.device.type == "cpu" and x.dtype == torch.float32
 
 
 def _native_multiply(
@@ -163,8 +161,8 @@ class DecoderStep:
         attention = decoder.layers[0].self_attn
         self.H, self.G = attention.num_heads, attention.num_kv_heads
         self.D = attention.head_dim
-        is_native = decoder.is_native and is_cpu_float32(decoder.output_projection.weight)
-        self.native = operators() if is_native else None
+        weight = decoder.output_projection.weight
+        self.native = operators_for(weight) if decoder.is_native else None
         self.layers = [_Layer(layer, self.native, decoder.is_int8) for layer in decoder.layers]
         self.final_norm = decoder.layer_norm and _norm(decoder.layer_norm, self.native)
         self.output = Projection(

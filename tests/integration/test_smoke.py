@@ -22,7 +22,7 @@ from experiments import benchmark, tracking
 from experiments.comparison import ComparisonReport
 from experiments.config import SuiteConfig
 from experiments.corpus import prepare_data
-from experiments.engines import FAIRSEQ_ENGINES
+from experiments.engines import FAIRSEQ_ENGINES, MULTI_HEAD_ENGINES
 from experiments.layout import JobFolder
 from experiments.progress import StageView
 from experiments.record_parts import Training
@@ -113,7 +113,7 @@ def check_engines(folder: Path, records: dict[str, Record]) -> None:
         variant = next(
             v for v, path in folders.items() if comparison.workload.model.endswith(path.name)
         )
-        names = FAIRSEQ_ENGINES if variant == "mha" else FAIRSEQ_ENGINES[:2]
+        names = [e for e in FAIRSEQ_ENGINES if variant == "mha" or e not in MULTI_HEAD_ENGINES]
         heads = records[variant].model.num_kv_heads
         found = [(e.engine, e.num_kv_heads) for e in comparison.engines]
         assert found == [(name, heads) for name in names]

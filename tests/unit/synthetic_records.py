@@ -228,6 +228,7 @@ def benchmark(num_kv_heads: int = NUM_HEADS) -> Benchmark:
         device="cpu",
         precision="fp32",
         threads=2,
+        operators="native AVX512",
         weights="trained",
         max_positions=1024,
         timings=[timing(num_kv_heads, beam, source) for source in (128, 512) for beam in (1, 4)],

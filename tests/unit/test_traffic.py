@@ -85,9 +85,8 @@ def test_matrices_are_those_of_a_step_packed_or_not(
     decoder = build(dictionary(), **options).to(dtype).decoder
     step = DecoderStep(decoder)
     parts = [step.output, *(part for layer in step.layers for part in vars(layer).values())]
-    matrices = [part.weight for part in parts if isinstance(part, Projection)]
+    matrices = [part.shape for part in parts if isinstance(part, Projection)]
     shape = DecoderShape.of(decoder, dtype.itemsize)
-    assert all(matrix.element_size() == dtype.itemsize for matrix in matrices)
     assert sum(matrix.numel() for matrix in matrices) == shape.step_matrix_elements
 
 

@@ -1,4 +1,4 @@
-"""The decoding step's operators for a CPU in float32 (native.cpp), compiled when first wanted.
+"""A decoding step's operators for a CPU in float32: C++, compiled when first wanted.
 
 They need an x86-64 processor with AVX2 or AVX-512 and g++ 11 or later. Without them PyTorch's
 operators do the same, more slowly, and the log says what is missing. The compiled library is kept
@@ -24,7 +24,8 @@ logger = logging.getLogger(__name__)
 
 MAX_BEAM = 32  # who sees a slot is one bit a beam
 INSTRUCTION_SETS = {"AVX512": "x86-64-v4", "AVX2": "x86-64-v3"}  # PyTorch's names, g++'s
-_SOURCE = Path(__file__).with_name("native.cpp")
+_SOURCES = sorted(Path(__file__).parent.glob("*.cpp"))
+_READ = [*_SOURCES, *sorted(Path(__file__).parent.glob("*.h"))]
 _FLAGS = ("-std=c++17", "-O3", "-fopenmp", "-fPIC", "-shared", "-Wno-psabi")
 _FUNCTIONS = {
     "gqa_pack": [c_void_p] * 2 + [c_int64] * 2,
@@ -37,7 +38,7 @@ _FUNCTIONS = {
 
 
 class _Attention(ctypes.Structure):
-    """native.cpp's, field by field."""
+    """attention.cpp's, field by field."""
 
     _fields_ = (
         ("query", c_void_p),
@@ -59,12 +60,16 @@ class _Attention(ctypes.Structure):
 
 
 class Operators:
-    """The compiled operators; tensors are float32 on the CPU, and contiguous unless it is said."""
+    """The compiled operators; tensors are float32 on the CPU, and contiguous unless it is said.
 
-    def __init__(self, library: Path) -> None:
+    `instructions` is the processor's instruction set that they are compiled for.
+    """
+
+    def __init__(self, instructions: str) -> None:
+        self.instructions = instructions
         # OpenMP's functions are those of PyTorch, which has loaded them for all to see: the
         # library shares PyTorch's threads.
-        self._library = ctypes.CDLL(str(library))
+        self._library = ctypes.CDLL(str(build(instructions)))
         self._library.gqa_packed_size.restype = c_int64
         self._library.gqa_packed_size.argtypes = [c_int64, c_int64]
         for name, arguments in _FUNCTIONS.items():
@@ -198,7 +203,7 @@ def operators() -> Operators | None:
         logger.info("decoding with PyTorch's operators: the processor has no AVX2")
         return None
     try:
-        return Operators(build(INSTRUCTION_SETS[capability]))
+        return Operators(capability)
     except (OSError, subprocess.CalledProcessError) as error:
         said = getattr(error, "stderr", None) or str(error)
         logger.warning(
@@ -208,8 +213,20 @@ def operators() -> Operators | None:
         return None
 
 
-def build(instruction_set: str) -> Path:
-    """Compiles native.cpp, unless that was done before.
+def operators_for(weight: Tensor) -> Operators | None:
+    """The operators if they can multiply by this weight."""
+    is_theirs = weight.device.type == "cpu" and weight.dtype == torch.float32
+    return operators() if is_theirs else None
+
+
+def operators_name(weight: Tensor) -> str:
+    """Whose operators a step with this weight takes: such as `native AVX512`, or `PyTorch`."""
+    native = operators_for(weight)
+    return "PyTorch" if native is None else f"native {native.instructions}"
+
+
+def build(instructions: str) -> Path:
+    """Compiles for one of INSTRUCTION_SETS, unless that was done before; returns the library.
 
     Raises:
         OSError: no compiler, or no place for the library.
@@ -217,15 +234,17 @@ def build(instruction_set: str) -> Path:
     """
     compiler = os.environ.get("CXX", "g++")
     version = _output(compiler, "--version")
-    command = [*compiler.split(), *_FLAGS, f"-march={instruction_set}"]
-    key = hashlib.sha256(" ".join([version, *command]).encode() + _SOURCE.read_bytes())
+    command = [*compiler.split(), *_FLAGS, f"-march={INSTRUCTION_SETS[instructions]}"]
+    key = hashlib.sha256(" ".join([version, *command]).encode())
+    for path in _READ:
+        key.update(path.read_bytes())
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     library = home / "gqa_fairseq" / f"native-{key.hexdigest()[:16]}.so"
     if not library.exists():
         library.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=library.parent) as folder:
             made = Path(folder) / library.name
-            _output(*command, str(_SOURCE), "-o", str(made))
+            _output(*command, *map(str, _SOURCES), "-o", str(made))
             made.replace(library)  # whole or not at all: other processes may be at it
     return library
 
