@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from gqa_fairseq.attention import attend_cached
-from gqa_fairseq.decoding.native import Operators
+from gqa_fairseq.decoding.native import Attention, Operators
 
 INITIAL_CAPACITY = 32
 
@@ -75,17 +75,30 @@ class DecoderCache:
     ) -> tuple[Tensor, Tensor | None]:
         """Cross-attention of query [B, W, H, D]: [B, W, H * D], weights [B, W, S] or None."""
         keys, values, mask = self.source(layer)
-        native = self._native_for(query)
+        native = self._native_for(query.shape[-1])
         if native is None or need_weights:
             return attend_cached(query, keys, values, mask, need_weights)
-        return native.attend(query, keys, values, keys.shape[2], mask), None
+        shape = self.batch, self.beam, query.shape[2]
+        work = native.attention(keys, values, keys.shape[2], mask, shape)
+        return native.attend(work, query), None
 
-    def _native_for(self, query: Tensor) -> Operators | None:
-        """The native operators if they have code for the query [B, W, H, D]."""
+    def _native_for(self, head_dim: int) -> Operators | None:
+        """The native operators if they have code for these beams and heads."""
         native = self._native
-        if native is None or not native.can_attend(self.beam, query.shape[-1]):
+        return native if native and native.can_attend(self.beam, head_dim) else None
+
+    def native_attentions(self, layer: int, heads: int) -> tuple[Attention, Attention] | None:
+        """This step's self- and cross-attention for a native layer; None where there is none."""
+        keys, values, mask = self.source(layer)
+        native = self._native_for(keys.shape[3])
+        if native is None:
             return None
-        return native
+        shape, slots = (self.batch, self.beam, heads), self.length * self.beam
+        own = self._buffers(layer, keys, keys.shape[1])
+        return (
+            native.attention(*own, slots, self._ancestry(), shape, is_growing=True),
+            native.attention(keys, values, keys.shape[2], mask, shape),
+        )
 
     # Self-attention: one slot a beam and step.
 
@@ -111,17 +124,17 @@ class DecoderCache:
             (keys, values) views [B, G, length * W, D] and the mask [B, W, length * W] or None.
         """
         n, end = self.batch, self.length * self.beam
-        buffers = self._buffers(layer, keys)
+        buffers = self._buffers(layer, keys, keys.shape[2])
         for buffer, new in zip(buffers, (keys, values), strict=True):
             buffer[:n, :, end - self.beam : end] = new.transpose(1, 2)
         k, v = buffers
         return k[:n, :, :end], v[:n, :, :end], self._ancestry()
 
-    def _buffers(self, layer: int, keys: Tensor) -> tuple[Tensor, Tensor]:
-        """A layer's keys and values [>= B, G, capacity * W, D], for new ones [B, W, G, D]."""
+    def _buffers(self, layer: int, like: Tensor, kv_heads: int) -> tuple[Tensor, Tensor]:
+        """A layer's keys and values [>= B, G, capacity * W, D], of the kind of `like` [..., D]."""
         if layer == len(self._self):
-            size = (self.batch, keys.shape[2], self.capacity * self.beam, keys.shape[3])
-            self._self.append((keys.new_empty(size), keys.new_empty(size)))
+            size = (self.batch, kv_heads, self.capacity * self.beam, like.shape[-1])
+            self._self.append((like.new_empty(size), like.new_empty(size)))
         return self._self[layer]
 
     def _ancestry(self) -> Tensor | None:
@@ -131,11 +144,13 @@ class DecoderCache:
 
     def attend_self(self, layer: int, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Appends keys and values; self-attention of query [B, W, H, D] over all: [B, W, H * D]."""
-        native = self._native_for(query)
+        native = self._native_for(query.shape[-1])
         if native is None:
             return attend_cached(query, *self.append(layer, keys, values))[0]
-        slots, buffers = self.length * self.beam, self._buffers(layer, keys)
-        return native.attend(query, *buffers, slots, self._ancestry(), (keys, values))
+        slots, shape = self.length * self.beam, (self.batch, self.beam, query.shape[2])
+        buffers = self._buffers(layer, keys, keys.shape[2])
+        work = native.attention(*buffers, slots, self._ancestry(), shape, is_growing=True)
+        return native.attend(work, query, (keys, values))
 
     def reserve(self, steps: int) -> None:
         """Makes room for `steps` in all, so that a known length is allocated once."""

@@ -212,6 +212,9 @@ class StaticCache:
         readers = None if self._readers is None else self._readers[:n, :N]
         return self.attend(query, k[:n, :, :N], v[:n, :, :N], end=self._filled, readers=readers)
 
+    def native_attentions(self, layer: int, heads: int) -> None:
+        """None: this cache's values stay on the device, where native operators cannot follow."""
+
     def attend_source(
         self, layer: int, query: Tensor, need_weights: bool = False
     ) -> tuple[Tensor, None]:

@@ -17,7 +17,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gqa_fairseq.decoding.int8 import Multiply, int8_multiply
-from gqa_fairseq.decoding.native import Operators, operators_for
+from gqa_fairseq.decoding.native import (
+    NORMS,
+    PRODUCTS,
+    Attention,
+    Layer,
+    Operators,
+    Product,
+    operators_for,
+)
 
 # oneDNN chooses the blocked layout for a number of rows; layouts for 16 to 256 are the same.
 _ROWS_HINT = 64
@@ -37,6 +45,8 @@ class Cache(Protocol):
         self, layer: int, query: Tensor, need_weights: bool = False
     ) -> tuple[Tensor, Tensor | None]: ...
 
+    def native_attentions(self, layer: int, heads: int) -> tuple[Attention, Attention] | None: ...
+
 
 class Projection:
     """x -> activation(x W^T + b) for fixed weights: the rows of several linear layers, fused.
@@ -50,6 +60,8 @@ class Projection:
     Raises:
         ValueError: `is_int8` for weights that are not float32 on a CPU.
     """
+
+    multiply: Multiply
 
     def __init__(
         self,
@@ -66,28 +78,17 @@ class Projection:
         if is_int8:
             if not is_cpu_float:
                 raise ValueError("int8 needs float32 weights on a CPU: leave out --int8")
-            self._multiply = int8_multiply(weight, bias, is_relu)
+            self.multiply = int8_multiply(weight, bias, is_relu)
         elif native is not None:
-            self._multiply = _native_multiply(native, weight, bias, is_relu)
+            self.multiply = native.product(weight, bias, is_relu)
         elif is_cpu_float and torch.backends.mkldnn.is_available():
-            self._multiply = _packed_multiply(weight, bias, is_relu)
+            self.multiply = _packed_multiply(weight, bias, is_relu)
         else:
-            self._multiply = _plain_multiply(weight, bias, is_relu)
+            self.multiply = _plain_multiply(weight, bias, is_relu)
 
     def __call__(self, x: Tensor, plus: Tensor | None = None) -> Tensor:
         """[rows, in] -> [rows, out]; `plus` [rows, out] is added (the residual, without ReLU)."""
-        return self._multiply(x, plus)
-
-
-def _native_multiply(
-    native: Operators, weight: Tensor, bias: Tensor | None, is_relu: bool
-) -> Multiply:
-    packed, outputs = native.pack(weight), weight.shape[0]
-
-    def run(x: Tensor, plus: Tensor | None) -> Tensor:
-        return native.linear(x, packed, outputs, bias, plus, is_relu)
-
-    return run
+        return self.multiply(x, plus)
 
 
 def _packed_multiply(weight: Tensor, bias: Tensor | None, is_relu: bool) -> Multiply:
@@ -116,7 +117,7 @@ Norm = Callable[[Tensor], Tensor]
 
 
 def _norm(module: nn.LayerNorm, native: Operators | None) -> Norm:
-    return module if native is None else partial(native.layer_norm, module)
+    return module if native is None else native.norm(module)
 
 
 class _Layer:
@@ -137,6 +138,15 @@ class _Layer:
         self.fc1 = project(layer.fc1, is_relu=is_relu)
         self.activation = None if is_relu else layer.activation_fn
         self.fc2 = project(layer.fc2)
+        self.native = None if native is None else self._as_one(native)
+
+    def _as_one(self, native: Operators) -> Layer | None:
+        """The layer as one operator, if all that it does is native."""
+        norms = {name: getattr(self, name) for name in NORMS}
+        products = {name: getattr(self, name).multiply for name in PRODUCTS}
+        if self.activation or not all(isinstance(p, Product) for p in products.values()):
+            return None
+        return native.layer(norms, products, self.is_pre_norm)
 
     def before(self, norm: Norm, x: Tensor) -> Tensor:
         return norm(x) if self.is_pre_norm else x
@@ -180,6 +190,11 @@ class DecoderStep:
         x = x.reshape(-1, shape[-1])
         cache.start_step(x.dtype, x.device)
         for index, layer in enumerate(self.layers):
+            native = layer.native if index != alignment_layer else None
+            caches = native and cache.native_attentions(index, self.H)
+            if native and caches:
+                x = native(x, *caches)
+                continue
             h = layer.before(layer.self_norm, x)
             x = layer.after(layer.self_norm, self._attend_self(h, x, index, cache))
             h = layer.before(layer.source_norm, x)

@@ -16,7 +16,9 @@ B S C and the weights L * 2 C G D are read, L * 2 B S G D are written.
 
 Not counted, because it stays in a processor's caches or is small: the hidden activations, the
 scores of attention, the mask of ancestry, what the search itself keeps. So these are lower bounds,
-and time may be compared with them, never the other way round.
+and time may be compared with them, never the other way round. With one exception: with a beam
+(W > 1) self_kv counts all slots, and where beams have come to share their history the native
+operators and the GPU's kernel leave out those that no beam descends from.
 """
 
 from __future__ import annotations

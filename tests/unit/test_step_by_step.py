@@ -109,10 +109,12 @@ def test_steps_equal_full_forward(g: int, placement: str, options: dict, beam: i
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(o) or "plain")
-def test_steps_in_single_precision(options: dict) -> None:
-    """float32 takes other kernels on a CPU (packed weights)."""
+@pytest.mark.parametrize("is_native", [True, False])
+def test_steps_in_single_precision(options: dict, is_native: bool) -> None:
+    """float32 takes other operators on a CPU: native ones, or PyTorch's with packed weights."""
     vocabulary = dictionary()
     model = model_of(vocabulary, torch.float32, num_kv_heads=2, **options)
+    model.decoder.is_native = is_native
     logits, attention = walk_errors(Walk(model, vocabulary, 3))
     assert logits < 1e-4
     assert attention < 1e-5

@@ -29,16 +29,20 @@ _READ = [*_SOURCES, *sorted(Path(__file__).parent.glob("*.h"))]
 _FLAGS = ("-std=c++17", "-O3", "-fopenmp", "-fPIC", "-shared", "-Wno-psabi")
 _FUNCTIONS = {
     "gqa_pack": [c_void_p] * 2 + [c_int64] * 2,
-    "gqa_linear": [c_void_p] * 5 + [c_int64] * 4,
+    "gqa_product": [c_void_p] * 4 + [c_int64],
+    "gqa_norm": [c_void_p] * 3 + [c_int64],
     "gqa_attend": [c_void_p],
-    "gqa_layer_norm": [c_void_p] * 3 + [c_float, c_void_p] + [c_int64] * 2,
+    "gqa_layer": [c_void_p] * 5,
     "gqa_log_softmax": [c_void_p] + [c_int64] * 2,
     "gqa_top_k": [c_void_p] + [c_int64] * 3 + [c_void_p] * 2,
 }
 
 
-class _Attention(ctypes.Structure):
-    """attention.cpp's, field by field."""
+# The structures of operators.h and layer.cpp, field by field.
+
+
+class Attention(ctypes.Structure):
+    """A cache as one step reads it."""
 
     _fields_ = (
         ("query", c_void_p),
@@ -59,6 +63,118 @@ class _Attention(ctypes.Structure):
     )
 
 
+class _Product(ctypes.Structure):
+    _fields_ = (
+        ("packed", c_void_p),
+        ("bias", c_void_p),
+        ("outputs", c_int64),
+        ("inputs", c_int64),
+        ("is_relu", c_int64),
+    )
+
+
+class _Norm(ctypes.Structure):
+    _fields_ = (
+        ("weight", c_void_p),
+        ("bias", c_void_p),
+        ("width", c_int64),
+        ("epsilon", c_float),
+    )
+
+
+NORMS = ("self_norm", "source_norm", "ffn_norm")
+PRODUCTS = ("self_qkv", "self_out", "source_q", "source_out", "fc1", "fc2")
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = (
+        *((name, _Norm) for name in NORMS),
+        *((name, _Product) for name in PRODUCTS),
+        ("is_pre_norm", c_int64),
+    )
+
+
+class Product:
+    """x -> relu(x W^T + b) for weights [out, in] and perhaps a bias [out], packed once.
+
+    The sum for a row does not depend on the other rows or on the number of threads.
+    """
+
+    def __init__(
+        self, library: ctypes.CDLL, weight: Tensor, bias: Tensor | None, is_relu: bool
+    ) -> None:
+        weight = weight.detach().contiguous()
+        outputs, inputs = weight.shape
+        self._multiply = library.gqa_product
+        self._packed = torch.empty(library.gqa_packed_size(outputs, inputs))
+        self._bias = None if bias is None else bias.detach().contiguous()
+        library.gqa_pack(weight.data_ptr(), self._packed.data_ptr(), outputs, inputs)
+        self.structure = _Product(
+            packed=self._packed.data_ptr(),
+            bias=None if self._bias is None else self._bias.data_ptr(),
+            outputs=outputs,
+            inputs=inputs,
+            is_relu=is_relu,
+        )
+
+    def __call__(self, x: Tensor, plus: Tensor | None = None) -> Tensor:
+        """[..., in] -> [..., out]; `plus` [..., out] is added before ReLU."""
+        x = x.contiguous()
+        plus = None if plus is None else plus.contiguous()
+        y = torch.empty(*x.shape[:-1], self.structure.outputs)
+        self._multiply(
+            ctypes.byref(self.structure),
+            x.data_ptr(),
+            None if plus is None else plus.data_ptr(),
+            y.data_ptr(),
+            x.numel() // self.structure.inputs,
+        )
+        return y
+
+
+class Norm:
+    """A layer norm over the last dimension; it keeps the module's weights as they are."""
+
+    def __init__(self, library: ctypes.CDLL, norm: nn.LayerNorm) -> None:
+        self._normalize = library.gqa_norm
+        self._weights = norm.weight.detach(), norm.bias.detach()
+        weight, bias = (weight.data_ptr() for weight in self._weights)
+        width = self._weights[0].numel()
+        self.structure = _Norm(weight=weight, bias=bias, width=width, epsilon=norm.eps)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[..., C] -> [..., C]."""
+        x = x.contiguous()
+        y = torch.empty_like(x)
+        rows = x.numel() // self.structure.width
+        self._normalize(ctypes.byref(self.structure), x.data_ptr(), y.data_ptr(), rows)
+        return y
+
+
+class Layer:
+    """A whole decoder layer of one step: norms and products by the names in NORMS and PRODUCTS."""
+
+    def __init__(
+        self,
+        library: ctypes.CDLL,
+        norms: dict[str, Norm],
+        products: dict[str, Product],
+        is_pre_norm: bool,
+    ) -> None:
+        self._run = library.gqa_layer
+        self._parts = norms, products  # they own the weights
+        structures = {name: part.structure for name, part in (norms | products).items()}
+        self.structure = _Layer(**structures, is_pre_norm=is_pre_norm)
+
+    def __call__(self, x: Tensor, own: Attention, source: Attention) -> Tensor:
+        """[B * W, C] -> [B * W, C]; the new keys and values go where `own` says."""
+        x = x.contiguous()
+        y = torch.empty_like(x)
+        own_at, source_at = ctypes.byref(own), ctypes.byref(source)
+        self._run(ctypes.byref(self.structure), own_at, source_at, x.data_ptr(), y.data_ptr())
+        return y
+
+
 class Operators:
     """The compiled operators; tensors are float32 on the CPU, and contiguous unless it is said.
 
@@ -75,109 +191,65 @@ class Operators:
         for name, arguments in _FUNCTIONS.items():
             function = getattr(self._library, name)
             function.restype, function.argtypes = None, arguments
-
-    def pack(self, weight: Tensor) -> Tensor:
-        """Weights [out, in] as `linear` reads them."""
-        weight = weight.detach().contiguous()
-        packed = torch.empty(self._library.gqa_packed_size(*weight.shape))
-        self._library.gqa_pack(weight.data_ptr(), packed.data_ptr(), *weight.shape)
-        return packed
-
-    def linear(
-        self,
-        x: Tensor,
-        packed: Tensor,
-        outputs: int,
-        bias: Tensor | None = None,
-        plus: Tensor | None = None,
-        is_relu: bool = False,
-    ) -> Tensor:
-        """relu(x W^T + bias + plus): x [..., in], bias [out], plus [..., out] -> [..., out].
-
-        The sum for a row does not depend on the other rows or on the number of threads.
-        """
-        x = x.contiguous()
-        plus = None if plus is None else plus.contiguous()
-        inputs = x.shape[-1]
-        y = torch.empty(*x.shape[:-1], outputs)
-        self._library.gqa_linear(
-            x.data_ptr(),
-            packed.data_ptr(),
-            None if bias is None else bias.data_ptr(),
-            None if plus is None else plus.data_ptr(),
-            y.data_ptr(),
-            x.numel() // inputs,
-            outputs,
-            inputs,
-            is_relu,
-        )
-        return y
-
-    def layer_norm(self, norm: nn.LayerNorm, x: Tensor) -> Tensor:
-        """norm(x) over the last dimension of x [..., C]; `norm` has a weight and a bias."""
-        x = x.contiguous()
-        y = torch.empty_like(x)
-        self._library.gqa_layer_norm(
-            x.data_ptr(),
-            norm.weight.data_ptr(),
-            norm.bias.data_ptr(),
-            norm.eps,
-            y.data_ptr(),
-            x.numel() // x.shape[-1],
-            x.shape[-1],
-        )
-        return y
+        self.product = functools.partial(Product, self._library)
+        self.norm = functools.partial(Norm, self._library)
+        self.layer = functools.partial(Layer, self._library)
 
     @staticmethod
     def can_attend(beam: int, head_dim: int) -> bool:
         """Whether `attend` has code for it."""
         return beam <= MAX_BEAM and head_dim % 4 == 0
 
-    def attend(
-        self,
-        query: Tensor,
+    @staticmethod
+    def attention(
         keys: Tensor,
         values: Tensor,
         slots: int,
         mask: Tensor | None,
-        new: tuple[Tensor, Tensor] | None = None,
-    ) -> Tensor:
-        """attention.attend_cached over the first `slots` slots; what nobody sees is not read.
+        shape: tuple[int, int, int],
+        is_growing: bool = False,
+    ) -> Attention:
+        """A cache for `attend` or a Layer; the tensors must outlive it.
 
         Args:
-            query: [B, W, H, D], not scaled; heads contiguous, beams and sentences evenly spaced.
             keys, values: [>= B, G, >= slots, D] with the same strides, slots contiguous.
+            slots: how many are in use; those that nobody sees are not read.
             mask: [B, W or 1, slots], 0 or -inf; the last dimension contiguous.
-            new: keys and values [B, W, G, D] spaced as the query, which go into the last W slots
-                before they are read.
-
-        Returns:
-            [B, W, H * D].
+            shape: (B, W, H).
+            is_growing: the last W slots are those of the step's own keys and values.
         """
-        B, W, H, D = query.shape
-        out = torch.empty(B, W, H * D)
-        work = _Attention(
-            query=query.data_ptr(),
-            query_stride=query.stride(1),
+        B, W, H = shape
+        work = Attention(
             keys=keys.data_ptr(),
             values=values.data_ptr(),
             sentence_stride=keys.stride(0),
             head_stride=keys.stride(1),
-            out=out.data_ptr(),
+            new_slot=slots - W if is_growing else 0,
             B=B,
             W=W,
             H=H,
             G=keys.shape[1],
             N=slots,
-            D=D,
+            D=keys.shape[3],
         )
         if mask is not None:
             work.mask = mask.data_ptr()
             work.mask_rows = mask.shape[1]
             work.mask_sentence_stride, work.mask_row_stride = mask.stride(0), mask.stride(1)
+        return work
+
+    def attend(
+        self, work: Attention, query: Tensor, new: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
+        """attention.attend_cached of a query [B, W, H, D], not scaled: [B, W, H * D].
+
+        `new` are the step's keys and values [B, W, G, D], for a cache that is growing: they are
+        written first. Heads are contiguous, beams and sentences evenly spaced, in all three alike.
+        """
+        out = torch.empty(*query.shape[:2], query.shape[2] * query.shape[3])
+        work.query, work.query_stride, work.out = query.data_ptr(), query.stride(1), out.data_ptr()
         if new is not None:
             work.new_keys, work.new_values = new[0].data_ptr(), new[1].data_ptr()
-            work.new_slot = slots - W
         self._library.gqa_attend(ctypes.byref(work))
         return out
 
@@ -205,10 +277,12 @@ def operators() -> Operators | None:
     try:
         return Operators(capability)
     except (OSError, subprocess.CalledProcessError) as error:
-        said = getattr(error, "stderr", None) or str(error)
+        lines = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
+        cause = next((line for line in lines if "error" in line), lines[0])
         logger.warning(
-            "decoding with PyTorch's operators, which are slower: g++ 11 or later is needed (%s)",
-            said.strip().splitlines()[-1],
+            "decoding with PyTorch's operators, which are slower: the native ones, which need g++ "
+            "11 or later, could not be built: %s",
+            cause,
         )
         return None
 
@@ -241,6 +315,7 @@ def build(instructions: str) -> Path:
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     library = home / "gqa_fairseq" / f"native-{key.hexdigest()[:16]}.so"
     if not library.exists():
+        logger.info("compiling the operators for decoding, once: some seconds")
         library.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=library.parent) as folder:
             made = Path(folder) / library.name

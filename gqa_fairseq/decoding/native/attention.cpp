@@ -9,6 +9,7 @@
 #include <numeric>
 #include <vector>
 
+#include "operators.h"
 #include "vectors.h"
 
 namespace {
@@ -168,19 +169,6 @@ struct Sight {
     slots.insert(slots.end(), kAhead + 4, count ? slots.back() : 0);
     return {begin, count};
   }
-};
-
-struct Attention {
-  const float* query;  // [B, W, H, D], W x H x D of a sentence at query_stride a row
-  int64_t query_stride;
-  float *keys, *values;  // [B, G, N, D]
-  int64_t sentence_stride, head_stride;
-  const float* mask;  // [B, W or 1, N]: 0 where a slot is seen, -inf elsewhere; or null
-  int64_t mask_rows, mask_sentence_stride, mask_row_stride;
-  const float *new_keys, *new_values;  // [B, W, G, D] at query_stride a row, or null
-  int64_t new_slot;                    // where the first of them is to go
-  float* out;                          // [B, W, H, D]
-  int64_t B, W, H, G, N, D;
 };
 
 template <typename V>

@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "operators.h"
 #include "vectors.h"
 
 namespace {
@@ -124,9 +125,10 @@ void gqa_pack(const float* weight, float* packed, int64_t outputs, int64_t input
   }
 }
 
-// y [M, N] = x [M, K] W^T + bias + plus, then ReLU if wanted; W packed, bias and plus may be null.
-void gqa_linear(const float* x, const float* packed, const float* bias, const float* plus, float* y,
-                int64_t M, int64_t N, int64_t K, int64_t is_relu) {
+// y [M, outputs] = the product for x [M, inputs], plus [M, outputs] or null added before ReLU.
+void gqa_product(const Product* product, const float* x, const float* plus, float* y, int64_t M) {
+  const float *packed = product->packed, *bias = product->bias;
+  const int64_t N = product->outputs, K = product->inputs;
   const int64_t panels = rounded_up(N, kPanel) / kPanel;
   const int64_t parts = (M + kMostRows - 1) / kMostRows;
 #pragma omp parallel
@@ -156,7 +158,7 @@ void gqa_linear(const float* x, const float* packed, const float* bias, const fl
             kTiles.of[mine.count - 1](
                 &copy[mine.begin * kRowStride], block, {depth, k0 == 0, !next_depth},
                 reinterpret_cast<const char*>(next) + i * step * depth, step, y + at, N, N - n,
-                {bias ? bias + n : nullptr, plus ? plus + at : nullptr, is_relu != 0});
+                {bias ? bias + n : nullptr, plus ? plus + at : nullptr, product->is_relu != 0});
           }
         }
       }

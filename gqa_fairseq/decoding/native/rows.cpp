@@ -2,13 +2,14 @@
 
 #include <cmath>
 
+#include "operators.h"
 #include "vectors.h"
 
 extern "C" {
 
-// y [rows, C] = each row of x with mean 0 and variance 1, times weight [C], plus bias [C].
-void gqa_layer_norm(const float* x, const float* weight, const float* bias, float epsilon, float* y,
-                    int64_t rows, int64_t C) {
+// y [rows, C] = each row of x with mean 0 and variance 1, times weight, plus bias; y may be x.
+void gqa_norm(const Norm* norm, const float* x, float* y, int64_t rows) {
+  const int64_t C = norm->width;
   constexpr int64_t kWorthThreads = 1 << 15;  // elements: waking a thread takes as long
 #pragma omp parallel for schedule(static) if (rows * C >= kWorthThreads)
   for (int64_t r = 0; r < rows; r++) {
@@ -26,8 +27,8 @@ void gqa_layer_norm(const float* x, const float* weight, const float* bias, floa
     }
     float variance = sum(total);
     for (int64_t i = body; i < C; i++) variance += (row[i] - mean) * (row[i] - mean);
-    const float scale = 1.f / std::sqrt(variance / C + epsilon);
-    for (int64_t i = 0; i < C; i++) y[r * C + i] = (row[i] - mean) * scale * weight[i] + bias[i];
+    const float scale = 1.f / std::sqrt(variance / C + norm->epsilon);
+    for (int64_t i = 0; i < C; i++) y[r * C + i] = (row[i] - mean) * scale * norm->weight[i] + norm->bias[i];
   }
 }
 
