@@ -70,7 +70,9 @@ inline void mix(const float* probs, int64_t stride, const float* values, const i
 }
 
 constexpr int kGroup = kLanes == 16 ? 4 : 2;  // rows that share a read of keys and values
-constexpr int64_t kSlots = 64;                // slots whose keys or values stay in the L1 cache
+// Slots that all rows read before the next ones: few, so that memory is not idle for long while the
+// later groups of rows read what the first one has brought.
+constexpr int64_t kSlots = 16;
 
 // scores [rows, n] = q [rows, D] times the keys in n slots; up to 3 more scores are written.
 template <typename V>
