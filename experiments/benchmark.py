@@ -10,9 +10,10 @@ between two rounds the machine itself is measured. Fixed lengths are forced, and
 Quote ratios; the JSON of `--out` has every raw sample. docs/decoding.md has the commands behind
 its table.
 
-engines: gqa (the plugin), gqa+int8 (its linear layers in 8 bits), gqa+stock (its model under
-fairseq's search), stock (fairseq), stock+beams (fairseq with its per-sentence cross-attention) and
-ctranslate2. The last three know multi-head attention alone and are left out where G is smaller.
+engines: gqa (the plugin), gqa+torch (with PyTorch's operators in place of its own), gqa+int8 (its
+linear layers in 8 bits), gqa+stock (its model under fairseq's search), stock (fairseq), stock+beams
+(fairseq with its per-sentence cross-attention) and ctranslate2. The last three know multi-head
+attention alone and are left out where G is smaller.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from gqa_fairseq.decoding.static_search import StaticSearch
 DEVICE = torch.device(os.environ["KERNEL_DEVICE"])
 VOCABULARY = dictionary()
 WIDE = {"encoder_embed_dim": 128, "decoder_embed_dim": 128, "mha_ffn_embed_dim": 128}
-on_gpu = pytest.mark.skipif(DEVICE.type != "cuda", reason="needs a GPU")
+on_gpu = pytest.mark.skipif(DEVICE.type != "cuda", reason="CUDA graphs need a GPU")
 
 
 def model_of(g: int, dtype: torch.dtype = torch.float32) -> Any:

@@ -74,31 +74,37 @@ class DecoderCache:
         self, layer: int, query: Tensor, need_weights: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """Cross-attention of query [B, W, H, D]: [B, W, H * D], weights [B, W, S] or None."""
-        keys, values, mask = self.source(layer)
         native = self._native_for(query.shape[-1])
         if native is None or need_weights:
-            return attend_cached(query, keys, values, mask, need_weights)
-        shape = self.batch, self.beam, query.shape[2]
-        work = native.attention(keys, values, keys.shape[2], mask, shape)
-        return native.attend(work, query), None
+            return attend_cached(query, *self.source(layer), need_weights)
+        return native.attend(self._native_source(native, layer, query.shape[2]), query), None
+
+    # The same for native operators, which take a description of the cache.
 
     def _native_for(self, head_dim: int) -> Operators | None:
         """The native operators if they have code for these beams and heads."""
         native = self._native
         return native if native and native.can_attend(self.beam, head_dim) else None
 
+    def _native_source(self, native: Operators, layer: int, heads: int) -> Attention:
+        keys, values, mask = self.source(layer)
+        shape = self.batch, self.beam, heads
+        return native.attention(keys, values, keys.shape[2], mask, shape)
+
+    def _native_self(self, native: Operators, layer: int, heads: int, like: Tensor) -> Attention:
+        """For new keys of the kind of `like` [B, ..., G, D], which are written as they are read."""
+        buffers, slots = self._buffers(layer, like), self.length * self.beam
+        shape = self.batch, self.beam, heads
+        return native.attention(*buffers, slots, self._ancestry(), shape, is_growing=True)
+
     def native_attentions(self, layer: int, heads: int) -> tuple[Attention, Attention] | None:
         """This step's self- and cross-attention for a native layer; None where there is none."""
-        keys, values, mask = self.source(layer)
+        keys = self.source(layer)[0]
         native = self._native_for(keys.shape[3])
         if native is None:
             return None
-        shape, slots = (self.batch, self.beam, heads), self.length * self.beam
-        own = self._buffers(layer, keys, keys.shape[1])
-        return (
-            native.attention(*own, slots, self._ancestry(), shape, is_growing=True),
-            native.attention(keys, values, keys.shape[2], mask, shape),
-        )
+        own = self._native_self(native, layer, heads, keys.transpose(1, 2))
+        return own, self._native_source(native, layer, heads)
 
     # Self-attention: one slot a beam and step.
 
@@ -124,16 +130,17 @@ class DecoderCache:
             (keys, values) views [B, G, length * W, D] and the mask [B, W, length * W] or None.
         """
         n, end = self.batch, self.length * self.beam
-        buffers = self._buffers(layer, keys, keys.shape[2])
+        buffers = self._buffers(layer, keys)
         for buffer, new in zip(buffers, (keys, values), strict=True):
             buffer[:n, :, end - self.beam : end] = new.transpose(1, 2)
         k, v = buffers
         return k[:n, :, :end], v[:n, :, :end], self._ancestry()
 
-    def _buffers(self, layer: int, like: Tensor, kv_heads: int) -> tuple[Tensor, Tensor]:
-        """A layer's keys and values [>= B, G, capacity * W, D], of the kind of `like` [..., D]."""
+    def _buffers(self, layer: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """A layer's keys and values [>= B, G, capacity * W, D], for new ones like `like` [..., G, D]."""
         if layer == len(self._self):
-            size = (self.batch, kv_heads, self.capacity * self.beam, like.shape[-1])
+            G, D = like.shape[-2:]
+            size = (self.batch, G, self.capacity * self.beam, D)
             self._self.append((like.new_empty(size), like.new_empty(size)))
         return self._self[layer]
 
@@ -147,9 +154,7 @@ class DecoderCache:
         native = self._native_for(query.shape[-1])
         if native is None:
             return attend_cached(query, *self.append(layer, keys, values))[0]
-        slots, shape = self.length * self.beam, (self.batch, self.beam, query.shape[2])
-        buffers = self._buffers(layer, keys, keys.shape[2])
-        work = native.attention(*buffers, slots, self._ancestry(), shape, is_growing=True)
+        work = self._native_self(native, layer, query.shape[2], keys)
         return native.attend(work, query, (keys, values))
 
     def reserve(self, steps: int) -> None:

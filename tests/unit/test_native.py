@@ -29,8 +29,8 @@ HERE = KNOWN[KNOWN.index(CAPABILITY) :] if CAPABILITY in KNOWN else []
 EPS = torch.finfo(torch.float32).eps
 
 pytestmark = [
-    pytest.mark.skipif(not HERE, reason=f"no native operators for {CAPABILITY}"),
-    pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ here"),
+    pytest.mark.skipif(not HERE, reason=f"the native operators need AVX2, this is {CAPABILITY}"),
+    pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed"),
 ]
 everywhere = pytest.mark.parametrize("name", HERE)
 
