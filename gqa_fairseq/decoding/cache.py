@@ -137,7 +137,7 @@ class DecoderCache:
         return k[:n, :, :end], v[:n, :, :end], self._ancestry()
 
     def _buffers(self, layer: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """A layer's keys and values [>= B, G, capacity * W, D], for new ones like `like` [..., G, D]."""
+        """A layer's keys and values [>= B, G, capacity * W, D], for new `like` [..., G, D]."""
         if layer == len(self._self):
             G, D = like.shape[-2:]
             size = (self.batch, G, self.capacity * self.beam, D)
