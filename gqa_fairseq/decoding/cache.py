@@ -99,7 +99,7 @@ class DecoderCache:
 
     def native_attentions(self, layer: int, heads: int) -> tuple[Attention, Attention] | None:
         """This step's self- and cross-attention for a native layer; None where there is none."""
-        keys = self.source(layer)[0]
+        keys = self._cross[layer][0]
         native = self._native_for(keys.shape[3])
         if native is None:
             return None
