@@ -316,12 +316,21 @@ def test_the_library_is_compiled_once(own_cache: Path) -> None:
     assert list(own_cache.iterdir()) == [library]  # and nothing is left of the making
 
 
-@pytest.mark.parametrize("compiler", ["no-such-compiler", "false", "g++ --no-such-option"])
+@pytest.mark.parametrize(
+    ("compiler", "cause"),
+    [
+        ("no-such-compiler", "No such file"),
+        ("false", "exit status 1"),
+        ("g++ --no-such-option", "unrecognized command-line option"),
+        ("g++ -D__clang__", "clang's OpenMP"),
+    ],
+)
 def test_without_a_compiler_the_log_says_so(
     own_cache: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     compiler: str,
+    cause: str,
 ) -> None:
     monkeypatch.setenv("CXX", compiler)
     with caplog.at_level(logging.WARNING):
@@ -329,7 +338,14 @@ def test_without_a_compiler_the_log_says_so(
         assert native.operators() is None
     (line,) = [record.getMessage() for record in caplog.records]
     assert "PyTorch's operators, which are slower: the native ones, which need g++ 11" in line
+    assert cause in line
     assert "\n" not in line
+
+
+def test_a_compiler_of_two_words(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as `ccache g++`."""
+    monkeypatch.setenv("CXX", "env g++")
+    assert native.operators() is not None
 
 
 def test_an_old_processor_has_pytorchs_operators(

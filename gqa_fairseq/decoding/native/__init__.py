@@ -1,6 +1,6 @@
 """A decoding step's operators for a CPU in float32: C++, compiled when first wanted.
 
-They need an x86-64 processor with AVX2 or AVX-512 and g++ 11 or later. Without them PyTorch's
+They need an x86-64 processor with AVX2 or AVX-512 and g++ 11 or later (`$CXX`). Without them PyTorch's
 operators do the same, more slowly, and the log says what is missing. The compiled library is kept
 in `$XDG_CACHE_HOME/gqa_fairseq` (`~/.cache`), one for each source, compiler and instruction set.
 """
@@ -277,8 +277,8 @@ def operators() -> Operators | None:
     try:
         return Operators(capability)
     except (OSError, subprocess.CalledProcessError) as error:
-        lines = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
-        cause = next((line for line in lines if "error" in line), lines[0])
+        lines = (getattr(error, "stderr", None) or "").splitlines()
+        cause = next((line for line in lines if "error" in line), str(error))
         logger.warning(
             "decoding with PyTorch's operators, which are slower: the native ones, which need g++ "
             "11 or later, could not be built: %s",
@@ -306,9 +306,9 @@ def build(instructions: str) -> Path:
         OSError: no compiler, or no place for the library.
         subprocess.CalledProcessError: the compiler failed; `stderr` has its messages.
     """
-    compiler = os.environ.get("CXX", "g++")
-    version = _output(compiler, "--version")
-    command = [*compiler.split(), *_FLAGS, f"-march={INSTRUCTION_SETS[instructions]}"]
+    compiler = os.environ.get("CXX", "g++").split()  # such as `ccache g++`
+    version = _output(*compiler, "--version")
+    command = [*compiler, *_FLAGS, f"-march={INSTRUCTION_SETS[instructions]}"]
     key = hashlib.sha256(" ".join([version, *command]).encode())
     for path in _READ:
         key.update(path.read_bytes())

@@ -2,6 +2,10 @@
 
 #pragma once
 
+#ifdef __clang__
+#error "g++ is needed: clang's OpenMP would start threads beside PyTorch's"
+#endif
+
 #include <cstdint>
 #include <cstring>
 #include <limits>
