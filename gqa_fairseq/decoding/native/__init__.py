@@ -1,8 +1,9 @@
 """A decoding step's operators for a CPU in float32: C++, compiled when first wanted.
 
-They need an x86-64 processor with AVX2 or AVX-512 and g++ 11 or later (`$CXX`). Without them PyTorch's
-operators do the same, more slowly, and the log says what is missing. The compiled library is kept
-in `$XDG_CACHE_HOME/gqa_fairseq` (`~/.cache`), one for each source, compiler and instruction set.
+They need an x86-64 processor with AVX2 or AVX-512 and g++ 11 or later (`$CXX`). Without them
+PyTorch's operators do the same, more slowly, and the log says what is missing. The compiled library
+is kept in `$XDG_CACHE_HOME/gqa_fairseq` (`~/.cache`), one for each source, compiler and instruction
+set.
 """
 
 from __future__ import annotations
