@@ -1,0 +1,179 @@
+"""What a model is, in whole numbers: `Architecture`, and `Variant`, which is what is asked for.
+
+A `Variant` says how the attention of a multi-head baseline is changed; `parity.Baseline.resolve`
+makes an `Architecture` of it. Everything that needs a width, a parameter count, a cost, a name or
+fairseq's options takes an `Architecture`. Nothing here imports torch.
+
+    D_q, D_kv   widths of all query heads and of all key/value heads: H * D and G * D
+    C           d_model;  H, G, D as in attention.py
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Placement = Literal["all", "decoder"]
+PLACEMENTS: tuple[Placement, ...] = ("all", "decoder")
+FeedForward = Literal["matched", "kept"]
+FEED_FORWARDS: tuple[FeedForward, ...] = ("matched", "kept")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What is asked for; an unset value is the baseline's.
+
+    `num_heads` query heads of `head_dim` share `num_kv_heads` key/value heads (unset: as many as
+    query heads). Placement `all` changes all three attentions (Shazeer 2019, section 3), `decoder`
+    the decoder's two (Ainslie et al. 2023, section 2.2). `window` is decoder self-attention's reach
+    in positions, the current one included (Shazeer 2019, section 4.1: 32; unset: all positions).
+    `d_ff` is matched to the baseline's parameters or kept as it is.
+    """
+
+    num_kv_heads: int | None = None
+    placement: Placement = "all"
+    num_heads: int | None = None
+    head_dim: int | None = None
+    window: int | None = None
+    d_ff: FeedForward = "matched"
+
+
+@dataclass(frozen=True)
+class Heads:
+    """The heads of one kind of attention: `num_heads` queries of `head_dim` on `num_kv_heads`."""
+
+    num_heads: int
+    head_dim: int
+    num_kv_heads: int
+
+    @property
+    def query_width(self) -> int:
+        """D_q: the width of all query heads."""
+        return self.num_heads * self.head_dim
+
+    @property
+    def kv_width(self) -> int:
+        """D_kv: the width of all key heads, and of all value heads."""
+        return self.num_kv_heads * self.head_dim
+
+    @property
+    def is_multi_head(self) -> bool:
+        return self.num_heads == self.num_kv_heads
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """An encoder-decoder Transformer in absolute numbers; `parity.Baseline.resolve` makes them.
+
+    `name` is unique among the architectures of one baseline. Cross-attention has the decoder's
+    heads. One embedding matrix serves source, target and output; `vocab_size` 0 counts the layers
+    alone. Positions are learned, 0 stands for none. `residual` is what the model has beyond the
+    multi-head baseline's parameters.
+    """
+
+    name: str
+    d_model: int
+    encoder_heads: Heads
+    decoder_heads: Heads
+    window: int | None
+    encoder_layers: int
+    decoder_layers: int
+    encoder_d_ff: int
+    decoder_d_ff: int
+    bias: bool
+    pre_norm: bool
+    vocab_size: int
+    max_source_positions: int
+    max_target_positions: int
+    residual: int = 0
+
+    @property
+    def num_kv_heads(self) -> int:
+        """G of the decoder, which is what decoding reads at every step."""
+        return self.decoder_heads.num_kv_heads
+
+    @property
+    def placement(self) -> Placement:
+        """Where the heads are other than the baseline's; `all` for a multi-head model."""
+        return "all" if self.encoder_heads == self.decoder_heads else "decoder"
+
+    @property
+    def is_multi_head(self) -> bool:
+        """Whether every attention has as many key/value heads as query heads, as in fairseq."""
+        return self.encoder_heads.is_multi_head and self.decoder_heads.is_multi_head
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the whole model; equals what the built model holds (a test compares)."""
+        norm = 2 * self.d_model
+        encoder_layer = (
+            self.attention_parameters(self.encoder_heads)
+            + self.ffn_parameters(self.encoder_d_ff)
+            + 2 * norm
+        )
+        decoder_layer = (
+            2 * self.attention_parameters(self.decoder_heads)
+            + self.ffn_parameters(self.decoder_d_ff)
+            + 3 * norm
+        )
+        layers = self.encoder_layers * encoder_layer + self.decoder_layers * decoder_layer
+        final_norms = 2 * norm if self.pre_norm else 0
+        # fairseq numbers positions from padding_idx + 1 = 2, so a table has two rows more.
+        tables = [n + 2 for n in (self.max_source_positions, self.max_target_positions) if n]
+        return layers + final_norms + self.d_model * (self.vocab_size + sum(tables))
+
+    def attention_parameters(self, heads: Heads) -> int:
+        """Parameters of one attention: projections of queries, keys, values and the output."""
+        c, q, kv = self.d_model, heads.query_width, heads.kv_width
+        return 2 * c * q + 2 * c * kv + (q + 2 * kv + c if self.bias else 0)
+
+    def ffn_parameters(self, d_ff: int) -> int:
+        """Parameters of one feed-forward layer of width `d_ff`."""
+        c = self.d_model
+        return 2 * c * d_ff + (d_ff + c if self.bias else 0)
+
+    def fairseq_options(self) -> dict[str, Any]:
+        """Options of the plugin's model, by their names in its dataclass (models/gqa.py).
+
+        Both d_ff are given as numbers, so that nothing is left to derive.
+        """
+        per_side = {
+            "embed_dim": self.d_model,
+            "attention_heads": self.decoder_heads.num_heads,
+            "normalize_before": self.pre_norm,
+            "learned_pos": True,
+        }
+        options = {f"{side}_{key}": v for key, v in per_side.items() for side in _SIDES}
+        return options | {
+            "num_kv_heads": self.num_kv_heads,
+            "attention_placement": self.placement,
+            "encoder_layers": self.encoder_layers,
+            "decoder_layers": self.decoder_layers,
+            "encoder_ffn_embed_dim": self.encoder_d_ff,
+            "decoder_ffn_embed_dim": self.decoder_d_ff,
+            "use_bias": self.bias,
+            "share_all_embeddings": True,
+            "max_source_positions": self.max_source_positions,
+            "max_target_positions": self.max_target_positions,
+        }
+
+
+_SIDES = ("encoder", "decoder")
+
+
+def check_kv_heads(num_heads: int, num_kv_heads: int) -> None:
+    """Raise ValueError unless `num_kv_heads` divides `num_heads`."""
+    if num_kv_heads < 1 or num_heads % num_kv_heads:
+        divisors = [g for g in range(1, num_heads + 1) if num_heads % g == 0]
+        raise ValueError(
+            f"num_kv_heads {num_kv_heads} does not divide {num_heads} attention heads: "
+            f"choose one of {', '.join(map(str, divisors))}"
+        )
+
+
+def check_placement(placement: str) -> None:
+    """Raise ValueError unless `placement` is one of PLACEMENTS."""
+    if placement not in PLACEMENTS:
+        raise ValueError(
+            f"attention placement {placement!r} is unknown: choose one of {', '.join(PLACEMENTS)}"
+        )

@@ -1,0 +1,203 @@
+"""Which d_ff keeps the parameter count when key/value heads are removed: exact integer arithmetic.
+
+Fewer key/value heads make the K and V projections narrower; the weights saved go into wider
+feed-forward layers (FFN), so that variants differ in attention and not in size (Shazeer 2019,
+section 4.1: d_ff 4096 -> 5440 for multi-query attention). Nothing here imports torch.
+
+    python -m gqa_fairseq.parity                      # the paper's shape
+    python -m gqa_fairseq.parity --d-model 512 --mha-d-ff 2048 --placement decoder
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict, dataclass, replace
+
+from gqa_fairseq.architecture import (
+    FEED_FORWARDS,
+    Architecture,
+    Heads,
+    Placement,
+    Variant,
+    check_kv_heads,
+    check_placement,
+)
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The multi-head model of a comparison; the defaults are Shazeer 2019's for WMT14.
+
+    `vocab_size` 0 counts the layers alone. Norms stand before each block with `pre_norm`, which is
+    this suite's choice: the paper does not say.
+    """
+
+    d_model: int = 1024
+    num_heads: int = 8
+    mha_d_ff: int = 4096
+    encoder_layers: int = 6
+    decoder_layers: int = 6
+    bias: bool = False
+    pre_norm: bool = True
+    vocab_size: int = 0
+    max_source_positions: int = 0
+    max_target_positions: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.d_model, self.num_heads, self.mha_d_ff) < 1:
+            raise ValueError("d_model, num_heads and d_ff must be at least 1")
+        if min(self.encoder_layers, self.decoder_layers) < 1:
+            raise ValueError("the encoder and the decoder need at least one layer each")
+        if self.d_model % self.num_heads:
+            raise ValueError(
+                f"d_model {self.d_model} is not divisible by {self.num_heads} heads: "
+                "choose a head count that divides it"
+            )
+
+    @property
+    def heads(self) -> Heads:
+        """As many key/value heads as query heads."""
+        return Heads(self.num_heads, self.d_model // self.num_heads, self.num_heads)
+
+    @property
+    def multi_head(self) -> Architecture:
+        """The baseline itself."""
+        return self._architecture("mha", self.heads, self.heads, None)
+
+    def resolve(self, variant: Variant) -> Architecture:
+        """The architecture that `variant` asks for, with both d_ff as whole numbers.
+
+        A matched d_ff is the largest with which the model has no more parameters than the baseline.
+        Placement `all` widens every FFN by the same amount, `decoder` the decoder's alone.
+
+        Raises:
+            ValueError: one line that says what cannot be: a head count that does not divide, an
+                unknown placement, or a variant that the model does not have yet.
+        """
+        _refuse_what_no_model_has(self, variant)
+        check_placement(variant.placement)
+        num_kv_heads = self.num_heads if variant.num_kv_heads is None else variant.num_kv_heads
+        check_kv_heads(self.num_heads, num_kv_heads)
+        changed = replace(self.heads, num_kv_heads=num_kv_heads)
+        in_encoder = variant.placement == "all"
+        name = _name(changed, self.heads, in_encoder)
+        kept = self._architecture(name, changed if in_encoder else self.heads, changed, None)
+        if variant.d_ff == "kept":
+            # The name says so only where it makes a difference.
+            differs = self._widened(kept, in_encoder) != kept
+            return replace(kept, name=f"{name}-ff{self.mha_d_ff}") if differs else kept
+        return self._widened(kept, in_encoder)
+
+    def _widened(self, kept: Architecture, in_encoder: bool) -> Architecture:
+        """`kept` with the saved parameters in its FFNs."""
+        multi_head = self.multi_head.parameters
+        ffns = self.decoder_layers + (self.encoder_layers if in_encoder else 0)
+        per_unit_of_width = kept.ffn_parameters(1) - kept.ffn_parameters(0)
+        d_ff = self.mha_d_ff + (multi_head - kept.parameters) // (ffns * per_unit_of_width)
+        encoder_d_ff = d_ff if in_encoder else self.mha_d_ff
+        wider = replace(kept, encoder_d_ff=encoder_d_ff, decoder_d_ff=d_ff)
+        return replace(wider, residual=wider.parameters - multi_head)
+
+    def _architecture(
+        self, name: str, encoder_heads: Heads, decoder_heads: Heads, window: int | None
+    ) -> Architecture:
+        """With the baseline's d_ff."""
+        made = Architecture(
+            name=name,
+            d_model=self.d_model,
+            encoder_heads=encoder_heads,
+            decoder_heads=decoder_heads,
+            window=window,
+            encoder_layers=self.encoder_layers,
+            decoder_layers=self.decoder_layers,
+            encoder_d_ff=self.mha_d_ff,
+            decoder_d_ff=self.mha_d_ff,
+            bias=self.bias,
+            pre_norm=self.pre_norm,
+            vocab_size=self.vocab_size,
+            max_source_positions=self.max_source_positions,
+            max_target_positions=self.max_target_positions,
+        )
+        if encoder_heads == decoder_heads == self.heads:
+            return made
+        return replace(made, residual=made.parameters - self.multi_head.parameters)
+
+
+# The shapes that have a name in fairseq: {mha,gqa4,gqa2,mqa}_transformer_NAME.
+BASELINES = {
+    # Shazeer 2019, section 4.1: 6 layers, d_model 1024, d_ff 4096, 8 heads x 128. Its length limit
+    # of 256 is an option of the task: --max-source-positions, --max-target-positions.
+    "wmt_en_de": Baseline(),
+    "base": Baseline(d_model=512, mha_d_ff=2048),
+    "small": Baseline(d_model=192, mha_d_ff=768, encoder_layers=2, decoder_layers=2),
+}
+
+
+def parity_table(baseline: Baseline, placement: Placement) -> list[Architecture]:
+    """The variants for each number of key/value heads that divides the heads, from MQA to MHA."""
+    divisors = [g for g in range(1, baseline.num_heads + 1) if baseline.num_heads % g == 0]
+    return [baseline.resolve(Variant(g, placement)) for g in divisors]
+
+
+def _refuse_what_no_model_has(baseline: Baseline, variant: Variant) -> None:
+    """Raise ValueError for what a `Variant` can say and the model does not know."""
+    if variant.d_ff not in FEED_FORWARDS:
+        raise ValueError(f"d_ff {variant.d_ff!r} is unknown: choose {' or '.join(FEED_FORWARDS)}")
+    if variant.num_heads not in (None, baseline.num_heads):
+        raise ValueError(
+            f"num_heads {variant.num_heads} is not the baseline's {baseline.num_heads}: another "
+            "number of query heads is not supported yet"
+        )
+    if variant.head_dim not in (None, baseline.heads.head_dim):
+        raise ValueError(
+            f"head_dim {variant.head_dim} is not d_model / num_heads = {baseline.heads.head_dim}: "
+            "another head width is not supported yet"
+        )
+    if variant.window is not None:
+        raise ValueError(f"window {variant.window}: local attention is not supported yet")
+
+
+def _name(changed: Heads, baseline: Heads, in_encoder: bool) -> str:
+    """`mha`, `gqa4`, `mqa`; with `-dec` where the encoder keeps the baseline's heads."""
+    if changed == baseline:
+        return "mha"
+    name = "mqa" if changed.num_kv_heads == 1 else f"gqa{changed.num_kv_heads}"
+    return name if in_encoder else f"{name}-dec"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print the parity table of a shape, as text or as JSON; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m gqa_fairseq.parity", description="d_ff that keeps the parameter count."
+    )
+    for name, default in asdict(Baseline()).items():
+        if not isinstance(default, bool):
+            parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
+    parser.add_argument("--placement", default="all", help="all (default) or decoder")
+    parser.add_argument("--bias", action="store_true", help="projections and FFNs have biases")
+    parser.add_argument("--post-norm", action="store_true", help="no final norms")
+    parser.add_argument("--json", action="store_true", help="machine-readable")
+    args = vars(parser.parse_args(argv))
+    placement, as_json = args.pop("placement"), args.pop("json")
+    try:
+        rows = parity_table(Baseline(pre_norm=not args.pop("post_norm"), **args), placement)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    columns = ("num_kv_heads", "encoder_d_ff", "decoder_d_ff", "parameters", "residual")
+    if as_json:
+        print(json.dumps([{name: getattr(row, name) for name in columns} for row in rows]))
+        return 0
+    print(f"{'G':>4} {'encoder d_ff':>13} {'decoder d_ff':>13} {'parameters':>14} {'residual':>9}")
+    for row in rows:
+        print(
+            f"{row.num_kv_heads:>4} {row.encoder_d_ff:>13} {row.decoder_d_ff:>13} "
+            f"{row.parameters:>14,} {row.residual:>9,}"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
