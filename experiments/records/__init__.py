@@ -1,0 +1,1 @@
+"""What is kept of runs: JSON files with a strict schema, and the hypotheses beside them."""
