@@ -30,10 +30,14 @@ class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class AttentionConfig(Section, frozen=True, kw_only=True):
-    """The variant: G key/value heads, in all three attentions or in the decoder's two."""
+    """The variant (gqa_fairseq.architecture.Variant); null is the multi-head baseline's value."""
 
     num_kv_heads: Positive
-    placement: Literal["all", "decoder"]
+    placement: Placement
+    num_heads: Positive | None
+    head_dim: Positive | None
+    window: Positive | None
+    d_ff: FeedForward
 
 
 class ModelConfig(Section, frozen=True, kw_only=True):
@@ -51,55 +55,6 @@ class ModelConfig(Section, frozen=True, kw_only=True):
     bias: bool
     norm_before: bool
     max_positions: Positive
-
-    @property
-    def parity_shape(self) -> dict[str, Any]:
-        """Arguments of gqa_fairseq.parity.Shape, all but the size of the vocabulary."""
-        return {
-            "d_model": self.d_model,
-            "num_heads": self.num_heads,
-            "mha_d_ff": self.mha_d_ff,
-            "encoder_layers": self.encoder_layers,
-            "decoder_layers": self.decoder_layers,
-            "bias": self.bias,
-            "pre_norm": self.norm_before,
-            "max_source_positions": self.max_positions,
-            "max_target_positions": self.max_positions,
-        }
-
-
-class DataConfig(Section, frozen=True, kw_only=True):
-    """The corpus. Lengths and ratio are in subword pieces and drop training pairs alone.
-
-    `mirror` (a folder or a URL) says where downloads come from, `sources` is a table of archives in
-    place of WMT14's own (docs/wmt14.md), the six files are for `local`.
-    """
-
-    name: Name
-    vocab_size: Positive
-    max_pieces: Positive
-    max_ratio: Annotated[float, Meta(gt=1)]
-    mirror: str | None = None
-    sources: str | None = None
-    train_source: str | None = None
-    train_target: str | None = None
-    dev_source: str | None = None
-    dev_target: str | None = None
-    test_source: str | None = None
-    test_target: str | None = None
-
-
-# Where the text comes from says nothing about what it is: the checksum of the data does that.
-DATA_ORIGIN_KEYS = (
-    "mirror",
-    "sources",
-    "train_source",
-    "train_target",
-    "dev_source",
-    "dev_target",
-    "test_source",
-    "test_target",
-)
 
 
 class TrainConfig(Section, frozen=True, kw_only=True):
@@ -151,15 +106,23 @@ class DecodeConfig(Section, frozen=True, kw_only=True):
             )
 
 
-class BenchmarkConfig(Section, frozen=True, kw_only=True):
-    """Fixed-shape timing; a shape is [source tokens, target tokens], end of sentence included."""
+class MeasureConfig(Section, frozen=True, kw_only=True):
+    """Speed at fixed lengths; a shape is [source tokens, target tokens], end of sentence included.
+
+    All variants of a sweep take turns, `repeats` times after `warmup_runs`.
+    """
 
     batch: Positive
-    shapes: list[tuple[Positive, Positive]]
+    shapes: Annotated[list[tuple[Positive, Positive]], Meta(min_length=1)]
     warmup_runs: Positive
     repeats: Annotated[int, Meta(ge=3)]
     training_batch: Positive
     training_repeats: Annotated[int, Meta(ge=3)]
+
+    def __post_init__(self) -> None:
+        doubled = sorted({shape for shape in self.shapes if self.shapes.count(shape) > 1})
+        if doubled:
+            raise ValueError(f"measure.shapes has {list(doubled[0])} twice (remove one)")
 
 
 class HardwareConfig(Section, frozen=True, kw_only=True):

@@ -102,7 +102,7 @@ class Contender(Checked, frozen=True, kw_only=True):
     architecture: Architecture
     engine: Text
     weights: Literal["random", "trained"]
-    jobs: list[Sha256] = []
+    jobs: tuple[Sha256, ...] = ()
 
     @property
     def name(self) -> str:
@@ -127,7 +127,7 @@ class Samples(Checked, frozen=True, kw_only=True):
     tokens_produced: Positive
     total_s: RawSeconds
     encoder_s: RawSeconds | None = None
-    bytes_by_part: dict[str, Count] = {}
+    bytes_by_part: dict[str, Count] = msgspec.field(default_factory=dict)
     flops: Positive | None = None
     kv_cache_bytes: Positive | None = None
     peak_memory_bytes: Positive | None = None

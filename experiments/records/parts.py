@@ -9,6 +9,7 @@ import math
 from datetime import datetime
 from typing import Annotated, Literal
 
+import msgspec
 from msgspec import Meta
 
 from experiments.metrics import METRICS
@@ -133,7 +134,7 @@ class Training(Checked, frozen=True, kw_only=True):
     us_per_target_token: float
     peak_memory_bytes: Positive
     peak_memory_kind: MemoryKind
-    averaged_updates: list[Positive] = []
+    averaged_updates: list[Positive] = msgspec.field(default_factory=list)
 
     def check(self) -> None:
         check_curve(self.curve, self.updates)
