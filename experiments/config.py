@@ -4,20 +4,28 @@ conf/ holds the values, this file their meaning. Whatever is unknown or contradi
 refused here, before any work.
 """
 
-import hashlib
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Literal, get_args, get_origin
 
 import msgspec
 from msgspec import Meta
 
+from data_prep.spec import DataSpec
 from experiments.errors import ExperimentError
-from experiments.record_parts import LengthPenalty, variant_name
+from experiments.records.parts import LengthPenalty, Precision, SearchEngine
+from gqa_fairseq.architecture import Architecture, FeedForward, Placement, Variant
+from gqa_fairseq.parity import Baseline
 
 Positive = Annotated[int, Meta(ge=1)]
 NonNegative = Annotated[int, Meta(ge=0)]
-PositiveFloat = Annotated[float, Meta(gt=0)]
-NonNegativeFloat = Annotated[float, Meta(ge=0)]
+# Beyond this a number is a mistake, and infinity is above it.
+LARGEST = 1e9
+LARGEST_SEED = 2**32 - 1  # numpy takes no more
+PositiveFloat = Annotated[float, Meta(gt=0, le=LARGEST)]
+NonNegativeFloat = Annotated[float, Meta(ge=0, le=LARGEST)]
 Probability = Annotated[float, Meta(ge=0, lt=1)]
+Folder = Annotated[str, Meta(min_length=1)]
 Name = Annotated[str, Meta(pattern="^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 
 # How much larger a batch may be with its padding and its longer side than its target tokens. Where
@@ -39,6 +47,11 @@ class AttentionConfig(Section, frozen=True, kw_only=True):
     window: Positive | None
     d_ff: FeedForward
 
+    @property
+    def variant(self) -> Variant:
+        """The same as the plugin's value."""
+        return Variant(**{name: getattr(self, name) for name in self.__struct_fields__})
+
 
 class ModelConfig(Section, frozen=True, kw_only=True):
     """The multi-head baseline's shape; the plugin derives the variant's d_ff from `mha_d_ff`.
@@ -55,6 +68,21 @@ class ModelConfig(Section, frozen=True, kw_only=True):
     bias: bool
     norm_before: bool
     max_positions: Positive
+
+    def baseline(self, dictionary_size: int) -> Baseline:
+        """The multi-head model with as many words as the dictionary has."""
+        return Baseline(
+            d_model=self.d_model,
+            num_heads=self.num_heads,
+            mha_d_ff=self.mha_d_ff,
+            encoder_layers=self.encoder_layers,
+            decoder_layers=self.decoder_layers,
+            bias=self.bias,
+            pre_norm=self.norm_before,
+            vocab_size=dictionary_size,
+            max_source_positions=self.max_positions,
+            max_target_positions=self.max_positions,
+        )
 
 
 class TrainConfig(Section, frozen=True, kw_only=True):
@@ -85,10 +113,10 @@ class DecodeConfig(Section, frozen=True, kw_only=True):
     """Translation of dev and test; `engine` is whose search does it.
 
     Both are translated greedily, and test with `beam` once more for each of `length_penalties`
-    (their formulas: `record_parts.ModelScore`), which all use `length_alpha`.
+    (their formulas: `records.parts.ModelScore`), which all use `length_alpha`.
     """
 
-    engine: Literal["gqa", "stock"]
+    engine: SearchEngine
     beam: Annotated[int, Meta(ge=2)]
     length_penalties: Annotated[list[LengthPenalty], Meta(min_length=1)]
     length_alpha: NonNegativeFloat
@@ -136,7 +164,7 @@ class HardwareConfig(Section, frozen=True, kw_only=True):
     device: Literal["cpu", "cuda"]
     devices: Positive
     threads: Positive | None
-    precision: Literal["fp32", "bf16", "fp16"]
+    precision: Precision
     max_tokens_per_device: Positive
     nodes: Positive
     node_rank: NonNegative
@@ -150,91 +178,65 @@ class TrackingConfig(Section, frozen=True, kw_only=True):
 
 
 class PathsConfig(Section, frozen=True, kw_only=True):
-    """Folders that prepared data and runs go to."""
+    """Folders: prepared data, finished stages, records of jobs, measurements, and the report."""
 
-    data: str
-    runs: str
+    data: Folder
+    stages: Folder
+    runs: Folder
+    measurements: Folder
+    report: Folder
 
 
 class SuiteConfig(Section, frozen=True, kw_only=True):
-    """One job."""
+    """One job. `rerun` names a stage that is done again, with all that depends on it."""
 
     attention: AttentionConfig
     model: ModelConfig
-    data: DataConfig
+    data: DataSpec
     train: TrainConfig
     decode: DecodeConfig
-    benchmark: BenchmarkConfig
+    measure: MeasureConfig
     hardware: HardwareConfig
     tracking: TrackingConfig
     experiment_name: Name
-    seed: NonNegative
-    force: bool
+    seed: Annotated[int, Meta(ge=0, le=LARGEST_SEED)]
+    rerun: Literal["prepare", "train", "evaluate", "measure"] | None
     dry_run: bool
     paths: PathsConfig
 
     def __post_init__(self) -> None:
-        heads, kv_heads = self.model.num_heads, self.attention.num_kv_heads
-        if heads % kv_heads:
-            divisors = [g for g in range(1, heads + 1) if heads % g == 0]
-            raise ValueError(
-                f"attention.num_kv_heads={kv_heads} does not divide model.num_heads={heads} "
-                f"(choose one of {', '.join(map(str, divisors))})"
-            )
-        if self.model.d_model % heads:
-            raise ValueError(
-                f"model.num_heads={heads} does not divide model.d_model={self.model.d_model}"
-            )
+        problems = [*self._contradictions()]
+        if problems:
+            raise ValueError("; ".join(problems))
+
+    def _contradictions(self) -> Iterator[str]:
+        """All that does not go together, so that a user hears of it at once."""
+        try:
+            _ = self.architecture
+        except ValueError as error:
+            yield f"attention and model: {error}"
         longest = self.data.max_pieces + 1  # and the end of the sentence
         if longest > self.model.max_positions:
-            raise ValueError(
+            yield (
                 f"data.max_pieces={self.data.max_pieces} and the end of the sentence exceed "
                 f"model.max_positions={self.model.max_positions} (lower one or raise the other)"
             )
         if longest > min(self.hardware.max_tokens_per_device, self.train.tokens_per_update):
-            raise ValueError(
+            yield (
                 f"the longest sentence of data.max_pieces={self.data.max_pieces} has more tokens "
                 f"than train.tokens_per_update={self.train.tokens_per_update} or "
                 f"hardware.max_tokens_per_device={self.hardware.max_tokens_per_device} (raise it)"
             )
-        train = self.train
-        every = train.log_every_updates
-        if train.max_updates % every or train.validate_every_updates % every:
-            raise ValueError(
-                f"train.log_every_updates={every} must divide train.max_updates="
-                f"{train.max_updates} and train.validate_every_updates="
-                f"{train.validate_every_updates}, so that every token is counted"
-            )
-        if train.warmup_updates >= train.max_updates:
-            raise ValueError(
-                f"train.warmup_updates={train.warmup_updates} must be below train.max_updates="
-                f"{train.max_updates}"
-            )
-        if min(train.max_updates, train.validate_every_updates) < 2 * every:
-            raise ValueError(
-                f"train.log_every_updates={every} must be at most half of train.max_updates and of "
-                "train.validate_every_updates, so that updates are timed without validation"
-            )
-        if train.average_checkpoints is not None:
-            written = -(-train.max_updates // train.validate_every_updates)
-            if train.average_checkpoints > written:
-                raise ValueError(
-                    f"train.average_checkpoints={train.average_checkpoints} is more than the "
-                    f"{written} checkpoints of train.validate_every_updates="
-                    f"{train.validate_every_updates}"
-                )
-        hardware = self.hardware
-        if hardware.device == "cpu" and hardware.devices > 1:
-            raise ValueError("hardware.devices must be 1 on the CPU (use hardware.threads)")
-        if hardware.nodes > 1 and hardware.master is None:
-            raise ValueError(
-                f"hardware.nodes={hardware.nodes} machines need hardware.master=HOST:PORT"
-            )
-        if hardware.node_rank >= hardware.nodes:
-            raise ValueError(
-                f"hardware.node_rank={hardware.node_rank} must be below hardware.nodes="
-                f"{hardware.nodes} (unless given it is Slurm's SLURM_NODEID)"
-            )
+        yield from _contradictions_of_updates(self.train)
+        yield from _contradictions_of_hardware(self.hardware)
+
+    @property
+    def architecture(self) -> Architecture:
+        """What the variant comes to; raises ValueError, one line, when it cannot be.
+
+        fairseq's dictionary has one symbol more than the SentencePiece vocabulary.
+        """
+        return self.model.baseline(self.data.vocab_size + 1).resolve(self.attention.variant)
 
     @property
     def update_freq(self) -> int:
@@ -259,10 +261,70 @@ class SuiteConfig(Section, frozen=True, kw_only=True):
         return self.hardware.nodes * self.hardware.devices
 
     @property
-    def variant(self) -> str:
-        """Such as `mha`, `gqa4` or `mqa-dec`."""
-        attention = self.attention
-        return variant_name(self.model.num_heads, attention.num_kv_heads, attention.placement)
+    def name(self) -> str:
+        """Such as `mqa-seed1`."""
+        return f"{self.architecture.name}-seed{self.seed}"
+
+
+def _contradictions_of_updates(train: TrainConfig) -> Iterator[str]:
+    """What does not fit the number of updates."""
+    every, updates, validate = (
+        train.log_every_updates,
+        train.max_updates,
+        train.validate_every_updates,
+    )
+    if updates % every or validate % every:
+        yield (
+            f"train.log_every_updates={every} must divide train.max_updates={updates} and "
+            f"train.validate_every_updates={validate}, so that every token is counted"
+        )
+    if min(updates, validate) < 2 * every:
+        yield (
+            f"train.log_every_updates={every} must be at most half of train.max_updates={updates} "
+            f"and of train.validate_every_updates={validate}, so that updates are timed without "
+            "validation"
+        )
+    if train.warmup_updates >= updates:
+        yield (
+            f"train.warmup_updates={train.warmup_updates} must be below "
+            f"train.max_updates={updates}"
+        )
+    written = -(-updates // validate)
+    if train.average_checkpoints is not None and train.average_checkpoints > written:
+        yield (
+            f"train.average_checkpoints={train.average_checkpoints} is more than the {written} "
+            f"checkpoints of train.validate_every_updates={validate}"
+        )
+
+
+def _contradictions_of_hardware(hardware: HardwareConfig) -> Iterator[str]:
+    """What the device does not do, and what several machines need."""
+    if hardware.device == "cpu":
+        if hardware.devices > 1:
+            yield "hardware.devices must be 1 on the CPU (use hardware.threads)"
+        if hardware.precision == "fp16":
+            yield "hardware.precision=fp16 needs a GPU (on a CPU choose fp32 or bf16)"
+        if hardware.precision == "bf16" and not cpu_multiplies_bf16():
+            yield (
+                "hardware.precision=bf16 needs a CPU with AVX512-BF16 or AMX, which this one has "
+                "not (choose fp32)"
+            )
+    if hardware.nodes > 1 and hardware.master is None:
+        yield f"hardware.nodes={hardware.nodes} machines need hardware.master=HOST:PORT"
+    if hardware.node_rank >= hardware.nodes:
+        yield (
+            f"hardware.node_rank={hardware.node_rank} must be below hardware.nodes="
+            f"{hardware.nodes} (unless given it is Slurm's SLURM_NODEID)"
+        )
+
+
+def cpu_multiplies_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether the processor has instructions for products in bfloat16; True where none can tell."""
+    try:
+        flags = cpuinfo.read_text(encoding="utf-8").split()
+    except OSError:
+        return True
+    return bool({"avx512_bf16", "amx_bf16"} & set(flags)) or "flags" not in flags
 
 
 def parse_config(resolved: object) -> SuiteConfig:
@@ -270,30 +332,18 @@ def parse_config(resolved: object) -> SuiteConfig:
     try:
         return msgspec.convert(resolved, SuiteConfig)
     except msgspec.ValidationError as error:
-        raise ExperimentError(f"config: {error}") from error
+        problem, _, field = str(error).partition(" - at `$.")
+        where = f"{field.rstrip('`')}: " if field else ""
+        raise ExperimentError(f"config: {where}{problem}{_choices(field.rstrip('`'))}") from error
 
 
-# Which of several machines this is and where they meet: they do the same job.
-MACHINE_ROLE_KEYS = ("node_rank", "master")
-
-
-def scientific_config(config: SuiteConfig) -> dict[str, Any]:
-    """What the result depends on: no folders, no tracking, no names, not where the data is from."""
-    kept = msgspec.to_builtins(config)
-    for key in ("paths", "tracking", "force", "dry_run", "experiment_name"):
-        del kept[key]
-    for key in MACHINE_ROLE_KEYS:
-        del kept["hardware"][key]
-    for key in DATA_ORIGIN_KEYS:
-        del kept["data"][key]
-    return kept
-
-
-def job_id(config: SuiteConfig, data_checksum: str, code_version: str) -> str:
-    """sha256 of the scientific config, the data and the code: the same id, the same result."""
-    parts = {
-        "config": scientific_config(config),
-        "data": data_checksum,
-        "code": code_version,
-    }
-    return hashlib.sha256(msgspec.json.encode(parts, order="deterministic")).hexdigest()
+def _choices(field: str) -> str:
+    """The values that a field may have, where it has but a few."""
+    kind: object = SuiteConfig
+    for name in filter(None, field.split("[")[0].split(".")):
+        if not (isinstance(kind, type) and issubclass(kind, msgspec.Struct)):
+            return ""
+        kind = {f.name: f.type for f in msgspec.structs.fields(kind)}.get(name)
+    literals = [kind, *get_args(kind)]
+    names = [v for one in literals if get_origin(one) is Literal for v in get_args(one)]
+    return f" (choose one of {', '.join(map(str, names))})" if names else ""

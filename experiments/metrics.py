@@ -45,23 +45,15 @@ class Metric(msgspec.Struct, frozen=True, kw_only=True):
             ) from error
 
 
-class SentenceStatistics(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a metric counts in each line of one file of hypotheses, by which it can be tested.
-
-    `counts` [lines][k] are sacrebleu's own: their sum over any choice of lines gives the score of
-    that choice. BLEU: lengths of hypothesis and reference, then matches and totals of 1- to
-    4-grams. chrF: for each order the n-grams of hypothesis and reference, and their matches.
-    """
-
-    metric: str
-    signature: str
-    counts: list[list[int]]
-
-
 def sentence_statistics(
     scorer: Any, hypotheses: Sequence[str], references: Sequence[str]
 ) -> list[list[int]]:
-    """sacrebleu's counts of each line: its significance tests start from the same."""
+    """sacrebleu's counts [lines][k], from which its significance tests start as well.
+
+    Their sum over any choice of lines gives the score of that choice. BLEU: lengths of hypothesis
+    and reference, then matches and totals of 1- to 4-grams. chrF: for each order the n-grams of
+    hypothesis and reference, and their matches.
+    """
     counts = scorer._extract_corpus_statistics(list(hypotheses), [list(references)])
     return [[int(count) for count in line] for line in counts]
 

@@ -9,7 +9,7 @@ field.
 import os
 import tempfile
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -51,15 +51,15 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
 
 
-def write_json(path: Path, struct: msgspec.Struct) -> None:
-    """Write `struct` as indented JSON, atomically.
+def write_json(path: Path, struct: msgspec.Struct, struct_type: Any = None) -> None:
+    """Write `struct` as indented JSON, atomically. A generic one needs its whole `struct_type`.
 
     Raises ExperimentError when reading it back would be refused: constraints of the types are not
     checked on construction.
     """
     encoded = msgspec.json.encode(struct, order="deterministic")
     try:
-        msgspec.json.decode(encoded, type=type(struct))
+        msgspec.json.decode(encoded, type=struct_type or type(struct))
     except msgspec.ValidationError as error:
         raise ExperimentError(f"{path}: not written: {_in_words(error)}") from error
     write_text(path, msgspec.json.format(encoded, indent=2).decode() + "\n")

@@ -1,19 +1,20 @@
 """Quality of a trained model: loss on dev, translations of dev and test and their scores.
 
-    python -m experiments.evaluate outputs/runs/quickstart/mqa-seed1-0123456789ab
+    python -m experiments.stages.evaluation FOLDER
 
-reads the job's config and last checkpoint, and writes hypotheses, model.json and evaluation.json.
-Every line of dev and test counts: one that the model cannot take is an error, never skipped. A
-subset of test is scored on its lines of test's translations.
+reads FOLDER/request.json, and writes FOLDER/evaluation.json and FOLDER/hypotheses: each file of
+translations by its digest, with every metric's counts of each line. Every line of dev and test
+counts: one that the model cannot take is an error, never skipped. A subset of test is scored on its
+lines of test's translations.
 """
 
-import hashlib
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
+import msgspec
 import sentencepiece
 import torch
 from fairseq import utils
@@ -21,79 +22,77 @@ from fairseq.data import LanguagePairDataset
 from fairseq.models import BaseFairseqModel
 from fairseq.sequence_generator import SequenceGenerator
 from fairseq.tasks import FairseqTask
-from sacrebleu.metrics import BLEU, CHRF
 
-from experiments.config import DecodeConfig, SuiteConfig
-from experiments.corpus import read_lines, read_subsets
+from experiments.config import DecodeConfig
 from experiments.errors import ExperimentError
-from experiments.layout import TARGET, DataFolder, JobFolder, data_folder, run_on_job
-from experiments.record_parts import (
-    BaselineScore,
+from experiments.metrics import METRICS, score_of, sentence_statistics
+from experiments.records.hypotheses import (
+    Hypotheses,
+    LineCounts,
+    hypotheses_digest,
+    write_hypotheses,
+)
+from experiments.records.parts import (
+    MODEL_FREE,
     Evaluation,
     LengthPenalty,
-    ModelInfo,
+    ModelFreeScore,
     ModelScore,
     search_name,
 )
-from experiments.storage import write_json, write_text
-from gqa_fairseq import parity
-from gqa_fairseq.checkpoint import load_model
+from experiments.records.storage import read_json, write_json
+from experiments.stages.corpus import read_lines, read_subsets
+from experiments.stages.evaluation_request import EVALUATION_NAME, REQUEST_NAME, EvaluationRequest
+from experiments.stages.folders import DataFolder
+from gqa_fairseq.checkpoints.load import load_model
 from gqa_fairseq.decoding.search import GroupedQueryGenerator
 
 GENERATORS = {"gqa": GroupedQueryGenerator, "stock": SequenceGenerator}
 FAIRSEQ_NAMES = {"dev": "valid", "test": "test"}
-BASELINES: tuple[Literal["copy", "nearest"], ...] = ("copy", "nearest")
 
 # Which lines of a hypotheses file are scored under which name: a whole split, or a subset of it.
 Parts = Mapping[str, Sequence[int]]
 
 
-def evaluate(job: JobFolder) -> None:
-    """Write the job's hypotheses, model.json and evaluation.json.
+def evaluate(request: EvaluationRequest, hypotheses_folder: Path) -> Evaluation:
+    """Translate and score; the translations go into `hypotheses_folder`.
 
     Raises ExperimentError when a line does not fit the model or the data lacks lines.
     """
-    config = job.read_config()
-    data = data_folder(config)
-    model, task = load_trained(job, data)
-    if config.hardware.device == "cuda":
+    decode, data = request.decode, request.data
+    model, task = load_trained(request.checkpoint, data)
+    if request.device == "cuda":
         model.cuda()
-    references = {split: read_lines(data.text(split, TARGET)) for split in FAIRSEQ_NAMES}
-    datasets = {split: _load_split(task, split, len(references[split])) for split in FAIRSEQ_NAMES}
+    references = {split: read_lines(data.text(split, data.target_lang)) for split in FAIRSEQ_NAMES}
+    datasets = {split: load_split(task, split, len(references[split])) for split in FAIRSEQ_NAMES}
     parts: dict[str, Parts] = {
         split: {split: range(len(lines))} for split, lines in references.items()
     }
     parts["test"] = {**parts["test"], **read_subsets(data, len(references["test"]))}
     print("dev loss", flush=True)
-    nll, tokens = nll_nats(model, datasets["dev"], config.decode.batch_sentences)
+    nll, tokens = nll_nats(model, datasets["dev"], decode.batch_sentences)
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(data.pieces_model))
     scores = []
-    for split, beam, penalty in searches(config.decode):
+    for split, beam, penalty in searches(decode):
         name = f"{split}.{search_name(beam, penalty)}"
-        translations = translate(
-            model, task, datasets[split], config.decode, beam, penalty, pieces, name
-        )
-        path = job.hypotheses / f"{name}.{TARGET}"
-        write_text(path, "".join(f"{line}\n" for line in translations))
+        lines = translate(model, task, datasets[split], decode, beam, penalty, pieces, name)
+        found = score_lines(lines, references[split], parts[split], data.target_lang)
+        write_hypotheses(hypotheses_folder, Hypotheses(lines, found.counts))
         scores += [
             ModelScore(
-                **score,
-                beam=beam,
-                engine=config.decode.engine,
-                length_penalty=penalty,
-                length_alpha=config.decode.length_alpha,
+                **score, beam=beam, length_penalty=penalty, length_alpha=decode.length_alpha
             )
-            for score in score_file(path, references[split], parts[split])
+            for score in found.scores
         ]
-    evaluation = Evaluation(
+    return Evaluation(
+        engine=decode.engine,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
         dev_nll_nats_per_token=nll / tokens,
         dev_perplexity=math.exp(nll / tokens),
         dev_target_tokens=tokens,
         scores=scores,
-        baselines=_baselines(data, references["test"], parts["test"]),
+        model_free=_model_free(data, references["test"], parts["test"], hypotheses_folder),
     )
-    write_json(job.model, describe_model(model, config, len(task.target_dictionary)))
-    write_json(job.evaluation, evaluation)
 
 
 def searches(decode: DecodeConfig) -> list[tuple[str, int, LengthPenalty]]:
@@ -107,15 +106,15 @@ def searches(decode: DecodeConfig) -> list[tuple[str, int, LengthPenalty]]:
     return [("dev", 1, first), ("test", 1, first), *with_beam]
 
 
-def load_trained(job: JobFolder, data: DataFolder) -> tuple[BaseFairseqModel, FairseqTask]:
-    """The job's trained model and its task; raises ExperimentError, one line."""
+def load_trained(checkpoint: Path, data: DataFolder) -> tuple[BaseFairseqModel, FairseqTask]:
+    """The trained model and its task on the data; raises ExperimentError, one line."""
     try:
-        return load_model(job.trained, data.binarized)
+        return load_model(checkpoint, data.binarized)
     except (OSError, ValueError) as error:
         raise ExperimentError(str(error)) from error
 
 
-def _load_split(task: FairseqTask, split: str, lines: int) -> LanguagePairDataset:
+def load_split(task: FairseqTask, split: str, lines: int) -> LanguagePairDataset:
     """The binarized split; raises ExperimentError unless it has all lines of the text."""
     task.load_dataset(FAIRSEQ_NAMES[split])
     dataset = task.dataset(FAIRSEQ_NAMES[split])
@@ -190,73 +189,72 @@ def translate(
     return [found[index] for index in range(len(dataset))]
 
 
-def score_file(path: Path, references: list[str], parts: Parts) -> list[dict]:
-    """BLEU (13a and intl) and chrF of each part of a file of hypotheses, as fields of a Score.
+class Scored(msgspec.Struct, frozen=True):
+    """Fields of a Score for each part and metric, and the counts of each line by metric."""
+
+    scores: list[dict[str, Any]]
+    counts: list[LineCounts]
+
+
+def score_lines(
+    hypotheses: list[str], references: list[str], parts: Parts, target_lang: str
+) -> Scored:
+    """Every metric's score of each part, from the counts of its lines.
 
     Raises ExperimentError unless there is one hypothesis a reference.
     """
-    hypotheses = read_lines(path)
     if len(hypotheses) != len(references):
-        raise ExperimentError(f"{path}: {len(hypotheses)} lines for {len(references)} references")
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    scores = []
-    for part, lines in parts.items():
-        for name, tokenize, metric in (
-            ("bleu", "13a", BLEU(tokenize="13a")),
-            ("bleu", "intl", BLEU(tokenize="intl")),
-            ("chrf", None, CHRF()),
-        ):
-            result = metric.corpus_score(
-                [hypotheses[i] for i in lines], [[references[i] for i in lines]]
-            )
+        raise ExperimentError(f"{len(hypotheses)} translations for {len(references)} references")
+    digest = hypotheses_digest(hypotheses)
+    scores, counts = [], []
+    for metric in METRICS.values():
+        scorer = metric.scorer(target_lang)
+        lines_counts = sentence_statistics(scorer, hypotheses, references)
+        signature = str(scorer.get_signature())
+        counts.append(LineCounts(metric=metric.name, signature=signature, lines=lines_counts))
+        for part, lines in parts.items():
             scores.append(
                 {
                     "split": part,
-                    "metric": name,
-                    "tokenize": tokenize,
-                    "value_0_100": result.score,
-                    "signature": str(metric.get_signature()),
+                    "metric": metric.name,
+                    "value": score_of(scorer, [lines_counts[i] for i in lines]),
+                    "signature": signature,
                     "lines": len(lines),
                     "hypotheses_sha256": digest,
                 }
             )
+    return Scored(scores, counts)
+
+
+def _model_free(
+    data: DataFolder, references: list[str], parts: Parts, folder: Path
+) -> list[ModelFreeScore]:
+    """Scores of what needs no model, where the data comes with such translations.
+
+    Their text is the corpus's own, which may not be redistributed: only counts are kept.
+    """
+    scores = []
+    for name in MODEL_FREE:
+        path = data.model_free(name)
+        if path.exists():
+            lines = read_lines(path)
+            found = score_lines(lines, references, parts, data.target_lang)
+            write_hypotheses(folder, Hypotheses(lines, found.counts), keep_text=False)
+            scores += [ModelFreeScore(**score, name=name) for score in found.scores]
     return scores
 
 
-def _baselines(data: DataFolder, references: list[str], parts: Parts) -> list[BaselineScore]:
-    """Scores of what needs no model, where the data comes with such hypotheses."""
-    return [
-        BaselineScore(**score, baseline=name)
-        for name in BASELINES
-        if data.baseline(name, TARGET).exists()
-        for score in score_file(data.baseline(name, TARGET), references, parts)
-    ]
-
-
-def describe_model(model: BaseFairseqModel, config: SuiteConfig, vocab_size: int) -> ModelInfo:
-    """The built model's shape, its parameters counted and as the parity arithmetic predicts."""
-    shape = parity.Shape(**config.model.parity_shape, vocab_size=vocab_size)
-    kv_heads, placement = config.attention.num_kv_heads, config.attention.placement
-    counted = sum(parameter.numel() for parameter in model.parameters())
-    mha = parity.parameter_count(shape, shape.num_heads, placement)
-    return ModelInfo(
-        arch="gqa_transformer",
-        num_heads=shape.num_heads,
-        num_kv_heads=kv_heads,
-        head_dim=shape.head_dim,
-        d_model=shape.d_model,
-        placement=placement,
-        encoder_layers=len(model.encoder.layers),
-        decoder_layers=len(model.decoder.layers),
-        encoder_d_ff=model.encoder.layers[0].fc1.out_features,
-        decoder_d_ff=model.decoder.layers[0].fc1.out_features,
-        bias=config.model.bias,
-        parameters=counted,
-        parameters_predicted=parity.parameter_count(shape, kv_heads, placement),
-        parameters_mha=mha,
-        residual=counted - mha,
-    )
+def main(arguments: list[str]) -> int:
+    """Evaluate what a stage's folder asks for; returns the exit code."""
+    folder = Path(arguments[0])
+    try:
+        request = read_json(folder / REQUEST_NAME, EvaluationRequest)
+        write_json(folder / EVALUATION_NAME, evaluate(request, folder / "hypotheses"))
+    except ExperimentError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(run_on_job(evaluate, "experiments.evaluate", __doc__))
+    sys.exit(main(sys.argv[1:]))

@@ -4,18 +4,19 @@ Nothing here imports torch, and nothing fails for want of git, a GPU or a packag
 there is recorded as absent.
 """
 
+import functools
 import hashlib
 import importlib.metadata
-import os
 import platform
 import subprocess
 from pathlib import Path
 
 import psutil
 
-from experiments.record_parts import CodeInfo, Hardware
+from experiments.environment import usable_cores
+from experiments.records.parts import CodeInfo, Hardware
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 # Packages whose version can change a result, by their names in a package registry.
 PACKAGES = (
@@ -32,49 +33,52 @@ PACKAGES = (
     "ctranslate2",
 )
 
-# What can change a job's result. Documents, tests and conf/ (the resolved config is recorded
-# whole) are not here, nor are the views of a finished record.
-SOURCE_FOLDERS = ("gqa_fairseq", "data_prep", "experiments")
-VIEWS = ("experiments/report", "experiments/headline.py", "experiments/tracking.py")
+# What makes results: files of these kinds in these folders. With git the tracked ones count, so
+# that a stray one does not.
+SOURCE_FOLDERS = ("gqa_fairseq", "data_prep", "experiments", "conf")
+SOURCE_KINDS = (".py", ".cpp", ".h", ".json", ".yaml")
 
 
+@functools.cache
 def code_info(root: Path = ROOT) -> CodeInfo:
-    """Commit, dirty flag and code version of the tree at `root`.
+    """Commit, dirty flag and digest of the sources at `root`, as they are at the first call.
 
-    `dirty` says whether a source that the code version covers differs from the commit.
+    The code of a process is what it has read, whatever is edited meanwhile.
     """
     commit = _output("git", "-C", str(root), "rev-parse", "--verify", "HEAD")
     top = _output("git", "-C", str(root), "rev-parse", "--show-toplevel")
     if not commit or not top or Path(top).resolve() != root.resolve():
         # No git, no commit yet, or a copy that merely lies inside another repository.
-        return CodeInfo(commit=None, dirty=None, version=code_version(root))
-    excluded = [f":(exclude){view}" for view in VIEWS]
+        return CodeInfo(commit=None, dirty=None, digest=_digest(root, _by_kind(root)))
     folders = [folder for folder in SOURCE_FOLDERS if (root / folder).exists()]
-    changes = _output("git", "-C", str(root), "status", "--porcelain", "--", *folders, *excluded)
-    return CodeInfo(commit=commit, dirty=changes != "", version=code_version(root))
+    listed = _output("git", "-C", str(root), "ls-files", "-z", "--", *folders) or ""
+    changes = _output("git", "-C", str(root), "status", "--porcelain", "-uno", "--", *folders)
+    tracked = [
+        name
+        for name in listed.split("\0")
+        if Path(name).suffix in SOURCE_KINDS and (root / name).is_file()
+    ]
+    return CodeInfo(commit=commit, dirty=changes != "", digest=_digest(root, tracked))
 
 
-def code_version(root: Path = ROOT) -> str:
-    """sha256 over path and content of every source that can change a result; needs no git."""
+def _digest(root: Path, names: list[str]) -> str:
+    """sha256 over path and content of the files."""
     digest = hashlib.sha256()
-    for name, path in sorted(_sources(root).items()):
-        content = path.read_bytes()
+    for name in sorted(names):
+        content = (root / name).read_bytes()
         digest.update(f"{name}\0{len(content)}\0".encode())
         digest.update(content)
     return digest.hexdigest()
 
 
-def _sources(root: Path) -> dict[str, Path]:
-    """Source files by their path in the project; neither hidden files nor byte code."""
-    found = {}
-    for folder in SOURCE_FOLDERS:
-        for path in (root / folder).rglob("*"):
-            relative = path.relative_to(root)
-            skipped = any(part == "__pycache__" or part[0] == "." for part in relative.parts)
-            is_view = any(relative.is_relative_to(view) for view in VIEWS)
-            if path.is_file() and not skipped and not is_view:
-                found[relative.as_posix()] = path
-    return found
+def _by_kind(root: Path) -> list[str]:
+    """Sources by their path in the project."""
+    paths = (p for folder in SOURCE_FOLDERS for p in (root / folder).rglob("*"))
+    return [
+        path.relative_to(root).as_posix()
+        for path in paths
+        if path.suffix in SOURCE_KINDS and path.is_file()
+    ]
 
 
 def versions() -> dict[str, str]:
@@ -88,13 +92,12 @@ def versions() -> dict[str, str]:
     return found
 
 
+@functools.cache
 def hardware() -> Hardware:
     """The machine as this process may use it: its CPU affinity, a container's memory limit."""
     return Hardware(
         cpu_model=_cpu_model(),
-        cores_usable=len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count() or 1,
+        cores_usable=usable_cores(),
         memory_bytes=_memory_bytes(),
         gpus=_gpus(),
     )

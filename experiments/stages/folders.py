@@ -1,0 +1,207 @@
+"""Where results lie: prepared data, a stage's result, a job's folder.
+
+A job's folder names its stages by paths relative to itself, so that `outputs` can be moved, and
+used from any current folder.
+"""
+
+import os
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import msgspec
+
+from data_prep.spec import DataError, Manifest, load_manifest
+from experiments.config import SuiteConfig
+from experiments.errors import ExperimentError
+from experiments.records.parts import StageInfo, Training
+from experiments.records.checked import Checked, Sha256, Text
+from experiments.records.record import RECORD_NAME, Diverged, Record, read_record
+from experiments.records.storage import read_json, write_json
+from experiments.stages.graph import Job
+
+RESULT_NAME = "result.json"
+
+Result = TypeVar("Result")
+
+
+class Done(msgspec.Struct, Generic[Result], frozen=True, forbid_unknown_fields=True):
+    """The one result file of a stage: what it found, and what made it."""
+
+    info: StageInfo
+    result: Result
+
+
+class Trained(Checked, frozen=True, kw_only=True, tag="trained", tag_field="outcome"):
+    """A model: its checkpoint by its path in the stage's folder, and the data that it learned."""
+
+    checkpoint: Text
+    data_checksum: Sha256
+    training: Training
+
+
+TrainResult = Trained | Diverged
+
+
+class DataFolder(msgspec.Struct, frozen=True):
+    """A folder that `python -m data_prep` made, for one pair of languages."""
+
+    path: Path
+    source_lang: str
+    target_lang: str
+
+    @property
+    def manifest_path(self) -> Path:
+        return self.path / "manifest.json"
+
+    def manifest(self) -> Manifest:
+        """Raises ExperimentError, one line, when it cannot be used."""
+        try:
+            return load_manifest(self.manifest_path)
+        except DataError as error:
+            raise ExperimentError(str(error)) from error
+
+    @property
+    def binarized(self) -> Path:
+        return self.path / "bin"
+
+    @property
+    def pieces_model(self) -> Path:
+        return self.path / "spm.model"
+
+    def text(self, split: str, language: str) -> Path:
+        return self.path / "text" / f"{split}.{language}"
+
+    def model_free(self, name: str) -> Path:
+        """Translations of test that need no model; not every corpus has them."""
+        return self.path / "baselines" / f"{name}.test.{self.target_lang}"
+
+    def check(self, checksum: str, what: str) -> None:
+        """Raise ExperimentError unless the data is what `what` was made with."""
+        found = self.manifest().checksum
+        if found != checksum:
+            raise ExperimentError(
+                f"{self.path}: this data has the checksum {found[:12]}, {what} was made with "
+                f"{checksum[:12]} (restore that data, or use rerun=train)"
+            )
+
+
+class ModelFolder(msgspec.Struct, frozen=True):
+    """The folder of a train stage: checkpoints, and what else a model needs to translate."""
+
+    path: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def last(self) -> Path:
+        """What training goes on from."""
+        return self.checkpoints / "checkpoint_last.pt"
+
+    @property
+    def average(self) -> Path:
+        """The mean of the last checkpoints, where the config asks for one."""
+        return self.checkpoints / "checkpoint_average.pt"
+
+    @property
+    def pieces_model(self) -> Path:
+        return self.path / "spm.model"
+
+    def dictionary(self, language: str) -> Path:
+        return self.path / f"dict.{language}.txt"
+
+    def log(self, name: str) -> Path:
+        return self.path / "logs" / f"{name}.log"
+
+    @property
+    def result(self) -> Path:
+        return self.path / RESULT_NAME
+
+
+class Links(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Folders of a job's stages, relative to the job's own."""
+
+    data: str
+    train: str
+    evaluate: str
+
+
+class JobFolder(msgspec.Struct, frozen=True):
+    """The folder of one job: its record, its hypotheses, and where its stages lie."""
+
+    path: Path
+
+    @property
+    def config_path(self) -> Path:
+        return self.path / "config.json"
+
+    @property
+    def links_path(self) -> Path:
+        return self.path / "links.json"
+
+    @property
+    def record_path(self) -> Path:
+        return self.path / RECORD_NAME
+
+    @property
+    def outcome_path(self) -> Path:
+        return self.path / "outcome.json"
+
+    @property
+    def hypotheses(self) -> Path:
+        return self.path / "hypotheses"
+
+    def write_links(self, job: Job) -> None:
+        """Write the job's config, and where its stages lie."""
+        here = self.path.resolve()
+        write_json(self.config_path, job.config)
+        links = {
+            name: os.path.relpath(stage.folder.resolve(), here)
+            for name, stage in (("data", job.prepare), ("train", job.train))
+        }
+        evaluate = os.path.relpath(job.evaluate.folder.resolve(), here)
+        write_json(self.links_path, Links(**links, evaluate=evaluate))
+
+    def record(self) -> Record:
+        return read_record(self.record_path)
+
+    def config(self) -> SuiteConfig:
+        """Raises ExperimentError where this is no job's folder."""
+        return read_json(self.config_path, SuiteConfig)
+
+    def model(self) -> ModelFolder:
+        return ModelFolder(self._linked("train"))
+
+    def data(self) -> DataFolder:
+        """The data that the job's model was trained on; raises ExperimentError when it is other.
+
+        One command on a job after the other may run long after the training.
+        """
+        spec = self.config().data
+        data = DataFolder(self._linked("data"), spec.source_lang, spec.target_lang)
+        data.check(self.trained().data_checksum, self.path.name)
+        return data
+
+    def trained(self) -> Trained:
+        """Raises ExperimentError where the job has no model."""
+        result = read_json(self.model().result, Done[TrainResult]).result
+        if isinstance(result, Diverged):
+            raise ExperimentError(
+                f"{self.path.name}: its training diverged after update {result.after_update}, so "
+                "it has no model"
+            )
+        return result
+
+    def checkpoint(self) -> Path:
+        """The model that was evaluated."""
+        return self.model().path / self.trained().checkpoint
+
+    def _linked(self, name: str) -> Path:
+        if not self.links_path.exists():
+            raise ExperimentError(
+                f"{self.path}: no {self.links_path.name} in it (give the folder of a job, such as "
+                "outputs/runs/quickstart/mha-seed1-...)"
+            )
+        links = read_json(self.links_path, Links)
+        return (self.path / getattr(links, name)).resolve()

@@ -1,0 +1,261 @@
+"""What a sweep consists of: stages, what each depends on, and where its result is kept.
+
+    prepare -> train -> evaluate         a job: one architecture, one seed
+                  \\
+                   +--> measure          speed: all architectures of a sweep side by side
+
+A stage is identified by its key: the hash of its name, its recipe, its inputs and its parents'
+keys, and of nothing else. Two jobs that need the same stage share it. The code that made a result
+is recorded, and never a reason to make it again; for that a developer raises the recipe.
+"""
+
+import functools
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from data_prep.corpora.registry import request
+from data_prep.spec import DataError
+from experiments.config import SuiteConfig
+from experiments.errors import ExperimentError
+from gqa_fairseq.architecture import Architecture
+
+StageName = Literal["prepare", "train", "evaluate", "measure"]
+
+# Raise a number when the same inputs should give another result than before, with the reason
+# beside it: then every such stage, and what depends on it, is made again. A test holds a run of
+# each stage to what it gave (tests/integration/test_golden.py). data_prep has its own recipe.
+RECIPES: dict[StageName, int] = {
+    "prepare": 1,
+    "train": 1,
+    "evaluate": 1,
+    "measure": 1,
+}
+
+# Which stages each key of the config feeds; the longest name that fits a key counts. What a stage
+# depends on through its parents is not repeated here.
+FEEDS: dict[str, tuple[StageName, ...]] = {
+    "data": ("prepare",),
+    "data.mirror": (),  # where the text comes from, not what it is: checksums decide that
+    "attention": ("train",),  # these two as the architecture that they come to
+    "model": ("train",),
+    "train": ("train",),
+    "seed": ("train",),
+    "decode": ("evaluate",),
+    "decode.beam": ("evaluate", "measure"),
+    "decode.engine": ("evaluate", "measure"),
+    "measure": ("measure",),
+    "hardware.device": ("measure",),
+    "hardware.devices": ("train",),
+    "hardware.nodes": ("train",),
+    "hardware.precision": ("train", "measure"),
+    "hardware.max_tokens_per_device": ("train",),
+    # Sums differ in their last digits by threads and machine. They are recorded, not identity.
+    "hardware.threads": (),
+    "hardware.node_rank": (),
+    "hardware.master": (),
+    "tracking": (),
+    "experiment_name": (),
+    "rerun": (),
+    "dry_run": (),
+    "paths": (),
+}
+
+
+class Stage(msgspec.Struct, frozen=True, kw_only=True):
+    """One stage of a sweep. `label` is for people: it is not part of the key.
+
+    `folder` is where its one result is kept.
+    """
+
+    name: StageName
+    inputs: dict[str, Any]
+    parents: tuple["Stage", ...]
+    label: str
+    folder_of_kind: Path
+
+    @property
+    def recipe(self) -> int:
+        return RECIPES[self.name]
+
+    @property
+    def key(self) -> str:
+        """Hexadecimal sha256."""
+        return _key(self)
+
+    @property
+    def folder(self) -> Path:
+        """Such as `outputs/stages/train/mqa-seed1-0123456789ab`."""
+        return self.folder_of_kind / f"{self.label}-{self.key[:12]}"
+
+    @property
+    def title(self) -> str:
+        """Such as `train mqa-seed1-0123456789ab`."""
+        return f"{self.name} {self.folder.name}"
+
+    def parent(self, name: StageName) -> "Stage":
+        """The one parent of that name, or a parent's."""
+        found = {s.key: s for s in ancestors(self) if s.name == name}
+        [stage] = found.values()
+        return stage
+
+
+def _key(stage: Stage) -> str:
+    parents = sorted({parent.key for parent in stage.parents})
+    content = [stage.name, stage.recipe, stage.inputs, parents]
+    return hashlib.sha256(msgspec.json.encode(content, order="deterministic")).hexdigest()
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """One architecture and one seed: a config and its stages. Its id is its last stage's key."""
+
+    config: SuiteConfig
+    prepare: Stage
+    train: Stage
+    evaluate: Stage
+
+    @property
+    def id(self) -> str:
+        return self.evaluate.key
+
+    @property
+    def name(self) -> str:
+        """Such as `mqa-seed1-0123456789ab`: its folder, its lines on the screen, its wandb run."""
+        return f"{self.config.name}-{self.id[:12]}"
+
+    @property
+    def folder(self) -> Path:
+        """Such as `outputs/runs/quickstart/mqa-seed1-0123456789ab`."""
+        return Path(self.config.paths.runs) / self.config.experiment_name / self.name
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        return (self.prepare, self.train, self.evaluate)
+
+
+def job_of(config: SuiteConfig) -> Job:
+    """The job of a config; raises ExperimentError when its text cannot be used."""
+    paths = config.paths
+    data, stages = config.data, Path(paths.stages)
+    prepare = Stage(
+        name="prepare",
+        inputs={"request": _request(data)},
+        parents=(),
+        label=data.name,
+        folder_of_kind=Path(paths.data),
+    )
+    train = Stage(
+        name="train",
+        inputs=inputs_of("train", config),
+        parents=(prepare,),
+        label=config.name,
+        folder_of_kind=stages / "train",
+    )
+    evaluate = Stage(
+        name="evaluate",
+        inputs=inputs_of("evaluate", config),
+        parents=(train,),
+        label=config.name,
+        folder_of_kind=stages / "evaluate",
+    )
+    return Job(config=config, prepare=prepare, train=train, evaluate=evaluate)
+
+
+def measurements_of(jobs: Sequence[Job]) -> list[tuple[Stage, list[Job]]]:
+    """The measurements of a sweep with their jobs: those that are measured alike, side by side.
+
+    Jobs of several experiments or measured in several ways give a measurement each.
+    """
+    groups: dict[bytes, list[Job]] = {}
+    for job in jobs:
+        config = job.config
+        alike = (config.experiment_name, config.paths.measurements, inputs_of("measure", config))
+        groups.setdefault(msgspec.json.encode(alike, order="deterministic"), []).append(job)
+    return [(_measurement(group), group) for group in groups.values()]
+
+
+def _measurement(jobs: Sequence[Job]) -> Stage:
+    first = jobs[0].config
+    names = dict.fromkeys(job.config.architecture.name for job in jobs)
+    return Stage(
+        name="measure",
+        inputs=inputs_of("measure", first),
+        parents=tuple(job.train for job in jobs),
+        label="-".join(names),
+        folder_of_kind=Path(first.paths.measurements) / first.experiment_name,
+    )
+
+
+def plan(configs: Iterable[SuiteConfig]) -> tuple[list[Job], list[Stage]]:
+    """The jobs, each once, and all stages of a sweep, each once and after its parents.
+
+    Raises ExperimentError when a job's text cannot be used.
+    """
+    jobs = list({job.id: job for job in map(job_of, configs)}.values())
+    measurements = [stage for stage, _ in measurements_of(jobs)]
+    found: dict[str, Stage] = {}
+    for stage in [s for job in jobs for s in job.stages] + measurements:
+        found.setdefault(stage.key, stage)
+    return jobs, list(found.values())
+
+
+def ancestors(stage: Stage) -> list[Stage]:
+    """The stage's parents, their parents, and so on."""
+    return [s for parent in stage.parents for s in (parent, *ancestors(parent))]
+
+
+def inputs_of(name: StageName, config: SuiteConfig) -> dict[str, Any]:
+    """The part of the config that feeds a stage, by FEEDS."""
+    values = {
+        key: value
+        for key, value in flat_config(config).items()
+        if name in FEEDS[feeding_name(key)]
+    }
+    if name == "train":
+        # Two configs that come to the same architecture are the same training.
+        values = {k: v for k, v in values.items() if k.split(".")[0] not in ("attention", "model")}
+        values["architecture"] = identity_of(config.architecture)
+    return values
+
+
+def identity_of(architecture: Architecture) -> dict[str, Any]:
+    """The numbers of an architecture, without what is named or derived."""
+    numbers = asdict(architecture)
+    del numbers["name"], numbers["residual"]
+    return numbers
+
+
+def flat_config(config: SuiteConfig) -> dict[str, Any]:
+    """Values by dotted key; a section that a variant of the schema nests is flattened too."""
+    flat: dict[str, Any] = {}
+
+    def add(prefix: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                add(f"{prefix}.{key}" if prefix else key, inner)
+        else:
+            flat[prefix] = value
+
+    add("", msgspec.to_builtins(config))
+    return flat
+
+
+def feeding_name(key: str) -> str:
+    """The name of FEEDS that decides about a dotted key."""
+    names = [name for name in FEEDS if key == name or key.startswith(f"{name}.")]
+    if not names:
+        raise AssertionError(f"FEEDS does not say what {key} feeds")
+    return max(names, key=len)
+
+
+@functools.cache
+def _request(data: Any) -> str:
+    """The identity of the data; files are read once a process, however many jobs use them."""
+    try:
+        return request(data)
+    except DataError as error:
+        raise ExperimentError(f"data: {error}") from error

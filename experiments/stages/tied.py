@@ -1,0 +1,28 @@
+"""A command that does not outlive the process that started it.
+
+    python -m experiments.stages.tied PARENT COMMAND ...
+
+takes the place of COMMAND. Linux ends it when its parent ends, even by SIGKILL: a training that ran
+on would write into a folder that another run may use.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+
+PR_SET_PDEATHSIG = 1
+
+
+def main(arguments: list[str]) -> None:
+    """Tie this process to its parent and become the command."""
+    parent, command = int(arguments[0]), arguments[1:]
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before this process was tied to it
+        sys.exit(1)
+    os.execvp(command[0], command)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

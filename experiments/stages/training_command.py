@@ -1,0 +1,82 @@
+"""The fairseq-train command of a config: a pure function of it, which records keep."""
+
+import os
+from pathlib import Path
+
+from experiments.config import SuiteConfig
+
+PLUGIN = Path(__file__).resolve().parents[2] / "gqa_fairseq"
+
+
+def train_command(config: SuiteConfig, binarized: Path, checkpoints: Path) -> list[str]:
+    """The fairseq-train command of a job: a pure function of its arguments.
+
+    Between variants only the heads, both d_ff that pay for them, and --save-dir differ. Checkpoints
+    are written at validations and at the end; no epoch's end adds one, so that the number of
+    checkpoints does not depend on the corpus.
+    """
+    train, hardware, positions = config.train, config.hardware, config.model.max_positions
+    never = 10**9
+    options: dict[str, object] = {
+        "--user-dir": os.path.relpath(PLUGIN),
+        "--task": "gqa_translation",
+        "--source-lang": config.data.source_lang,
+        "--target-lang": config.data.target_lang,
+        "--arch": "gqa_transformer",
+    }
+    flags = ["--no-epoch-checkpoints"]
+    for name, value in config.architecture.fairseq_options().items():
+        option = f"--{name.replace('_', '-')}"
+        if value is True:
+            flags.append(option)
+        elif value is not False:
+            options[option] = value
+    options |= {
+        "--dropout": train.dropout,
+        "--attention-dropout": train.attention_dropout,
+        "--activation-dropout": train.activation_dropout,
+        "--criterion": "label_smoothed_cross_entropy",
+        "--label-smoothing": train.label_smoothing,
+        "--optimizer": "adam",
+        "--adam-betas": str(train.adam_betas),
+        "--weight-decay": train.weight_decay,
+        "--clip-norm": train.clip_norm,
+        "--lr": train.learning_rate,
+        "--lr-scheduler": "inverse_sqrt",
+        "--warmup-updates": train.warmup_updates,
+        "--warmup-init-lr": 1e-7,
+        "--max-update": train.max_updates,
+        "--target-tokens-per-update": train.tokens_per_update,
+        "--update-freq": config.update_freq,
+        "--distributed-world-size": config.world_size,
+        "--max-tokens": hardware.max_tokens_per_device,
+        "--max-tokens-valid": max(config.padded_tokens_per_batch, positions),
+        "--validate-interval": never,
+        "--validate-interval-updates": train.validate_every_updates,
+        "--save-interval": never,
+        "--save-interval-updates": train.validate_every_updates,
+        "--keep-interval-updates": train.average_checkpoints or 1,
+        "--save-dir": checkpoints,
+        "--seed": config.seed,
+        "--num-workers": 0,
+        "--log-format": "json",
+        "--log-interval": train.log_every_updates,
+    }
+    if hardware.device == "cpu":
+        flags.append("--cpu")
+    if hardware.nodes > 1:
+        # On a machine with GPUs fairseq starts one process for each, with ranks from this one on.
+        options["--distributed-init-method"] = f"tcp://{hardware.master}"
+        options["--distributed-rank"] = hardware.node_rank * hardware.devices
+        if hardware.device == "cpu":
+            options["--distributed-backend"] = "gloo"
+            options["--ddp-backend"] = "legacy_ddp"
+            flags.append("--distributed-no-spawn")
+    if hardware.precision != "fp32":
+        flags.append(f"--{hardware.precision}")
+    command = ["fairseq-train", str(binarized)]
+    for name, value in options.items():
+        command += [name, str(value)]
+    return command + flags
+
+
