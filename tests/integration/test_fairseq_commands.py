@@ -21,7 +21,7 @@ import yaml
 from fairseq_commands import Result, run, start, succeed
 
 import gqa_fairseq
-from gqa_fairseq.checkpoint import load_model
+from gqa_fairseq.checkpoints.load import load_model
 
 pytestmark = pytest.mark.slow
 

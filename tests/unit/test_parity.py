@@ -8,11 +8,12 @@ import sys
 from typing import Any
 
 import pytest
+from gqa_fairseq.architectures import SHAPES
+from gqa_fairseq.parity.__main__ import main
 from hypothesis import given
 from hypothesis import strategies as st
 from plugin_models import TINY, build, dictionary
 
-from gqa_fairseq.architectures import SHAPES
 from gqa_fairseq.parity import (
     PLACEMENTS,
     ParityRow,
@@ -23,7 +24,6 @@ from gqa_fairseq.parity import (
     parameter_count,
     parity_table,
 )
-from gqa_fairseq.parity.__main__ import main
 
 PAPER = Shape()
 
