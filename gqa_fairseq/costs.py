@@ -163,15 +163,23 @@ def decoding_work(
         element_bytes: bytes of an element of the cache, scores, embeddings, norms and biases.
         weight_bytes: bytes of an element of a matrix, 1 for layers in 8 bits; unset: the same.
     """
-    sizes = {
-        "source_tokens": source_tokens,
-        "element_bytes": element_bytes,
-        "weight_bytes": weight_bytes,
-    }
-    work = source_work(architecture, batch=len(steps), **sizes)
+    work = source_work(
+        architecture,
+        batch=len(steps),
+        source_tokens=source_tokens,
+        element_bytes=element_bytes,
+        weight_bytes=weight_bytes,
+    )
     for length in range(1, max(steps) + 1):
-        left = sum(count >= length for count in steps)
-        work += step_work(architecture, batch=left, beam=beam, length=length, **sizes)
+        work += step_work(
+            architecture,
+            batch=sum(count >= length for count in steps),
+            beam=beam,
+            source_tokens=source_tokens,
+            length=length,
+            element_bytes=element_bytes,
+            weight_bytes=weight_bytes,
+        )
     return work
 
 
