@@ -98,7 +98,7 @@ wmt14-bench: $(BENCH)/mirror-$(PAIRS)/sources.json  ## Speed and memory of wmt14
 	$(BIN)/python -m data_prep.bench $(BENCH)/mirror-$(PAIRS) --folder $(BENCH) $(ARGS)
 
 $(BENCH)/mirror-$(PAIRS)/sources.json: | setup
-	$(BIN)/python -m data_prep.synthetic $(@D) --pairs $(PAIRS) $(if $(TEXT),--text $(TEXT))
+	$(BIN)/python -m data_prep.bench.synthetic $(@D) --pairs $(PAIRS) $(if $(TEXT),--text $(TEXT))
 
 test: setup  ## Run all tests
 	$(BIN)/python -m pytest -n logical --dist loadfile $(ARGS)

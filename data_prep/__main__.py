@@ -6,57 +6,44 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from data_prep.clean import REASONS
-from data_prep.errors import DataError
-from data_prep.manifest import HELD_OUT, MANIFEST_NAME, SPLITS, DataSpec, Manifest
+from data_prep.corpora.registry import CORPORA, corpus_named
 from data_prep.pipeline import prepare
-
-VOCAB_SIZES = {
-    "sample_en_de": 4000,
-    "multi30k_en_de": 6000,
-    "wmt14_en_de": 32000,
-    "local": 8000,
-}
-TEXT_OPTIONS = [f"{split}_{side}" for split in SPLITS for side in ("source", "target")]
+from data_prep.spec import HELD_OUT, MANIFEST_NAME, SPLITS, DataError, DataSpec, Manifest
+from data_prep.transform.clean import REASONS
 
 DESCRIPTION = """\
-Prepare English-German text for fairseq: clean it, learn a joint SentencePiece vocabulary, write
-binarized data, baselines and a manifest with checksums. What is done is not done again; what was
-interrupted continues with the same command.
+Prepare parallel text for fairseq: clean it, learn a joint SentencePiece vocabulary, and write
+binarized data, baselines and a manifest with checksums. A step that is done is not done again; the
+same command continues what was interrupted.
 
 corpora:
-  sample_en_de     the embedded LibreOffice help, 25,621 pairs; needs no network
-  multi30k_en_de   Multi30k, 29,000 image captions; downloaded (1.3 MB), or from --mirror
-  wmt14_en_de      WMT14, 4.5 million pairs; 1.7 GB of archives, downloaded or from --mirror
-                   (docs/wmt14.md has what it costs)
-  local            your own files: one segment a line, UTF-8, plain or .gz or .xz; line n of the
-                   source file is the translation of line n of the target file
 """
 EXAMPLES = """\
 examples:
   python -m data_prep sample_en_de --out outputs/data/sample
   python -m data_prep multi30k_en_de --out outputs/data/multi30k --mirror /mnt/multi30k
-  python -m data_prep local --out outputs/data/mine --vocab-size 8000 \\
-      --train-source train.en --train-target train.de --dev-source dev.en --dev-target dev.de \\
-      --test-source test.en --test-target test.de
+  python -m data_prep local --out outputs/data/mine --source-lang fr --target-lang en \\
+      --train-source train.fr --train-target train.en --dev-source dev.fr --dev-target dev.en \\
+      --test-source test.fr --test-target test.en
+  python -m data_prep --spec outputs/mine.json --out outputs/data/mine
 """
+SETTINGS = [field for field in msgspec.structs.fields(DataSpec) if field.name != "name"]
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; the exit code is 2 for what the user can put right."""
     options = _parser().parse_args(arguments)
     try:
+        if options.workers < 1:
+            raise DataError(f"--workers {options.workers}: give at least 1")
         manifest = prepare(
-            _spec(options),
-            options.out,
-            mirror=options.mirror,
-            workers=options.workers,
-            force=options.force,
+            _spec(options), options.out, workers=options.workers, force=options.force
         )
     except DataError as error:
         return _fail(str(error), 2)
@@ -65,45 +52,26 @@ def main(arguments: list[str] | None = None) -> int:
             return _fail(f"{options.out}: {error.strerror}: free some, then run this again", 2)
         return _fail(f"{error.filename or options.out}: {error.strerror or error}", 2)
     except KeyboardInterrupt:
-        return _fail("interrupted: the same command continues", 130)
+        goes_on = "starts again" if options.force else "continues"
+        return _fail(f"interrupted: the same command {goes_on}", 130)
     _print_summary(manifest, options.out)
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
+    corpora = [
+        f"  {name:<16} {corpus.summary}".replace("\n", f"\n{'':19}")
+        for name, corpus in CORPORA.items()
+    ]
     parser = argparse.ArgumentParser(
         prog="python -m data_prep",
-        description=DESCRIPTION,
+        description=DESCRIPTION + "\n".join(corpora),
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("name", choices=VOCAB_SIZES, help="which corpus")
+    parser.add_argument("name", nargs="?", help="which corpus")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="result folder")
-    parser.add_argument(
-        "--mirror",
-        metavar="FOLDER_OR_URL",
-        help="take downloads from here: a folder, file: or http: URL with files of the same names",
-    )
-    sizes = ", ".join(f"{size} for {name}" for name, size in VOCAB_SIZES.items())
-    parser.add_argument(
-        "--vocab-size", type=int, metavar="N", help=f"subword pieces, both languages ({sizes})"
-    )
-    parser.add_argument(
-        "--max-pieces",
-        type=int,
-        default=250,
-        metavar="N",
-        help="drop training pairs with a side of more pieces (default %(default)s)",
-    )
-    parser.add_argument(
-        "--max-ratio",
-        type=float,
-        default=1.5,
-        metavar="X",
-        help="drop training pairs whose longer side has over X times the pieces of the shorter "
-        "(default %(default)s)",
-    )
     parser.add_argument(
         "--workers",
         type=int,
@@ -111,41 +79,73 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="processes; they do not change the result (default: all cores, %(default)s)",
     )
-    parser.add_argument("--force", action="store_true", help="prepare again what is done")
     parser.add_argument(
-        "--sources",
-        metavar="FILE",
-        help="wmt14_en_de: other archives, a JSON table as data_prep/wmt14_en_de.json is",
+        "--force", action="store_true", help="prepare again what is done, replace what is there"
     )
-    files = parser.add_argument_group("files of `local` (all six)")
-    for name in TEXT_OPTIONS:
-        files.add_argument(f"--{name.replace('_', '-')}", metavar="FILE")
+    parser.add_argument(
+        "--spec",
+        type=Path,
+        metavar="FILE",
+        help="the corpus and its settings as a JSON object, instead of NAME and the options below "
+        "(their names with _ for -); --mirror replaces the one in the file",
+    )
+    settings = parser.add_argument_group("settings of the corpus")
+    for field in SETTINGS:
+        settings.add_argument(
+            _option(field.name), default=argparse.SUPPRESS, metavar="X", help=_help(field)
+        )
     return parser
 
 
+def _option(field: str) -> str:
+    return f"--{field.replace('_', '-')}"
+
+
+def _help(field: msgspec.structs.FieldInfo) -> str:
+    """The description that the field has in DataSpec, and its default."""
+    default = field.default
+    if field.name == "vocab_size":
+        default = ", ".join(f"{each.vocab_size} for {name}" for name, each in CORPORA.items())
+    described = next(each.description for each in _metas(field) if each.description)
+    return described if default is None else f"{described} (default: {default})"
+
+
+def _metas(field: msgspec.structs.FieldInfo) -> list[msgspec.Meta]:
+    return [each for each in field.type.__metadata__ if isinstance(each, msgspec.Meta)]
+
+
 def _spec(options: argparse.Namespace) -> DataSpec:
-    given = {name: getattr(options, name) for name in TEXT_OPTIONS}
-    if options.name != "local" and any(given.values()):
-        raise DataError(f"{options.name} has its own text: --train-source and such are for local")
-    if options.name != "wmt14_en_de" and options.sources:
-        raise DataError("--sources is for wmt14_en_de")
-    if options.workers < 1:
-        raise DataError(f"--workers {options.workers}: give at least 1")
-    values = {
-        "name": options.name,
-        "vocab_size": VOCAB_SIZES[options.name]
-        if options.vocab_size is None
-        else options.vocab_size,
-        "max_pieces": options.max_pieces,
-        "max_ratio": options.max_ratio,
-        "sources": options.sources,
-    }
+    """What is asked for: the file of `--spec`, or the options; raises DataError."""
+    names = [field.name for field in SETTINGS]
+    given = {name: value for name, value in vars(options).items() if name in names}
+    if options.spec is None:
+        if options.name is None:
+            raise DataError(f"name a corpus ({', '.join(CORPORA)}), or give --spec FILE")
+        default = {"name": options.name, "vocab_size": corpus_named(options.name).vocab_size}
+        return _checked(default | given)
+    beside = [_option(name) for name in given if name != "mirror"]
+    if options.name is not None or beside:
+        raise DataError(f"--spec has all settings: leave out {' '.join(beside) or options.name}")
     try:
-        return msgspec.convert(values | given, DataSpec)
+        values = msgspec.json.decode(options.spec.read_bytes(), type=dict[str, Any])
+    except OSError as error:
+        raise DataError(f"{options.spec}: {error.strerror}: --spec takes a JSON file") from error
+    except msgspec.DecodeError as error:
+        raise DataError(f"{options.spec}: {error}: --spec takes a JSON object") from error
+    return _checked(values | given, options.spec)
+
+
+def _checked(values: dict[str, Any], file: Path | None = None) -> DataSpec:
+    """A spec of `values`, which come from `file`, or from options, which are text."""
+    try:
+        return msgspec.convert(values, DataSpec, strict=file is not None)
     except msgspec.ValidationError as error:
-        problem, _, field = str(error).partition(" - at ")
-        option = field.strip("`").removeprefix("$.").replace("_", "-")
-        raise DataError(f"--{option}: {problem}") from error
+        problem, _, place = str(error).partition(" - at ")
+        field = place.strip("`").removeprefix("$.")
+        places = [str(file)] if file else []
+        if field:
+            places.append(field if file else _option(field))
+        raise DataError(": ".join([*places, problem])) from error
 
 
 def _fail(message: str, code: int) -> int:
@@ -156,7 +156,8 @@ def _fail(message: str, code: int) -> int:
 def _print_summary(manifest: Manifest, out: Path) -> None:
     table = Table(box=None, pad_edge=False, header_style="")
     table.add_column("split")
-    for heading in ("read", "kept", "dropped", "pieces/line en", "de"):
+    source_lang, target_lang = manifest.languages
+    for heading in ("read", "kept", "dropped", f"pieces/line {source_lang}", target_lang):
         table.add_column(heading, justify="right")
     for name in SPLITS:
         counts = manifest.splits[name]

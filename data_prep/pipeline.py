@@ -17,36 +17,33 @@ from typing import Any
 import msgspec
 from rich.console import Console
 
-from data_prep.baselines import write_baselines
-from data_prep.binarize import binarize
-from data_prep.clean import Cleaned, clean_splits
-from data_prep.corpora import open_corpus
-from data_prep.corpus import Corpus
-from data_prep.encode import Encoded, Encoder, encode_splits
-from data_prep.fetch import fetch_all
-from data_prep.manifest import (
+from data_prep.corpora.corpus import Corpus
+from data_prep.corpora.registry import RECIPE, open_corpus, request_for
+from data_prep.download.fetch import fetch_all
+from data_prep.result import WORK, only_one, publish, read_finished, result_files
+from data_prep.spec import (
     HELD_OUT,
-    SOURCE_LANG,
     SPLITS,
-    TARGET_LANG,
     DataSpec,
+    Languages,
     Manifest,
     Overlap,
     SplitCounts,
     Subset,
     digest,
-    write_json,
 )
-from data_prep.overlap import measure_overlap
-from data_prep.progress import Advance
-from data_prep.result import WORK, only_one, publish, read_finished, result_files
-from data_prep.space import require_space, size_of
 from data_prep.steps import Step, Steps
-from data_prep.text import open_for_writing, read_text, text_files
-from data_prep.vocabulary import DICTIONARY_NAME, MODEL_NAME, train_vocabulary
+from data_prep.system.files import write_json
+from data_prep.system.progress import Advance
+from data_prep.system.space import require_space, size_of
+from data_prep.text import Pair, open_for_writing, read_text, text_files
+from data_prep.transform.baselines import write_baselines
+from data_prep.transform.binarize import binarize
+from data_prep.transform.clean import Cleaned, clean_splits
+from data_prep.transform.encode import Encoded, Encoder, encode_splits
+from data_prep.transform.overlap import measure_overlap
+from data_prep.transform.vocabulary import DICTIONARY_NAME, MODEL_NAME, train_vocabulary
 
-# Part of every request: raise it when the same request gives other data than before.
-RECIPE = 1
 DOWNLOADS = "downloads"
 STEPS = ("extract", "clean", "vocabulary", "encode", "binarize", "compare")
 TIMINGS = "timings.json"  # in logs: seconds and pairs of the steps of the last run
@@ -60,30 +57,34 @@ def prepare(
     spec: DataSpec,
     out: Path,
     *,
-    mirror: str | None = None,
     workers: int = 1,
     force: bool = False,
     console: Console | None = None,
 ) -> Manifest:
     """Prepare `spec` in the folder `out` and return its manifest.
 
-    Nothing is done where it is done already, unless `force`. `mirror` is a folder or URL to take
-    downloads from; `workers` processes share the work and change nothing in the result. Progress
-    goes to `console`, by default the error stream. Raises DataError, and leaves what was prepared
-    before as it was, when an input or a setting cannot be used.
+    Where it is done already, nothing is done or written, unless `force`. `workers` processes share
+    the work and change nothing in the result. Progress goes to `console`, by default the error
+    stream. Raises DataError, and leaves what was prepared before as it was, when an input or a
+    setting cannot be used, and, unless `force`, when `out` holds what another request gave.
     """
     console = console or Console(stderr=True)
     corpus = open_corpus(spec)
-    settings = [spec.name, spec.vocab_size, spec.max_pieces, spec.max_ratio]
-    request = digest([RECIPE, settings, corpus.inputs])
+    request = request_for(spec, corpus)
+
+    def finished_before() -> Manifest | None:
+        return None if force else read_finished(out, spec, corpus.inputs, request)
+
+    if done := finished_before():  # no lock is needed, so that the folder may be read-only
+        return done
     with only_one(out, console):
+        if done := finished_before():  # by a process that had the lock until now
+            return done
         if force:
             shutil.rmtree(out / WORK, ignore_errors=True)
-        elif done := read_finished(out, request):
-            return done
         if corpus.downloads:
             require_space(out, _missing_bytes(corpus, out))
-            fetch_all(corpus.downloads, out / DOWNLOADS, mirror, console)
+            fetch_all(corpus.downloads, out / DOWNLOADS, spec.mirror, console)
         finished = _run_steps(spec, corpus, out, workers, console)
         manifest = _describe(spec, corpus, request, finished)
         publish(finished.results, manifest, out)
@@ -124,41 +125,49 @@ def _run_steps(
         extracted = steps.run("extract", corpus.inputs, extract, dict[str, Subset])
         texts, subsets, results = extracted.folder, extracted.result, [extracted]
 
-    def clean(folder: Path, advance: Advance) -> Cleaned:
-        return clean_splits(lambda split: corpus.pairs(split, texts), folder, advance, workers)
+    # Every later step depends on which language is the source.
+    languages = spec.languages
 
-    cleaned = steps.run("clean", corpus.inputs, clean, Cleaned)
+    def clean(folder: Path, advance: Advance) -> Cleaned:
+        def pairs(split: str) -> Iterator[Pair]:
+            return _in_direction(languages, corpus, split, texts)
+
+        return clean_splits(pairs, languages, folder, advance, workers)
+
+    cleaned = steps.run("clean", [languages, corpus.inputs], clean, Cleaned)
     training_pairs = cleaned.result.read["train"] - sum(cleaned.result.dropped.values())
 
     def train_pieces(folder: Path, advance: Advance) -> None:
-        train = text_files(cleaned.folder, "train")
+        train = text_files(cleaned.folder, "train", languages)
         train_vocabulary(train, spec.vocab_size, folder, logs / "vocabulary.log")
         advance(training_pairs)
 
-    vocabulary = steps.run("vocabulary", [cleaned.files, spec.vocab_size], train_pieces, NO_RESULT)
+    vocabulary_inputs = [languages, cleaned.files, spec.vocab_size]
+    vocabulary = steps.run("vocabulary", vocabulary_inputs, train_pieces, NO_RESULT)
 
     def encode(folder: Path, advance: Advance) -> dict[str, Encoded]:
         encoder = Encoder(vocabulary.folder / MODEL_NAME)
         limits = spec.max_pieces, spec.max_ratio
-        return encode_splits(cleaned.folder, encoder, *limits, folder, advance, workers)
+        return encode_splits(cleaned.folder, languages, encoder, *limits, folder, advance, workers)
 
-    encode_inputs = [cleaned.files, vocabulary.files, spec.max_pieces, spec.max_ratio]
+    encode_inputs = [languages, cleaned.files, vocabulary.files, spec.max_pieces, spec.max_ratio]
     encoded = steps.run("encode", encode_inputs, encode, dict[str, Encoded])
 
     def to_binary(folder: Path, advance: Advance) -> None:
         dictionary = vocabulary.folder / DICTIONARY_NAME
         log = logs / "binarize.log"
-        binarize(encoded.folder / "pieces", dictionary, folder / "bin", workers, log)
+        binarize(encoded.folder / "pieces", languages, dictionary, folder / "bin", workers, log)
         advance(encoded.result["train"].kept)
 
-    binarized = steps.run("binarize", [encoded.files, vocabulary.files], to_binary, NO_RESULT)
+    binarize_inputs = [languages, encoded.files, vocabulary.files]
+    binarized = steps.run("binarize", binarize_inputs, to_binary, NO_RESULT)
 
     def compare(folder: Path, advance: Advance) -> dict[str, Overlap]:
         nearest = corpus.nearest_baseline
-        return _compare(encoded.folder / "text", folder / "baselines", nearest, advance)
+        return _compare(encoded.folder / "text", languages, folder / "baselines", nearest, advance)
 
-    inputs = [encoded.files, corpus.nearest_baseline]
-    compared = steps.run("compare", inputs, compare, dict[str, Overlap])
+    compare_inputs = [languages, encoded.files, corpus.nearest_baseline]
+    compared = steps.run("compare", compare_inputs, compare, dict[str, Overlap])
     if steps.timings:
         write_json(logs / TIMINGS, steps.timings)
 
@@ -169,6 +178,14 @@ def _run_steps(
         subsets=subsets,
         results=[*results, vocabulary, encoded, binarized, compared],
     )
+
+
+def _in_direction(languages: Languages, corpus: Corpus, split: str, folder: Path) -> Iterator[Pair]:
+    """The pairs of a split with the side of `languages[0]` first."""
+    pairs = corpus.pairs(split, folder)
+    if corpus.languages == languages:
+        return pairs
+    return ((target, source) for source, target in pairs)
 
 
 def _write_subsets(subsets: dict[str, list[int]], folder: Path) -> dict[str, Subset]:
@@ -182,16 +199,21 @@ def _write_subsets(subsets: dict[str, list[int]], folder: Path) -> dict[str, Sub
     return found
 
 
-def _compare(texts: Path, out: Path, nearest: bool, advance: Advance) -> dict[str, Overlap]:
+def _compare(
+    texts: Path, languages: Languages, out: Path, nearest: bool, advance: Advance
+) -> dict[str, Overlap]:
     """Write the baselines into `out`; returns the overlap of dev and test with train.
 
     Train is held in memory for the `nearest` baseline alone.
     """
-    sources = {split: [source for source, _ in read_text(texts, split)] for split in HELD_OUT}
-    write_baselines(list(read_text(texts, "train")) if nearest else None, sources["test"], out)
+    sources = {
+        split: [source for source, _ in read_text(texts, split, languages)] for split in HELD_OUT
+    }
+    train = list(read_text(texts, "train", languages)) if nearest else None
+    write_baselines(train, sources["test"], languages[1], out)
 
     def train_sources() -> Iterator[str]:
-        for source, _ in read_text(texts, "train"):
+        for source, _ in read_text(texts, "train", languages):
             advance(1)
             yield source
 
@@ -202,8 +224,8 @@ def _describe(spec: DataSpec, corpus: Corpus, request: str, finished: _Finished)
     files = result_files(finished.results)
     return Manifest(
         name=spec.name,
-        source_lang=SOURCE_LANG,
-        target_lang=TARGET_LANG,
+        source_lang=spec.source_lang,
+        target_lang=spec.target_lang,
         licence=corpus.licence,
         vocab_size=spec.vocab_size,
         max_pieces=spec.max_pieces,

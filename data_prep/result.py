@@ -3,21 +3,20 @@
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from data_prep.errors import DataError
-from data_prep.manifest import MANIFEST_NAME, Manifest, load_manifest, write_json
+from data_prep.spec import MANIFEST_NAME, DataError, DataSpec, Manifest, load_manifest
 from data_prep.steps import Step
-from data_prep.text import sha256_of_file
+from data_prep.system.files import sha256_of_file, write_json
 
 WORK = "work"
 LOCK_NAME = ".data_prep.lock"
-# What a finished folder holds; what else the steps made is for other steps.
+# What a finished folder holds; everything else that the steps made is for other steps.
 RESULTS = ("text", "bin", "baselines", "spm.model", "spm.vocab")
 
 
@@ -25,10 +24,10 @@ RESULTS = ("text", "bin", "baselines", "spm.model", "spm.vocab")
 def only_one(out: Path, console: Console) -> Iterator[None]:
     """Make `out` and hold its lock, which the system frees when the process ends, however it ends.
 
-    Commands that `run_logged` starts hold it too: when this process is killed, they write on, and
-    the next one must not work beside them. Another process that prepares the same folder waits,
-    and then finds the work done. Raises DataError when `out` cannot be written or holds files that
-    are not of this package.
+    Commands that `run_logged` starts hold it too: they write on when this process is killed, and
+    the next process must not work beside them. Another process that prepares the same folder
+    waits, and then finds the work done. Raises DataError when `out` cannot be written or holds
+    files that are not of this package.
     """
     lock = out / LOCK_NAME
     try:
@@ -50,16 +49,45 @@ def only_one(out: Path, console: Console) -> Iterator[None]:
         yield
 
 
-def read_finished(out: Path, request: str) -> Manifest | None:
-    """The manifest in `out` if it answers `request` and every file of it is as it was written."""
+def read_finished(
+    out: Path, spec: DataSpec, inputs: Mapping[str, str], request: str
+) -> Manifest | None:
+    """The manifest in `out` if it answers `request` and every file of it is as it was written.
+
+    Nothing is written, so that the folder may be read-only. None where data has to be prepared.
+    Raises DataError when the folder holds what another request gave, which no one asked to replace;
+    the message says what differs from `spec` and the checksums of its `inputs`.
+    """
     try:
         manifest = load_manifest(out / MANIFEST_NAME)
-        whole = manifest.request == request and all(
-            sha256_of_file(out / name) == sha256 for name, sha256 in manifest.files.items()
+    except DataError:
+        return None
+    if manifest.request != request:
+        raise DataError(
+            f"{out} holds other data ({_difference(manifest, spec, inputs)}): give another --out, "
+            "or --force to replace it"
         )
-    except (DataError, OSError):
+    try:
+        whole = all(sha256_of_file(out / name) == sha for name, sha in manifest.files.items())
+    except OSError:
         return None
     return manifest if whole else None
+
+
+def _difference(manifest: Manifest, spec: DataSpec, inputs: Mapping[str, str]) -> str:
+    """What the data of `manifest` was made of, where that is not what is asked for now."""
+    settings = [field for field in DataSpec.__struct_fields__ if hasattr(manifest, field)]
+    there = {field: getattr(manifest, field) for field in settings}
+    differ = [field for field in settings if there[field] != getattr(spec, field)]
+    if differ:
+        return ", ".join(
+            f"{field} is {there[field]}, not {getattr(spec, field)}" for field in differ
+        )
+    names = sorted(manifest.inputs.keys() | inputs.keys())
+    changed = [name for name in names if manifest.inputs.get(name) != inputs.get(name)]
+    if changed:
+        return f"made of other contents of {', '.join(changed)}"
+    return "made by another version of data_prep"
 
 
 def result_files(steps: Sequence[Step[Any]]) -> dict[str, str]:

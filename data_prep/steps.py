@@ -14,9 +14,9 @@ from typing import Generic, TypeVar
 import msgspec
 from rich.console import Console
 
-from data_prep.manifest import digest, write_json
-from data_prep.progress import Advance, Timing, show
-from data_prep.text import sha256_of_file
+from data_prep.spec import digest
+from data_prep.system.files import sha256_of_file, write_json
+from data_prep.system.progress import Advance, Timing, show
 
 STAMP_NAME = "stamp.json"
 

@@ -1,7 +1,6 @@
 """Parallel text as streams: lines split on "\\n" alone, strict UTF-8, errors with file and line."""
 
 import gzip
-import hashlib
 import lzma
 import re
 import unicodedata
@@ -10,10 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO, cast
+from typing import BinaryIO, TextIO, cast
 
-from data_prep.errors import DataError
-from data_prep.manifest import SOURCE_LANG, TARGET_LANG
+from data_prep.spec import DataError, Languages
 
 Pair = tuple[str, str]
 
@@ -68,20 +66,23 @@ def read_pairs(source: Path, target: Path) -> Iterator[Pair]:
         raise DataError(f"{source} and {target} are empty: give files with text")
 
 
-def text_files(folder: Path, split: str) -> tuple[Path, Path]:
+def text_files(folder: Path, split: str, languages: Languages) -> tuple[Path, Path]:
     """Where a folder of this package has the two sides of a split, such as `dev.en`, `dev.de`."""
-    return folder / f"{split}.{SOURCE_LANG}", folder / f"{split}.{TARGET_LANG}"
+    source_lang, target_lang = languages
+    return folder / f"{split}.{source_lang}", folder / f"{split}.{target_lang}"
 
 
-def read_text(folder: Path, split: str) -> Iterator[Pair]:
+def read_text(folder: Path, split: str, languages: Languages) -> Iterator[Pair]:
     """The pairs of a split that `pair_writer` wrote; raises as `read_pairs` does."""
-    return read_pairs(*text_files(folder, split))
+    return read_pairs(*text_files(folder, split, languages))
 
 
 @contextmanager
-def pair_writer(folder: Path, split: str) -> Iterator[Callable[[Sequence[Pair]], None]]:
+def pair_writer(
+    folder: Path, split: str, languages: Languages
+) -> Iterator[Callable[[Sequence[Pair]], None]]:
     """A function that appends pairs to the files of a split in `folder`, which is made."""
-    source, target = text_files(folder, split)
+    source, target = text_files(folder, split, languages)
     with open_for_writing(source) as left, open_for_writing(target) as right:
 
         def write(pairs: Sequence[Pair]) -> None:
@@ -101,25 +102,6 @@ def same_text_key(line: str) -> str:
     """What lines share that say the same: words in lower case, every number the same number."""
     words = " ".join(_WORD.findall(unicodedata.normalize("NFKC", line).casefold()))
     return _NUMBER.sub("0", words) or line.strip()
-
-
-def sha256_of_file(path: Path) -> str:
-    """Hexadecimal sha256 of a file's bytes."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def checksum_of_file(path: Path, like: str) -> str:
-    """The checksum of a file in the form that `like` has: `md5:...`, or a sha256."""
-    if not like.startswith("md5:"):
-        return sha256_of_file(path)
-    with path.open("rb") as stream:
-        return f"md5:{hashlib.file_digest(stream, _unsafe_md5).hexdigest()}"
-
-
-def _unsafe_md5() -> Any:
-    """For checksums that others publish; some systems forbid it for anything else."""
-    return hashlib.md5(usedforsecurity=False)
 
 
 def _open(path: Path) -> BinaryIO:

@@ -3,8 +3,8 @@
 from itertools import islice
 from pathlib import Path
 
-from data_prep.corpora import Sample
-from data_prep.manifest import DataSpec
+from data_prep.corpora.sample_en_de import Sample
+from data_prep.spec import DataSpec
 
 SIZES = {"train": 400, "dev": 20, "test": 30}
 

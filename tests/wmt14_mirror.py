@@ -4,9 +4,9 @@ import os
 from itertools import islice
 from pathlib import Path
 
-from data_prep.corpora import Sample
-from data_prep.manifest import DataSpec
-from data_prep.synthetic import write_mirror
+from data_prep.bench.synthetic import write_mirror
+from data_prep.corpora.sample_en_de import Sample
+from data_prep.spec import DataSpec
 from data_prep.text import Pair, read_pairs
 
 ARCHIVES = ("europarl-v7", "commoncrawl", "news-commentary-v9")
@@ -23,7 +23,9 @@ def small_mirror(folder: Path, vocab_size: int = 500) -> DataSpec:
     dev = list(islice(Sample().pairs("dev", Path()), 20))
     filtered = [pair for number, pair in enumerate(test) if number % 7]
     table = write_mirror(folder, train, dev, test, filtered)
-    return DataSpec(name="wmt14_en_de", vocab_size=vocab_size, sources=str(table))
+    return DataSpec(
+        name="wmt14_en_de", vocab_size=vocab_size, sources=str(table), mirror=str(folder)
+    )
 
 
 def real_mirror(folder: Path, pairs_each: int) -> DataSpec | None:
@@ -36,7 +38,7 @@ def real_mirror(folder: Path, pairs_each: int) -> DataSpec | None:
     train = {name: list(islice(stream, pairs_each)) for name in ARCHIVES}
     dev, test = (newstest(news, year) for year in (2013, 2014))
     table = write_mirror(folder, train, dev, test, test[:2737])
-    return DataSpec(name="wmt14_en_de", vocab_size=2000, sources=str(table))
+    return DataSpec(name="wmt14_en_de", vocab_size=2000, sources=str(table), mirror=str(folder))
 
 
 def newstest(folder: Path, year: int) -> list[Pair]:

@@ -5,8 +5,9 @@ import tarfile
 
 import pytest
 
-from data_prep import bench, synthetic
-from data_prep.sources import read_sources
+from data_prep.bench import __main__ as bench
+from data_prep.bench import synthetic
+from data_prep.corpora.sources import read_sources
 from data_prep.text import read_lines
 
 PAIRS = 1_000

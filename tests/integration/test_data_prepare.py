@@ -11,14 +11,15 @@ import pytest
 from data_prep_corpus import SIZES, command_line, write_local_files
 from rich.console import Console
 
-from data_prep import load_manifest, pipeline, prepare
-from data_prep.corpora import Multi30k
-from data_prep.encode import encode_splits
-from data_prep.errors import DataError
-from data_prep.fetch import fetch_all
-from data_prep.manifest import LANGS, SPLITS
-from data_prep.text import read_lines, sha256_of_file
-from data_prep.vocabulary import load_pieces, train_vocabulary
+from data_prep import pipeline
+from data_prep.corpora.multi30k_en_de import Multi30k
+from data_prep.download.fetch import fetch_all
+from data_prep.pipeline import prepare
+from data_prep.spec import SPLITS, DataError, load_manifest
+from data_prep.system.files import sha256_of_file
+from data_prep.text import read_lines
+from data_prep.transform.encode import encode_splits
+from data_prep.transform.vocabulary import load_pieces, train_vocabulary
 
 QUIET = Console(quiet=True)
 
@@ -50,7 +51,7 @@ def test_manifest_tells_what_is_there(spec, prepared):
     assert held.keys() == {*manifest.files, "manifest.json", ".data_prep.lock"}
     assert manifest.files.items() <= held.items()
     for split, size in SIZES.items():
-        for lang in LANGS:
+        for lang in manifest.languages:
             lines = list(read_lines(out / "text" / f"{split}.{lang}"))
             assert len(lines) == manifest.splits[split].kept
             assert split == "train" or len(lines) == manifest.splits[split].read == size
@@ -71,7 +72,7 @@ def test_fairseq_reads_the_text_back(prepared):
     assert (out / "bin" / "dict.de.txt").read_bytes() == (out / "bin" / "dict.en.txt").read_bytes()
     assert len(dictionary) == manifest.vocab_size + 1  # fairseq's <pad>
     for split in SPLITS:
-        for side, lang in zip(("source", "target"), LANGS, strict=True):
+        for side, lang in zip(("source", "target"), manifest.languages, strict=True):
             subset = "valid" if split == "dev" else split
             dataset = data_utils.load_indexed_dataset(
                 str(out / "bin" / f"{subset}.en-de.{lang}"), dictionary
@@ -88,10 +89,10 @@ def test_fairseq_reads_the_text_back(prepared):
 
 
 def test_bytes_are_those_of_fairseq_preprocess(prepared, tmp_path):
-    out, _ = prepared
+    out, manifest = prepared
     pieces = load_pieces(out / "spm.model")
     for split in SPLITS:
-        for lang in LANGS:
+        for lang in manifest.languages:
             with (tmp_path / f"{split}.{lang}").open("w", encoding="utf-8", newline="\n") as stream:
                 for line in read_lines(out / "text" / f"{split}.{lang}"):
                     stream.write(" ".join(pieces.encode_as_pieces(line)) + "\n")
@@ -144,7 +145,7 @@ def test_bad_input_leaves_what_was_prepared(spec, prepared, tmp_path):
     other = write_local_files(tmp_path / "in")
     Path(other.dev_target or "").write_bytes(b"\xff\n")
     with pytest.raises(DataError, match="not UTF-8"):
-        prepare(other, out, console=QUIET)
+        prepare(other, out, force=True, console=QUIET)
     assert files_of(out) == before
 
 

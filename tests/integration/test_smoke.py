@@ -44,7 +44,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     folder = tmp_path_factory.mktemp("text")
     overrides = []
     for side, language in (("source", "en"), ("target", "de")):
-        packed = ROOT / f"data_prep/sample/libreoffice-help.{language}.xz"
+        packed = ROOT / f"data_prep/corpora/sample/libreoffice-help.{language}.xz"
         lines = lzma.decompress(packed.read_bytes()).decode("utf-8").split("\n")
         for split, (start, end) in LINES.items():
             path = folder / f"{split}.{language}"

@@ -38,7 +38,7 @@ from torch import Tensor, nn
 from gqa_fairseq.decoding.search import GroupedQueryGenerator
 from gqa_fairseq.models.gqa_transformer import GroupedQueryTransformerModel
 
-SAMPLE = Path(__file__).parents[2] / "data_prep" / "sample"
+SAMPLE = Path(__file__).parents[2] / "data_prep" / "corpora" / "sample"
 SENTENCES = 1000
 UPDATES = 200
 BATCH = 100

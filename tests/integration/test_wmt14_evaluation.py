@@ -8,8 +8,8 @@ from rich.console import Console
 from sacrebleu.metrics import BLEU, CHRF
 from wmt14_mirror import small_mirror
 
-from data_prep import prepare
-from data_prep.wmt14 import Wmt14
+from data_prep.corpora.wmt14_en_de import Wmt14
+from data_prep.pipeline import prepare
 from experiments.config import SuiteConfig
 from experiments.corpus import read_data_info, read_lines
 from experiments.evaluate import evaluate
@@ -43,7 +43,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> SuiteConfig:
         config = resolve(compose("suite", overrides=overrides))
     spec = small_mirror(folder / "mirror", config.data.vocab_size)
     quiet = Console(quiet=True)
-    prepare(spec, data_folder(config).path, mirror=str(folder / "mirror"), console=quiet)
+    prepare(spec, data_folder(config).path, console=quiet)
     return config
 
 

@@ -9,19 +9,22 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 from range_server import serve
 from rich.console import Console
 from wmt14_mirror import EACH, newstest, real_mirror, small_mirror
 
-import data_prep.clean
-import data_prep.encode
-import data_prep.transfer
-from data_prep import DataSpec, load_manifest, pipeline, prepare
+import data_prep.download.transfer
+import data_prep.transform.clean
+import data_prep.transform.encode
+from data_prep import pipeline
 from data_prep.__main__ import main
-from data_prep.encode import encode_splits
-from data_prep.errors import DataError
-from data_prep.sources import read_sources
-from data_prep.text import read_lines, read_text, sha256_of_file
+from data_prep.corpora.sources import read_sources
+from data_prep.pipeline import prepare
+from data_prep.spec import DataError, DataSpec, load_manifest
+from data_prep.system.files import sha256_of_file
+from data_prep.text import read_lines, read_text
+from data_prep.transform.encode import encode_splits
 
 QUIET = Console(quiet=True)
 COMMONCRAWL = "training-parallel-commoncrawl.tgz"
@@ -40,12 +43,12 @@ def mirror(spec):
 @pytest.fixture(scope="module")
 def prepared(spec, mirror, tmp_path_factory):
     out = tmp_path_factory.mktemp("prepared") / "out"
-    return out, prepare(spec, out, mirror=str(mirror), console=QUIET)
+    return out, prepare(spec, out, console=QUIET)
 
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch):
-    monkeypatch.setattr(data_prep.transfer, "_WAITS_S", (0, 0, 0))
+    monkeypatch.setattr(data_prep.download.transfer, "_WAITS_S", (0, 0, 0))
 
 
 def files_of(out: Path) -> dict[str, str]:
@@ -85,9 +88,9 @@ def test_the_filtered_lines(prepared):
 
 
 def test_more_workers_give_the_same_bytes(spec, mirror, prepared, tmp_path, monkeypatch):
-    monkeypatch.setattr(data_prep.clean, "CHUNK_PAIRS", 40)
-    monkeypatch.setattr(data_prep.encode, "CHUNK_PAIRS", 40)
-    prepare(spec, tmp_path / "out", mirror=str(mirror), workers=2, console=QUIET)
+    monkeypatch.setattr(data_prep.transform.clean, "CHUNK_PAIRS", 40)
+    monkeypatch.setattr(data_prep.transform.encode, "CHUNK_PAIRS", 40)
+    prepare(spec, tmp_path / "out", workers=2, console=QUIET)
     assert files_of(tmp_path / "out") == files_of(prepared[0])
 
 
@@ -104,10 +107,10 @@ def test_from_a_server_that_cuts_a_connection_and_an_interruption(
         faults.cut_at[COMMONCRAWL] = third
         monkeypatch.setattr(pipeline, "encode_splits", partial(die_after, encode_splits))
         with pytest.raises(KeyboardInterrupt):
-            prepare(spec, out, mirror=url, console=QUIET)
+            prepare(replace(spec, mirror=url), out, console=QUIET)
         monkeypatch.setattr(pipeline, "encode_splits", encode_splits)
         monkeypatch.setattr(pipeline, "clean_splits", None)  # done, and not done again
-        manifest = prepare(spec, out, mirror=url, console=QUIET)
+        manifest = prepare(replace(spec, mirror=url), out, console=QUIET)
         assert faults.ranges_of(COMMONCRAWL) == [None, f"bytes={third}-"]
         assert len(faults.requests) == len(read_sources(Path(spec.sources)).archives) + 1
     assert manifest == prepared[1]
@@ -135,7 +138,7 @@ def test_interrupted_within_a_step(spec, mirror, prepared, tmp_path, sent):
     assert process.returncode == (130 if sent == signal.SIGINT else 128 + signal.SIGTERM)
     assert "Traceback" not in errors
     assert not (out / "work" / "binarize.part").exists()
-    prepare(spec, out, mirror=str(mirror), console=QUIET)
+    prepare(spec, out, console=QUIET)
     assert files_of(out) == files_of(prepared[0])
 
 
@@ -179,7 +182,7 @@ def test_faults_end_in_one_line(tmp_path, capsys, monkeypatch, fault, message):
     elif fault == "disk":
         monkeypatch.setattr(pipeline, "WORK_BYTES_PER_PAIR", 10**12)
     else:
-        monkeypatch.setattr("data_prep.archives.shutil.copyfileobj", no_space)
+        monkeypatch.setattr("data_prep.corpora.archives.shutil.copyfileobj", no_space)
     out = tmp_path / "out"
     assert main(command(spec, out, tmp_path / "mirror")) == 2
     errors = [line for line in capsys.readouterr().err.split("\n") if line.startswith("error: ")]
@@ -195,7 +198,7 @@ def no_space(*_):
 
 def test_sources_are_for_wmt14(tmp_path, capsys):
     assert main(["sample_en_de", "--out", str(tmp_path / "o"), "--sources", "x"]) == 2
-    assert "--sources is for wmt14_en_de" in capsys.readouterr().err
+    assert "sample_en_de does not take sources" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -206,7 +209,7 @@ def test_real_newstest(tmp_path):
         pytest.skip("CORPORA_DIR is not set: no newstest to read")
     out = tmp_path / "out"
     with serve(tmp_path / "mirror") as (url, _):
-        manifest = prepare(spec, out, mirror=url, console=QUIET)
+        manifest = prepare(replace(spec, mirror=url), out, console=QUIET)
     assert manifest == load_manifest(out / "manifest.json")
     counts = {split: manifest.splits[split].read for split in ("train", "dev", "test")}
     assert counts == {"train": 6_000, "dev": 3_000, "test": 3_003}
@@ -214,10 +217,10 @@ def test_real_newstest(tmp_path):
     news = Path(os.environ["CORPORA_DIR"]) / "newstest"
     for split, year in (("dev", 2013), ("test", 2014)):
         expected = [tuple(" ".join(side.split()) for side in pair) for pair in newstest(news, year)]
-        assert list(read_text(out / "text", split)) == expected
+        assert list(read_text(out / "text", split, spec.languages)) == expected
 
 
 def test_bad_sources_leave_nothing(tmp_path):
-    with pytest.raises(DataError, match="--sources takes a JSON file"):
+    with pytest.raises(DataError, match="sources takes a JSON file"):
         prepare(DataSpec(name="wmt14_en_de", vocab_size=9, sources="nowhere"), tmp_path / "out")
     assert not (tmp_path / "out").exists()

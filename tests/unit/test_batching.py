@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from plugin_models import dictionary
 
-from data_prep.corpora import Sample
+from data_prep.corpora.sample_en_de import Sample
 from experiments.config import SuiteConfig
 from experiments.run import resolve
 from gqa_fairseq.batching import TargetTokenBatches, cut

@@ -9,16 +9,16 @@ import msgspec
 import pytest
 from wmt14_mirror import small_mirror
 
-import data_prep.space
-from data_prep.archives import extract_members
-from data_prep.errors import DataError
-from data_prep.manifest import write_json
-from data_prep.sgml import read_segments
-from data_prep.sources import WMT14_TABLE, read_sources
-from data_prep.space import require_space
-from data_prep.synthetic import segments
+import data_prep.system.space
+from data_prep.bench.synthetic import segments
+from data_prep.corpora.archives import extract_members
+from data_prep.corpora.sgml import read_segments
+from data_prep.corpora.sources import WMT14_TABLE, read_sources
+from data_prep.corpora.wmt14_en_de import Wmt14, line_numbers
+from data_prep.spec import DataError
+from data_prep.system.files import write_json
+from data_prep.system.space import require_space
 from data_prep.text import read_lines
-from data_prep.wmt14 import Wmt14, line_numbers
 
 
 @pytest.fixture
@@ -159,7 +159,7 @@ def test_where_archives_come_from_does_not_matter(tmp_path):
 
 def test_disk_space_is_asked_for_before(tmp_path, monkeypatch):
     usage = namedtuple("usage", "free")
-    monkeypatch.setattr(data_prep.space.shutil, "disk_usage", lambda _: usage(5_000_000_000))
+    monkeypatch.setattr(data_prep.system.space.shutil, "disk_usage", lambda _: usage(5_000_000_000))
     require_space(tmp_path, 5_000_000_000)
     with pytest.raises(DataError, match=r"10\.3 GB more disk space needed, 5\.0 GB free: "):
         require_space(tmp_path, 10_300_000_000)

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.clean import REASONS, TextRules, clean_splits, piece_reason_to_drop
-from data_prep.errors import DataError
+from data_prep.spec import DataError
 from data_prep.text import read_text, same_text_key
+from data_prep.transform.clean import REASONS, TextRules, clean_splits, piece_reason_to_drop
 
 # Few words, so that lines often say the same; the rest is what rules look for.
 LINE = st.lists(
@@ -16,6 +16,7 @@ LINE = st.lists(
     max_size=4,
 ).map(" ".join)
 PAIRS = st.lists(st.tuples(LINE, LINE), min_size=1, max_size=12)
+LANGUAGES = ("en", "de")
 LENGTHS = st.integers(min_value=0, max_value=40)
 
 
@@ -29,17 +30,19 @@ def test_every_pair_is_kept_or_counted(folder, train, dev, test):
     splits = {"train": train, "dev": dev, "test": test}
     rules = TextRules(dev + test)
     kept = [pair for pair in train if rules.reason_to_drop(pair) is None]
-    clean = partial(clean_splits, lambda split: iter(splits[split]), folder, lambda _: None)
+    clean = partial(
+        clean_splits, lambda split: iter(splits[split]), LANGUAGES, folder, lambda _: None
+    )
     if not kept:
         with pytest.raises(DataError, match="no training pair"):
             clean()
         return
     counts = clean()
     assert counts.read == {split: len(pairs) for split, pairs in splits.items()}
-    assert list(read_text(folder, "dev")) == dev
-    assert list(read_text(folder, "test")) == test
+    assert list(read_text(folder, "dev", LANGUAGES)) == dev
+    assert list(read_text(folder, "test", LANGUAGES)) == test
     assert len(kept) + sum(counts.dropped.values()) == len(train)
-    assert list(read_text(folder, "train")) == kept
+    assert list(read_text(folder, "train", LANGUAGES)) == kept
     for side in (0, 1):
         held_out = {same_text_key(pair[side]) for pair in dev + test}
         assert held_out.isdisjoint(same_text_key(pair[side]) for pair in kept)

@@ -42,7 +42,7 @@ def prepared_files(out):
 
 def test_a_missing_file(case, capsys):
     (case.files / "dev.source.txt").unlink()
-    assert "dev.source.txt: No such file or directory: --dev-source" in error_of(
+    assert "dev.source.txt: No such file or directory: dev_source" in error_of(
         case.arguments, capsys
     )
     assert not case.out.exists()
@@ -50,13 +50,13 @@ def test_a_missing_file(case, capsys):
 
 def test_an_empty_file(case, capsys):
     (case.files / "train.target.txt").write_bytes(b"")
-    assert "train.target.txt is empty: --train-target" in error_of(case.arguments, capsys)
+    assert "train.target.txt is empty: train_target" in error_of(case.arguments, capsys)
     assert not case.out.exists()
 
 
 def test_a_folder_for_a_file(case, capsys):
     case.arguments[case.arguments.index("--test-source") + 1] = str(case.files)
-    assert "in: Is a directory: --test-source" in error_of(case.arguments, capsys)
+    assert "in: Is a directory: test_source" in error_of(case.arguments, capsys)
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
@@ -106,11 +106,14 @@ def test_a_folder_with_other_files(case, capsys):
 
 
 def test_local_without_its_files(tmp_path, capsys):
-    assert "give --train-source FILE" in error_of(["local", "--out", str(tmp_path / "o")], capsys)
+    assert "local needs train_source: " in error_of(["local", "--out", str(tmp_path / "o")], capsys)
 
 
 def test_files_for_a_corpus_that_has_its_own(case, capsys):
-    assert "are for local" in error_of(["sample_en_de", *case.arguments[1:]], capsys)
+    assert (
+        "does not take train_source, train_target, dev_source, dev_target, test_source, test_target"
+        in error_of(["sample_en_de", *case.arguments[1:]], capsys)
+    )
 
 
 def test_a_mirror_without_the_files(case, tmp_path, capsys):

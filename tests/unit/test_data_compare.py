@@ -1,7 +1,7 @@
 """What dev and test share with train, and hypotheses that no model made, on cases done by hand."""
 
-from data_prep.baselines import nearest, write_baselines
-from data_prep.overlap import measure_overlap
+from data_prep.transform.baselines import nearest, write_baselines
+from data_prep.transform.overlap import measure_overlap
 
 TRAIN = [
     ("Open the file menu now.", "Öffnen Sie jetzt das Menü Datei."),
@@ -54,12 +54,12 @@ def test_nearest_to_nothing_known_is_the_first_line():
 
 def test_one_hypothesis_a_test_line(tmp_path):
     sources = ["save the table", "", "x\u2028y"] * 50
-    write_baselines(TRAIN, sources, tmp_path)
+    write_baselines(TRAIN, sources, "de", tmp_path)
     copied = (tmp_path / "copy.test.de").read_text(encoding="utf-8")
     assert copied == "".join(f"{line}\n" for line in sources)
     assert (tmp_path / "nearest.test.de").read_text(encoding="utf-8").count("\n") == len(sources)
 
 
 def test_no_nearest_without_the_training_text(tmp_path):
-    write_baselines(None, ["a"], tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["copy.test.de"]
+    write_baselines(None, ["a"], "fr", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["copy.test.fr"]

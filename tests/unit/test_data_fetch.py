@@ -10,9 +10,10 @@ import pytest
 from range_server import serve
 from rich.console import Console
 
-import data_prep.transfer
-from data_prep.errors import DataError
-from data_prep.fetch import Download, fetch, fetch_all
+import data_prep.download.transfer
+from data_prep.corpora.corpus import Download
+from data_prep.download.fetch import fetch, fetch_all
+from data_prep.spec import DataError
 
 CONTENT = bytes(range(256)) * 5_000
 SUM = hashlib.sha256(CONTENT).hexdigest()
@@ -24,7 +25,7 @@ THIRD = len(CONTENT) * 3 // 10
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch):
-    monkeypatch.setattr(data_prep.transfer, "_WAITS_S", (0, 0, 0))
+    monkeypatch.setattr(data_prep.download.transfer, "_WAITS_S", (0, 0, 0))
 
 
 @pytest.fixture
@@ -149,7 +150,7 @@ def test_a_wrong_byte(get, mirror, server, tmp_path):
     (mirror / NAME).write_bytes(wrong)
     with pytest.raises(
         DataError,
-        match=f"sha256 is {hashlib.sha256(wrong).hexdigest()}, expected {SUM}: .*--mirror",
+        match=f"sha256 is {hashlib.sha256(wrong).hexdigest()}, expected {SUM}: .*another mirror",
     ):
         get(server[0])
     assert left_in(tmp_path / "out") == []
@@ -240,7 +241,7 @@ def test_a_full_disk_keeps_what_came(get, server, monkeypatch, tmp_path):
     def full(count, advance, stop):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(data_prep.transfer, "_keep", full)
+    monkeypatch.setattr(data_prep.download.transfer, "_keep", full)
     with pytest.raises(OSError, match="No space left"):
         get(server[0])
     assert left_in(tmp_path / "out") == [f"{NAME}.part"]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from data_prep.parallel import chunks, ordered_map
+from data_prep.system.parallel import chunks, ordered_map
 
 
 def square(number):

@@ -7,7 +7,7 @@ import torch
 from fairseq.data import Dictionary
 from fairseq.tokenizer import tokenize_line
 
-from data_prep.preprocess import LineDictionary
+from data_prep.transform.preprocess import LineDictionary
 
 WORDS = [f"▁w{number}" for number in range(50)]
 # No-break, ideographic and line-separating spaces are white space to fairseq.

@@ -5,8 +5,8 @@ from itertools import combinations
 
 import pytest
 
-from data_prep.corpora import SAMPLE_FOLDER, Sample
-from data_prep.manifest import SPLITS
+from data_prep.corpora.sample_en_de import SAMPLE_FOLDER, Sample
+from data_prep.spec import SPLITS
 from data_prep.text import same_text_key
 
 

@@ -8,9 +8,8 @@ import sys
 import pytest
 from rich.console import Console
 
-from data_prep.errors import DataError
-from data_prep.manifest import load_manifest
 from data_prep.result import LOCK_NAME, only_one
+from data_prep.spec import DataError, load_manifest
 from data_prep.steps import Steps
 
 
@@ -90,7 +89,7 @@ import sys
 from pathlib import Path
 from rich.console import Console
 from data_prep.result import LOCK_NAME, only_one
-from data_prep.subprocesses import run_logged
+from data_prep.system.subprocesses import run_logged
 
 out = Path(sys.argv[1])
 with only_one(out, Console(quiet=True)):

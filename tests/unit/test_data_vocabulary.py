@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.encode import Encoder
-from data_prep.errors import DataError
-from data_prep.vocabulary import FAIRSEQ_SPECIALS, load_pieces, train_vocabulary
+from data_prep.spec import DataError
+from data_prep.transform.encode import Encoder
+from data_prep.transform.vocabulary import FAIRSEQ_SPECIALS, load_pieces, train_vocabulary
 
 # Ordinary lines but the last.
 TEXT = [
@@ -82,5 +82,5 @@ def test_an_encoder_goes_to_another_process(encoder):
     [(5, "too small: .* at least \\d+"), (100_000, "too large: .* at most \\d+")],
 )
 def test_size_that_the_text_does_not_give(folder, tmp_path, size, message):
-    with pytest.raises(DataError, match=f"--vocab-size is {message}"):
+    with pytest.raises(DataError, match=f"vocab_size is {message}"):
         train_vocabulary([folder / "text"], size, tmp_path, tmp_path / "vocabulary.log")

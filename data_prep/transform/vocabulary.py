@@ -1,8 +1,8 @@
 """The joint SentencePiece vocabulary of both languages, and fairseq's dictionary written from it.
 
 The dictionary holds every piece, whether the corpus uses it or not, so that its size depends on the
-vocabulary alone. Trained in a process of its own (`python -m data_prep.vocabulary`), whose output
-goes to a log.
+vocabulary alone. The vocabulary is trained in a process of its own
+(`python -m data_prep.transform.vocabulary`), whose output goes to a log.
 """
 
 import re
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import sentencepiece
 
-from data_prep.subprocesses import run_logged
+from data_prep.system.subprocesses import run_logged
 from data_prep.text import open_for_writing, read_lines
 
 MODEL_NAME = "spm.model"
@@ -31,7 +31,7 @@ def train_vocabulary(texts: Sequence[Path], vocab_size: int, folder: Path, log: 
     Where there are more than MAX_LINES, lines at even distances are used. The same text gives the
     same bytes. Raises DataError when the text does not give `vocab_size` pieces; the log says more.
     """
-    command = [sys.executable, "-m", "data_prep.vocabulary", str(vocab_size), str(folder)]
+    command = [sys.executable, "-m", "data_prep.transform.vocabulary", str(vocab_size), str(folder)]
     run_logged([*command, *map(str, texts)], log)
     with open_for_writing(folder / DICTIONARY_NAME) as stream:
         for name in piece_names(load_pieces(folder / MODEL_NAME)):
@@ -71,11 +71,11 @@ def _train(vocab_size: int, folder: Path, texts: list[Path]) -> None:
 
 
 def _in_words(error: RuntimeError) -> str:
-    """sentencepiece's complaint about the size in terms of our option."""
+    """sentencepiece's complaint about the size in terms of our setting."""
     if match := re.search(r"<= (\d+)", str(error)):
-        return f"--vocab-size is too large: this text has at most {match[1]} pieces"
+        return f"vocab_size is too large: this text has at most {match[1]} pieces"
     if match := re.search(r"required_chars\. \d+ vs (\d+)", str(error)):
-        return f"--vocab-size is too small: the characters of this text need at least {match[1]}"
+        return f"vocab_size is too small: the characters of this text need at least {match[1]}"
     return str(error)
 
 

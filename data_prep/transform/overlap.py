@@ -7,7 +7,7 @@ kept in memory, so that training text of any size streams by.
 
 from collections.abc import Iterable, Iterator, Mapping
 
-from data_prep.manifest import Overlap
+from data_prep.spec import Overlap
 from data_prep.text import same_text_key
 
 FourGram = tuple[str, ...]

@@ -6,9 +6,8 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from data_prep.errors import DataError
-from data_prep.fetch import Download
-from data_prep.manifest import Checksum, Positive, Strict
+from data_prep.corpora.corpus import Download
+from data_prep.spec import Checksum, DataError, Positive, Strict
 
 WMT14_TABLE = Path(__file__).with_name("wmt14_en_de.json")
 
@@ -16,7 +15,7 @@ Role = Literal["train", "dev", "test", "test_filtered"]
 
 
 class Archive(Strict, frozen=True, kw_only=True):
-    """A tar archive and the two of its members, source and target, that are used.
+    """A tar archive and the two of its members, English and German, that are used.
 
     `name` is that of the text that comes out. Train may have several archives, each other role has
     one. Members that end in `.sgm` are SGML. `size_bytes` is None where the publisher gives none;
@@ -67,6 +66,6 @@ def read_sources(path: Path) -> Sources:
     try:
         return msgspec.json.decode(path.read_bytes(), type=Sources)
     except OSError as error:
-        raise DataError(f"{path}: {error.strerror}: --sources takes a JSON file") from error
+        raise DataError(f"{path}: {error.strerror}: sources takes a JSON file") from error
     except msgspec.DecodeError as error:
         raise DataError(f"{path}: {error}: write it as {WMT14_TABLE.name} is") from error

@@ -1,7 +1,7 @@
 """`python -m data_prep.bench MIRROR`: pairs per second of each step of wmt14_en_de, and its memory.
 
-The mirror is a folder that data_prep.synthetic wrote. The whole way is measured, from archives to
-binarized data, as a process of its own: `python -m data_prep`.
+The mirror is a folder that data_prep.bench.synthetic wrote. Everything from archives to binarized
+data is measured as a process of its own: `python -m data_prep`.
 """
 
 import argparse
@@ -18,11 +18,11 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from data_prep.manifest import MANIFEST_NAME, Manifest, load_manifest
+from data_prep.bench.synthetic import TABLE_NAME
 from data_prep.pipeline import STEPS, TIMINGS
-from data_prep.progress import Timing
-from data_prep.space import size_of
-from data_prep.synthetic import TABLE_NAME
+from data_prep.spec import MANIFEST_NAME, Manifest, load_manifest
+from data_prep.system.progress import Timing
+from data_prep.system.space import size_of
 from data_prep.text import read_text
 
 WMT14_PAIRS = 4_520_620
@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m data_prep.bench", description=__doc__, allow_abbrev=False
     )
-    parser.add_argument("mirror", metavar="MIRROR", help="what data_prep.synthetic wrote")
+    parser.add_argument("mirror", metavar="MIRROR", help="what data_prep.bench.synthetic wrote")
     parser.add_argument("--vocab-size", type=int, default=32_000, metavar="N")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N")
     parser.add_argument("--folder", metavar="DIR", help="where the temporary folder is made")
@@ -112,9 +112,11 @@ def _print_timings(timings: dict[str, Timing], whole: Timing) -> None:
 def _print_text(manifest: Manifest, out: Path) -> None:
     train = manifest.splits["train"]
     dropped = " + ".join(f"{count:,} {reason}" for reason, count in train.dropped.items())
-    words = sum(len(source.split()) for source, _ in read_text(out / "text", "train"))
+    words = sum(
+        len(source.split()) for source, _ in read_text(out / "text", "train", manifest.languages)
+    )
     print(f"pairs       {train.read:,} read = {train.kept:,} kept + {dropped}")
-    print(f"English     {words:,} words kept, {train.source_pieces:,} pieces")
+    print(f"source      {words:,} words kept, {train.source_pieces:,} pieces")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_prep.errors import DataError
+from data_prep.spec import DataError
 
 
 def run_logged(command: Sequence[str], log: Path) -> None:

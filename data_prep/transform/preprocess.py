@@ -1,9 +1,10 @@
 """fairseq-preprocess with a dictionary that looks up a line at a time.
 
-    python -m data_prep.preprocess --task data_prep ...     # all options of fairseq-preprocess
+    python -m data_prep.transform.preprocess --task data_prep ...
 
-fairseq's own encode_line sets one element of a tensor after the other, which is most of what the
-command costs. The task's dictionary gives the same tensors (a test compares the bytes).
+It takes all options of fairseq-preprocess. fairseq's own encode_line sets one element of a tensor
+after the other, which is most of what the command costs. The task's
+dictionary gives the same tensors (a test compares the bytes).
 """
 
 from collections.abc import Callable

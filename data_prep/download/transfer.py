@@ -12,8 +12,8 @@ from pathlib import Path
 import requests
 from urllib3.exceptions import HTTPError
 
-from data_prep.errors import DataError
-from data_prep.progress import Advance
+from data_prep.spec import DataError
+from data_prep.system.progress import Advance
 
 _CHUNK_BYTES = 1 << 20
 _TIMEOUT_S = 30  # to connect, and between two pieces of an answer
@@ -59,7 +59,7 @@ def transfer(
                 if not waits:
                     raise DataError(
                         f"{place}: {error}: run the same command again, check the network, or "
-                        "give --mirror FOLDER_OR_URL"
+                        "give a mirror"
                     ) from error
                 if stop.wait(waits.pop(0)):
                     raise StoppedError from error
@@ -88,9 +88,7 @@ def _once(
             if answer.status_code in _TRANSIENT:
                 raise _BrokenError(_status(answer))
             if not answer.ok:
-                raise DataError(
-                    f"{place}: {_status(answer)}: check the address, or give --mirror FOLDER_OR_URL"
-                )
+                raise DataError(f"{place}: {_status(answer)}: check the address, or give a mirror")
             _check_size(answer, place, size_bytes)
             with part.open("ab") as stream:
                 for chunk in answer.raw.stream(_CHUNK_BYTES, decode_content=False):
@@ -119,7 +117,7 @@ def _check_size(answer: requests.Response, place: str, size_bytes: int | None) -
     if answer.status_code == 200 and size_bytes and total and int(total) != size_bytes:
         raise DataError(
             f"{place}: {total} bytes, expected {size_bytes}: not the file it should be; try "
-            "another --mirror"
+            "another mirror"
         )
 
 

@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
-from data_prep.errors import DataError
+from data_prep.spec import DataError
 
 
 def extract_members(archive: Path, members: Mapping[str, Path]) -> None:
@@ -28,7 +28,7 @@ def extract_members(archive: Path, members: Mapping[str, Path]) -> None:
                 if content is None:
                     raise DataError(
                         f"{archive}: member {entry.name} is a link or a folder, not a file: get "
-                        "the archive again, or from another --mirror"
+                        "the archive again, or from another mirror"
                     )
                 with path.open("wb") as target:
                     shutil.copyfileobj(content, target, 1 << 20)
@@ -43,5 +43,5 @@ def extract_members(archive: Path, members: Mapping[str, Path]) -> None:
     if wanted:
         raise DataError(
             f"{archive}: lacks {', '.join(wanted)}: not the archive it should be; try another "
-            "--mirror, or name the members in --sources"
+            "mirror, or name the members in sources"
         )

@@ -3,17 +3,19 @@
 import sys
 from pathlib import Path
 
-from data_prep.manifest import SOURCE_LANG, TARGET_LANG
-from data_prep.subprocesses import run_logged
+from data_prep.spec import Languages
+from data_prep.system.subprocesses import run_logged
 
 
-def binarize(pieces: Path, dictionary: Path, folder: Path, workers: int, log: Path) -> None:
-    """Run fairseq-preprocess on `pieces`/{train,dev,test}.{en,de} into `folder`.
+def binarize(
+    pieces: Path, languages: Languages, dictionary: Path, folder: Path, workers: int, log: Path
+) -> None:
+    """Run fairseq-preprocess on `pieces`/{train,dev,test}.LANGUAGE into `folder`.
 
     fairseq calls dev `valid`. Raises DataError when the command fails; the log says why.
     """
-    command = [sys.executable, "-m", "data_prep.preprocess", "--task", "data_prep"]
-    command += ["--source-lang", SOURCE_LANG, "--target-lang", TARGET_LANG]
+    command = [sys.executable, "-m", "data_prep.transform.preprocess", "--task", "data_prep"]
+    command += ["--source-lang", languages[0], "--target-lang", languages[1]]
     command += ["--trainpref", str(pieces / "train"), "--validpref", str(pieces / "dev")]
     command += ["--testpref", str(pieces / "test"), "--destdir", str(folder)]
     command += ["--srcdict", str(dictionary), "--joined-dictionary"]

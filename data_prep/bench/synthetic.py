@@ -2,8 +2,8 @@
 
 They have the real names and, in the real layout, the real members behind those of other languages,
 which nobody wants, and come with a table of sources that has their sizes and checksums.
-`python -m data_prep.synthetic` writes them at any size from lines that are joined and numbered, so
-that every pair is another one; only the text that is varied is held in memory.
+`python -m data_prep.bench.synthetic` writes them at any size from lines that are joined and
+numbered, so that every pair is another one; only the text that is varied is held in memory.
 """
 
 import argparse
@@ -17,19 +17,13 @@ from pathlib import Path
 
 import msgspec
 
-from data_prep.corpora import Sample
-from data_prep.errors import DataError
-from data_prep.manifest import write_json
-from data_prep.parallel import chunks, ordered_map
-from data_prep.sources import WMT14_TABLE, Archive, Sources, read_sources
-from data_prep.text import (
-    Pair,
-    open_for_writing,
-    pair_writer,
-    read_pairs,
-    sha256_of_file,
-    text_files,
-)
+from data_prep.corpora.sample_en_de import Sample
+from data_prep.corpora.sources import WMT14_TABLE, Archive, Sources, read_sources
+from data_prep.corpora.wmt14_en_de import Wmt14
+from data_prep.spec import DataError
+from data_prep.system.files import sha256_of_file, write_json
+from data_prep.system.parallel import chunks, ordered_map
+from data_prep.text import Pair, open_for_writing, pair_writer, read_pairs, text_files
 
 TABLE_NAME = "sources.json"
 CHUNK_PAIRS = 10_000
@@ -87,7 +81,7 @@ def _write_archive(folder: Path, archive: Archive, pairs: Iterable[Pair]) -> Arc
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / archive.download.name
     with tempfile.TemporaryDirectory(dir=folder) as name:
-        texts = text_files(Path(name), "wanted")
+        texts = text_files(Path(name), "wanted", Wmt14.languages)
         if archive.role == "train":
             count = _write_lines(Path(name), pairs)
         else:
@@ -107,7 +101,7 @@ def _write_archive(folder: Path, archive: Archive, pairs: Iterable[Pair]) -> Arc
 
 def _write_lines(folder: Path, pairs: Iterable[Pair]) -> int:
     count = 0
-    with pair_writer(folder, "wanted") as write:
+    with pair_writer(folder, "wanted", Wmt14.languages) as write:
         for chunk in chunks(pairs, CHUNK_PAIRS):
             write(chunk)
             count += len(chunk)
@@ -153,7 +147,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m data_prep.synthetic",
+        prog="python -m data_prep.bench.synthetic",
         description="Write a mirror like WMT14's of other text.",
         allow_abbrev=False,
     )

@@ -12,10 +12,9 @@ from pathlib import Path
 
 import msgspec
 
-from data_prep.errors import DataError
-from data_prep.manifest import HELD_OUT, SPLITS
-from data_prep.parallel import chunks, ordered_map
-from data_prep.progress import Advance
+from data_prep.spec import HELD_OUT, SPLITS, DataError, Languages
+from data_prep.system.parallel import chunks, ordered_map
+from data_prep.system.progress import Advance
 from data_prep.text import Pair, pair_writer, same_text_key
 
 REASONS = ("empty", "control_characters", "held_out", "too_long", "ratio")
@@ -64,8 +63,8 @@ def require_some(training_pairs: int) -> None:
     """Raise DataError when no training pair is left."""
     if not training_pairs:
         raise DataError(
-            "cleaning leaves no training pair: give other text, or allow more with --max-pieces "
-            "and --max-ratio"
+            "cleaning leaves no training pair: give other text, or allow more with max_pieces "
+            "and max_ratio"
         )
 
 
@@ -84,7 +83,11 @@ class Cleaned(msgspec.Struct):
 
 
 def clean_splits(
-    pairs: Callable[[str], Iterator[Pair]], folder: Path, advance: Advance, workers: int = 1
+    pairs: Callable[[str], Iterator[Pair]],
+    languages: Languages,
+    folder: Path,
+    advance: Advance,
+    workers: int = 1,
 ) -> Cleaned:
     """Write into `folder` all of dev and test, and what the text rules leave of train.
 
@@ -97,11 +100,11 @@ def clean_splits(
         lines = list(pairs(split))
         counts.read[split] = len(lines)
         held_out += lines
-        with pair_writer(folder, split) as write:
+        with pair_writer(folder, split, languages) as write:
             write(lines)
         advance(len(lines))
     sift = partial(_sift, TextRules(held_out))
-    with pair_writer(folder, "train") as write:
+    with pair_writer(folder, "train", languages) as write:
         for kept, dropped in ordered_map(sift, chunks(pairs("train"), CHUNK_PAIRS), workers):
             write(kept)
             for reason, count in dropped.items():

@@ -11,26 +11,13 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-import msgspec
 from rich.console import Console
 
-from data_prep.errors import DataError
-from data_prep.progress import Advance, show_each
-from data_prep.text import checksum_of_file
-from data_prep.transfer import StoppedError, transfer
-
-
-class Download(msgspec.Struct, frozen=True, kw_only=True):
-    """A file to have: `checksum` as in the manifest, `size_bytes` None where it is not known."""
-
-    url: str
-    checksum: str
-    size_bytes: int | None = None
-
-    @property
-    def name(self) -> str:
-        """The name of the file, here and on a mirror."""
-        return self.url.rsplit("/", 1)[-1]
+from data_prep.corpora.corpus import Download
+from data_prep.download.transfer import StoppedError, transfer
+from data_prep.spec import DataError
+from data_prep.system.files import check_sum, checksum_of_file
+from data_prep.system.progress import Advance, show_each
 
 
 def fetch_all(
@@ -93,28 +80,8 @@ def fetch(
     return path
 
 
-def check_sum(path: Path, expected: str, origin: str, advice: str) -> None:
-    """Raise DataError unless `path`, which came from `origin`, has the checksum `expected`.
-
-    The message has both sums and the `advice`.
-    """
-    try:
-        actual = checksum_of_file(path, expected)
-    except OSError as error:
-        raise DataError(f"{origin}: {error.strerror}: {advice}") from error
-    if actual != expected:
-        kind = "checksum" if expected.startswith("md5:") else "sha256"
-        raise DataError(f"{origin}: {kind} is {actual}, expected {expected}: {advice}")
-
-
-def read_sums(path: Path) -> dict[str, str]:
-    """The sha256 by file name in a file as `sha256sum` writes it."""
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return {name: value for value, name in (line.split(maxsplit=1) for line in lines if line)}
-
-
 def _check(download: Download, part: Path, place: str) -> None:
-    advice = "not the file it should be; try another --mirror"
+    advice = "not the file it should be; try another mirror"
     size = part.stat().st_size
     if download.size_bytes not in (None, size):
         raise DataError(f"{place}: {size} bytes, expected {download.size_bytes}: {advice}")
@@ -130,5 +97,5 @@ def _place(download: Download, mirror: str | None) -> str:
         return f"{mirror.rstrip('/')}/{download.name}"
     folder = Path(unquote(parts.path)) if parts.scheme == "file" else Path(mirror)
     if not folder.is_dir():
-        raise DataError(f"--mirror {mirror}: no such folder: give a folder or a URL")
+        raise DataError(f"mirror {mirror}: no such folder: give a folder or a URL")
     return str(folder / download.name)

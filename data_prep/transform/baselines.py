@@ -7,15 +7,16 @@ included; the first such line wins a tie.
 
 from pathlib import Path
 
-from data_prep.manifest import TARGET_LANG
 from data_prep.text import Pair, open_for_writing
 
 BATCH_LINES = 64
 NAMES = ("copy", "nearest")
 
 
-def write_baselines(train: list[Pair] | None, test_sources: list[str], folder: Path) -> None:
-    """Write `<name>.test.de` for each of NAMES into `folder`, one hypothesis a test line.
+def write_baselines(
+    train: list[Pair] | None, test_sources: list[str], target_lang: str, folder: Path
+) -> None:
+    """Write `NAME.test.LANGUAGE` for each of NAMES into `folder`, one hypothesis a test line.
 
     Without `train`, `nearest` is left out.
     """
@@ -23,7 +24,7 @@ def write_baselines(train: list[Pair] | None, test_sources: list[str], folder: P
     if train is not None:
         hypotheses["nearest"] = nearest(train, test_sources)
     for name in hypotheses:
-        with open_for_writing(folder / f"{name}.test.{TARGET_LANG}") as stream:
+        with open_for_writing(folder / f"{name}.test.{target_lang}") as stream:
             stream.writelines(f"{line}\n" for line in hypotheses[name])
 
 

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import msgspec
 
-from data_prep.clean import CHUNK_PAIRS, REASONS, piece_reason_to_drop, require_some
-from data_prep.manifest import SPLITS
-from data_prep.parallel import chunks, ordered_map
-from data_prep.progress import Advance
+from data_prep.spec import SPLITS, Languages
+from data_prep.system.parallel import chunks, ordered_map
+from data_prep.system.progress import Advance
 from data_prep.text import Pair, pair_writer, read_text
-from data_prep.vocabulary import load_pieces, piece_names
+from data_prep.transform.clean import CHUNK_PAIRS, REASONS, piece_reason_to_drop, require_some
+from data_prep.transform.vocabulary import load_pieces, piece_names
 
 
 class Encoded(msgspec.Struct):
@@ -54,6 +54,7 @@ def _loaded(model: Path) -> Encoder:
 
 def encode_splits(
     texts: Path,
+    languages: Languages,
     encoder: Encoder,
     max_pieces: int,
     max_ratio: float,
@@ -71,8 +72,12 @@ def encode_splits(
         limits = (max_pieces, max_ratio) if split == "train" else None
         encode = partial(_encode, encoder, limits)
         found[split] = counts = Encoded()
-        stream = ordered_map(encode, chunks(read_text(texts, split), CHUNK_PAIRS), workers)
-        with pair_writer(out / "text", split) as text, pair_writer(out / "pieces", split) as pieces:
+        lines = read_text(texts, split, languages)
+        stream = ordered_map(encode, chunks(lines, CHUNK_PAIRS), workers)
+        with (
+            pair_writer(out / "text", split, languages) as text,
+            pair_writer(out / "pieces", split, languages) as pieces,
+        ):
             for kept, encoded, more in stream:
                 text(kept)
                 pieces(encoded)

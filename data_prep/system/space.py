@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from data_prep.errors import DataError
+from data_prep.spec import DataError
 
 
 def require_space(folder: Path, needed_bytes: int) -> None:

@@ -5,12 +5,11 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import zip_longest
 from pathlib import Path
 
-from data_prep.archives import extract_members
-from data_prep.corpus import Corpus
-from data_prep.errors import DataError
-from data_prep.manifest import LANGS, DataSpec, digest
-from data_prep.sgml import read_segments
-from data_prep.sources import WMT14_TABLE, Archive, read_sources
+from data_prep.corpora.archives import extract_members
+from data_prep.corpora.corpus import Corpus
+from data_prep.corpora.sgml import read_segments
+from data_prep.corpora.sources import WMT14_TABLE, Archive, Sources, read_sources
+from data_prep.spec import DataError, DataSpec, digest
 from data_prep.text import Pair, read_pairs, same_text_key
 
 FILTERED = "filtered"
@@ -23,6 +22,14 @@ class Wmt14(Corpus):
     word.
     """
 
+    name = "wmt14_en_de"
+    summary = (
+        "WMT14, 4.5 million pairs; 1.7 GB of archives, downloaded or from --mirror\n"
+        "(docs/wmt14.md has what it costs)"
+    )
+    vocab_size = 32000
+    settings = ("sources",)
+    languages = ("en", "de")
     in_archives = True
     nearest_baseline = False
 
@@ -30,13 +37,10 @@ class Wmt14(Corpus):
         table = read_sources(Path(spec.sources) if spec.sources else WMT14_TABLE)
         self._archives = table.archives
         self.licence = table.licence
-        if spec.sources:
+        self.inputs = _inputs(table)
+        if self.inputs != _inputs(read_sources(WMT14_TABLE)):
             self.note = f"{table.title}: from a table of your own, not checked to be WMT14"
         self.downloads = [archive.download for archive in table.archives]
-        self.inputs = {archive.download.name: archive.checksum for archive in table.archives}
-        # Where they come from does not matter, what is taken out of them does.
-        used = [(archive.name, archive.role, archive.members) for archive in table.archives]
-        self.inputs["members"] = digest(used)
         self.training_pairs = sum(
             archive.pairs for archive in table.archives if archive.role == "train"
         )
@@ -88,8 +92,15 @@ class Wmt14(Corpus):
 
     def _files(self, archive: Archive, folder: Path) -> tuple[Path, Path]:
         suffix = ".sgm" if archive.members[0].endswith(".sgm") else ""
-        source, target = (folder / f"{archive.name}.{lang}{suffix}" for lang in LANGS)
+        source, target = (folder / f"{archive.name}.{lang}{suffix}" for lang in self.languages)
         return source, target
+
+
+def _inputs(table: Sources) -> dict[str, str]:
+    """The checksum of each archive, and of what is taken out of them: not where they come from."""
+    used = [(archive.name, archive.role, archive.members) for archive in table.archives]
+    checksums = {archive.download.name: archive.checksum for archive in table.archives}
+    return checksums | {"members": digest(used)}
 
 
 def line_numbers(subset: list[Pair], lines: list[Pair]) -> list[int]:

@@ -1,0 +1,52 @@
+"""The user's own files, of any two languages."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from data_prep.corpora.corpus import Corpus
+from data_prep.spec import SPLITS, DataError, DataSpec
+from data_prep.system.files import sha256_of_file
+from data_prep.text import Pair, read_pairs
+
+SIDES = ("source", "target")
+
+
+class Local(Corpus):
+    """Six files, one segment a line, plain or .gz or .xz, which are hashed where they lie."""
+
+    name = "local"
+    summary = (
+        "your own files in any two languages: one segment a line, UTF-8, plain, .gz or .xz;\n"
+        "line n of the source file is the translation of line n of the target file"
+    )
+    vocab_size = 8000
+    settings = tuple(f"{split}_{side}" for split in SPLITS for side in SIDES)
+    licence = "your own text: its licence is yours to know"
+
+    def __init__(self, spec: DataSpec) -> None:
+        self.languages = spec.languages
+        paths = {setting: _file(spec, setting) for setting in self.settings}
+        self.inputs = {setting: _sha256(paths[setting], setting) for setting in paths}
+        self._paths = {split: [paths[f"{split}_{side}"] for side in SIDES] for split in SPLITS}
+
+    def pairs(self, split: str, folder: Path) -> Iterator[Pair]:
+        """The pairs of a split."""
+        return read_pairs(*self._paths[split])
+
+
+def _file(spec: DataSpec, setting: str) -> Path:
+    given = getattr(spec, setting)
+    if not given:
+        raise DataError(f"local needs {setting}: give the path of a text file")
+    return Path(given)
+
+
+def _sha256(path: Path, setting: str) -> str:
+    try:
+        sha256 = sha256_of_file(path)
+        empty = not path.stat().st_size
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}: {setting} takes a text file") from error
+    if empty:
+        raise DataError(f"{path} is empty: {setting} takes a file with text")
+    return sha256

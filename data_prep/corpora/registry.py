@@ -1,0 +1,61 @@
+"""The corpora that can be prepared, and which data a spec asks for."""
+
+from data_prep.corpora.corpus import Corpus
+from data_prep.corpora.local import Local
+from data_prep.corpora.multi30k_en_de import Multi30k
+from data_prep.corpora.sample_en_de import Sample
+from data_prep.corpora.wmt14_en_de import Wmt14
+from data_prep.spec import DataError, DataSpec, digest
+
+# Part of every request: raise it, and say why, when the same request gives other data than before.
+RECIPE = 1
+
+CORPORA: dict[str, type[Corpus]] = {
+    corpus.name: corpus for corpus in (Sample, Multi30k, Wmt14, Local)
+}
+
+
+def request(spec: DataSpec) -> str:
+    """The sha256 of what `spec` asks for: recipe, settings and the checksum of every input file.
+
+    The files of `local` are read for it; the checksums of other corpora are known before their
+    files are there. Where files lie, and where downloads come from, has no part in it. Raises
+    DataError as `open_corpus` does.
+    """
+    return request_for(spec, open_corpus(spec))
+
+
+def request_for(spec: DataSpec, corpus: Corpus) -> str:
+    """The request of `spec` where its corpus is open already."""
+    places = {"mirror"}.union(*(each.settings for each in CORPORA.values()))
+    settings = {field: getattr(spec, field) for field in DataSpec.__struct_fields__}
+    settings = {field: value for field, value in settings.items() if field not in places}
+    return digest([RECIPE, settings, corpus.inputs])
+
+
+def corpus_named(name: str) -> type[Corpus]:
+    """The class of the corpus `name`; raises DataError with all names when there is none."""
+    if name not in CORPORA:
+        raise DataError(f"no corpus is called {name!r}: choose one of {', '.join(CORPORA)}")
+    return CORPORA[name]
+
+
+def open_corpus(spec: DataSpec) -> Corpus:
+    """The corpus that `spec` names.
+
+    Raises DataError, one line, when there is no such corpus, when it does not have the languages,
+    when a setting belongs to another corpus, and when an input file of `local` cannot be used.
+    """
+    corpus_class = corpus_named(spec.name)
+    for owner in CORPORA.values():
+        foreign = [field for field in owner.settings if getattr(spec, field) is not None]
+        if foreign and owner is not corpus_class:
+            raise DataError(f"{spec.name} does not take {', '.join(foreign)}: {owner.name} does")
+    corpus = corpus_class(spec)
+    if sorted(corpus.languages) != sorted(spec.languages):
+        one, other = corpus.languages
+        raise DataError(
+            f"{spec.name} has no text from {spec.source_lang} to {spec.target_lang}: choose "
+            f"source_lang={one} target_lang={other}, or source_lang={other} target_lang={one}"
+        )
+    return corpus
