@@ -1,88 +1,53 @@
-"""The entry point: Hydra composes every job first, then each one runs.
+"""The entry point: Hydra composes the jobs and runs each, wherever its launcher does.
 
     python -m experiments.run experiment=quickstart attention=mqa
     python -m experiments.run -m experiment=quickstart attention.num_kv_heads=1,2,4,8 seed=1,2,3
 
-Composing is apart from running, so that a bad value in the last job of a sweep is found before
-the first one works. Neither torch nor fairseq nor the plugin is imported here: fairseq would put
-a config of its own into Hydra's store.
+All jobs are composed, checked and shown before the first one starts, and measured side by side
+after the last one (experiments/stages/sweep.py). Neither torch nor fairseq is imported here:
+fairseq would put a config of its own into Hydra's store.
 """
 
 import signal
 import sys
+from typing import Any
 
 import hydra
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig
 
-from experiments.config import SuiteConfig, parse_config
 from experiments.errors import ExperimentError
-from experiments.jobs import run_job
-from experiments.plan import print_plan
-from experiments.provenance import hardware
-from experiments.tracking import check_account
+from experiments.stages.graph import job_of
+from experiments.stages.job import run_job
+from experiments.stages.outcome import Outcome
+from experiments.stages.sweep import resolve
 
 
-def compose_jobs() -> list[SuiteConfig]:
-    """The jobs that the command line asks for; raises ExperimentError when one is refused.
-
-    Hydra reads the command line; it ends the process itself, with its own message, for unknown
-    keys and for --help and --cfg.
-    """
-    composed: list[DictConfig] = []
-    hydra.main(version_base="1.3", config_path="../conf", config_name="suite")(composed.append)()
-    return [resolve(config) for config in composed]
-
-
-def resolve(composed: DictConfig) -> SuiteConfig:
-    """The checked config of a composed one; raises ExperimentError, one line."""
+@hydra.main(version_base="1.3", config_path="../conf", config_name="suite")
+def run(config: DictConfig) -> Outcome:
+    """One job of the command line; what it returns is Hydra's, and in the job's folder."""
     try:
-        resolved = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
-    except OmegaConfBaseException as error:
-        problem = str(error).split("\n")[0]
-        raise ExperimentError(f"config: {problem} (set {error.full_key}=...)") from error
-    return parse_config(resolved)
+        return run_job(job_of(resolve(config)))
+    except ExperimentError as error:  # all jobs were checked before: something has changed since
+        print(f"error: {error}", file=sys.stderr)
+        return Outcome(job="unknown", status="failed", message=str(error))
 
 
-def check_gpus(config: SuiteConfig) -> None:
-    """Raise ExperimentError when the machine lacks the GPUs: fairseq would fall back to the CPU."""
-    wanted = config.hardware.devices if config.hardware.device == "cuda" else 0
-    if wanted and len(hardware().gpus) < wanted:
-        raise ExperimentError(
-            f"hardware.devices={wanted} GPUs are wanted, nvidia-smi shows {len(hardware().gpus)} "
-            "(use hardware=cpu)"
-        )
+def _end(signal_number: int, frame: Any) -> None:
+    """Ends the stage that runs as well, as an interrupt from the keyboard does."""
+    sys.exit(128 + signal_number)
 
 
 def main() -> int:
     """Run the jobs of the command line, or say what they would do; returns the exit code."""
-    failed = 0
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _end)
     try:
-        jobs = compose_jobs()
-        if any(config.dry_run for config in jobs):
-            for config in jobs:
-                print_plan(config)
-            return 0
-        for config in jobs:
-            check_account(config.tracking.mode)
-            check_gpus(config)
-    except ExperimentError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    for config in jobs:
-        try:
-            run_job(config)
-        except ExperimentError as error:
-            # The others do not depend on this one.
-            print(f"error: {error}", file=sys.stderr)
-            failed += 1
-        except KeyboardInterrupt:
-            print("interrupted: the same command goes on from here", file=sys.stderr)
-            return 130
-    return 2 if failed else 0
+        run()
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0
 
 
 if __name__ == "__main__":
-    # Ends the stage that runs as well, as an interrupt from the keyboard does.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     sys.exit(main())

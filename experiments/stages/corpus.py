@@ -1,4 +1,4 @@
-"""The corpus of a job: have it prepared, check that every held-out line fits, say what it is."""
+"""The prepare stage, and what a job asks of its corpus: every held-out line must fit the model."""
 
 import functools
 import subprocess
@@ -8,78 +8,47 @@ from pathlib import Path
 import msgspec
 import sentencepiece
 
-from experiments.config import ModelConfig, SuiteConfig
+from data_prep.spec import DataSpec, Manifest
+from experiments.config import SuiteConfig
 from experiments.errors import ExperimentError
-from experiments.layout import SOURCE, TARGET, DataFolder, data_folder
-from experiments.record_parts import DataInfo, Overlap, SplitCounts
-from experiments.storage import read_bytes, read_json
+from experiments.records.storage import read_bytes
+from experiments.stages.folders import DataFolder
+from experiments.stages.graph import Stage
 
 
-class _Split(msgspec.Struct):
-    read: int
-    kept: int
-    dropped: dict[str, int]
-
-
-class _Subset(msgspec.Struct):
-    file: str
-    lines: int
-
-
-class _Manifest(msgspec.Struct):
-    """The part of the manifest that records keep; data_prep's own reader is the strict one."""
-
-    name: str
-    source_lang: str
-    target_lang: str
-    vocab_size: int
-    checksum: str
-    files: dict[str, str]
-    splits: dict[str, _Split]
-    overlap: dict[str, Overlap]
-    subsets: dict[str, _Subset] = {}
-    note: str = ""
-
-
-def prepare_command(config: SuiteConfig) -> list[str]:
-    """The `python -m data_prep` command that prepares the corpus of a job."""
-    data = config.data
-    command = [sys.executable, "-m", "data_prep", data.name, "--out", str(data_folder(config).path)]
-    options = {
-        "--vocab-size": data.vocab_size,
-        "--max-pieces": data.max_pieces,
-        "--max-ratio": data.max_ratio,
-        "--mirror": data.mirror,
-        "--sources": data.sources,
-        "--train-source": data.train_source,
-        "--train-target": data.train_target,
-        "--dev-source": data.dev_source,
-        "--dev-target": data.dev_target,
-        "--test-source": data.test_source,
-        "--test-target": data.test_target,
-    }
-    for name, value in options.items():
-        if value is not None:
-            command += [name, str(value)]
+def prepare_command(data: DataSpec, folder: Path) -> list[str]:
+    """The `python -m data_prep` command that prepares a corpus: an option for each setting."""
+    command = [sys.executable, "-m", "data_prep", data.name, "--out", str(folder)]
+    for field in msgspec.structs.fields(data):
+        value = getattr(data, field.name)
+        if field.name != "name" and value is not None:
+            command += [f"--{field.encode_name.replace('_', '-')}", str(value)]
     return command
 
 
-def prepare_data(config: SuiteConfig) -> DataFolder:
+def prepare_data(config: SuiteConfig, stage: Stage, *, again: bool = False) -> DataFolder:
     """Have the corpus prepared, which does nothing where that is done.
 
-    The command shows its own progress and its own error: SystemExit with its exit code when it
-    fails.
+    The command shows its own progress and its own error.
+
+    Raises ExperimentError when it fails, or its data lacks what a job needs.
     """
-    _run_once(tuple(prepare_command(config)))
-    return data_folder(config)
+    command = prepare_command(config.data, stage.folder)
+    if _run_once((*command, "--force") if again else tuple(command)):
+        raise ExperimentError("the data could not be prepared: its message is above")
+    data = DataFolder(stage.folder, config.data.source_lang, config.data.target_lang)
+    for name, subset in data.manifest().subsets.items():
+        if not subset.lines:
+            raise ExperimentError(
+                f"{data.manifest_path}: no line of test is in {name} (get its archives again)"
+            )
+    return data
 
 
 @functools.cache
-def _run_once(command: tuple[str, ...]) -> None:
-    """Run `command` at its first call: jobs of a sweep share their data."""
-    code = subprocess.run(command, check=False).returncode
-    if code:
-        sys.exit(code)
+def _run_once(command: tuple[str, ...]) -> int:
+    """Run `command` at its first call and return its exit code: jobs of a sweep share their data."""
+    return subprocess.run(command, check=False).returncode
 
 
 def read_lines(path: Path) -> list[str]:
@@ -88,15 +57,15 @@ def read_lines(path: Path) -> list[str]:
     return path.read_bytes().decode("utf-8").removesuffix("\n").split("\n")
 
 
-def check_lengths(model: ModelConfig, data: DataFolder) -> None:
-    """Raise ExperimentError for the first held-out line that the model has no positions for.
+def check_lengths(longest: int, data: DataFolder) -> None:
+    """Raise ExperimentError for the first held-out line of more than `longest` tokens.
 
     No line may be skipped, so this is found before the training. The reference of a test line is
     only compared as text: its length does not matter.
     """
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(data.pieces_model))
-    longest = model.max_positions
-    for split, language in (("dev", SOURCE), ("dev", TARGET), ("test", SOURCE)):
+    source, target = data.source_lang, data.target_lang
+    for split, language in (("dev", source), ("dev", target), ("test", source)):
         path = data.text(split, language)
         for number, line in enumerate(pieces.encode(read_lines(path)), start=1):
             tokens = len(line) + 1  # and the end of the sentence
@@ -107,29 +76,6 @@ def check_lengths(model: ModelConfig, data: DataFolder) -> None:
                 )
 
 
-def read_data_info(path: Path) -> DataInfo:
-    """The data of a manifest; raises ExperimentError, one line, when it cannot be used."""
-    manifest = read_json(path, _Manifest)
-    for name, subset in manifest.subsets.items():
-        if not subset.lines:
-            raise ExperimentError(f"{path}: no line of test is in {name} (get its archives again)")
-    return DataInfo(
-        name=manifest.name,
-        source_lang=manifest.source_lang,
-        target_lang=manifest.target_lang,
-        vocab_size=manifest.vocab_size,
-        checksum=manifest.checksum,
-        files=manifest.files,
-        splits={
-            name: SplitCounts(read=split.read, kept=split.kept, dropped=split.dropped)
-            for name, split in manifest.splits.items()
-        },
-        overlap=manifest.overlap,
-        subsets={_subset_name(name): subset.lines for name, subset in manifest.subsets.items()},
-        note=manifest.note,
-    )
-
-
 def read_subsets(data: DataFolder, test_lines: int) -> dict[str, list[int]]:
     """Indices from 0, among `test_lines` of test, of each subset of the manifest, by its name.
 
@@ -137,7 +83,7 @@ def read_subsets(data: DataFolder, test_lines: int) -> dict[str, list[int]]:
     and in test.
     """
     found = {}
-    for name, subset in read_json(data.manifest, _Manifest).subsets.items():
+    for name, subset in data.manifest().subsets.items():
         path = data.path / subset.file
         numbers = read_bytes(path).decode("utf-8", errors="replace").split()
         known = {str(number): number - 1 for number in range(1, test_lines + 1)}

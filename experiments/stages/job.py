@@ -1,146 +1,180 @@
-"""One job: prepare, train, evaluate, benchmark, record.
+"""One job: its unfinished stages, then its record. It returns an outcome and does not raise.
 
-Each stage is a process of its own whose result is one file, written whole. What is there is not
-done again, so an interrupted job goes on where it stopped; the id in the folder's name answers for
-config, data and code. This process imports neither torch nor fairseq nor the plugin.
+A job that fails leaves the others of its sweep alone; what it did is there for the next run.
 """
 
-import fcntl
-import os
 import shutil
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
 
-from experiments import provenance, tracking
-from experiments.config import SuiteConfig, job_id
-from experiments.corpus import check_lengths, prepare_data, read_data_info
+from experiments import tracking
+from experiments.environment import usable_cores
 from experiments.errors import ExperimentError
-from experiments.layout import JobFolder, job_folder
-from experiments.plan import MODULES, describe
 from experiments.progress import StageView, console
-from experiments.record_parts import Benchmark, Evaluation, JobInfo, ModelInfo, Training
-from experiments.records import SCHEMA_VERSION, Record, write_record
-from experiments.stage import run_stage
-from experiments.storage import read_json, write_json
-from experiments.train import average_checkpoints, train, train_along, train_command
+from experiments.records.parts import Evaluation, JobInfo, search_name
+from experiments.records.record import SCHEMA_VERSION, Finished, Record, read_record, write_record
+from experiments.records.storage import read_json, write_json
+from experiments.stages.corpus import check_lengths, prepare_data
+from experiments.stages.describe import describe
+from experiments.stages.evaluation_request import (
+    EVALUATION_NAME,
+    REQUEST_NAME,
+    EvaluationRequest,
+)
+from experiments.stages.folders import (
+    DataFolder,
+    Diverged,
+    Done,
+    JobFolder,
+    ModelFolder,
+    Trained,
+    TrainResult,
+)
+from experiments.stages.graph import Job
+from experiments.stages.outcome import Outcome
+from experiments.stages.process import run_command
+from experiments.stages.runner import Attempt, run_stage
+from experiments.stages.training import train, train_along
+from experiments.stages.training_command import train_command
+
+HYPOTHESES = "hypotheses"
 
 
-def run_job(config: SuiteConfig) -> bool:
-    """Do what is left of a job; False when its record was there already.
-
-    On the second and further of several machines that is its part of the training alone.
-
-    Raises ExperimentError, one line, when a stage fails or another process runs the same job.
-    """
-    data = prepare_data(config)
-    check_lengths(config.model, data)
-    info = read_data_info(data.manifest)
-    code = provenance.code_info()
-    identity = job_id(config, info.checksum, code.version)
-    job = job_folder(config, identity)
-    threads = config.hardware.threads or len(os.sched_getaffinity(0))
-    if config.hardware.node_rank:
-        if not job.training.exists():
-            train_along(config, job, data, threads)
-        return True
-    with _only_one(job):
-        if job.record.exists() and not config.force:
-            console.print(f"{job.path.name}: has its record, skipped (force=true runs it again)")
-            return False
-        if config.force:
-            _empty(job)
-        started, clock = datetime.now(UTC), time.monotonic()
-        write_json(job.config, config)
-        if not job.training.exists():
-            for line in describe(config):
-                console.print(f"{job.path.name}: {line}")
-            train(config, job, data, threads)
-        average_checkpoints(job, threads)
-        if not job.evaluation.exists():
-            _run_module("evaluate", job, threads)
-        if not job.benchmark.exists():
-            _run_module("benchmark", job, threads)
-        record = Record(
-            schema_version=SCHEMA_VERSION,
-            job=JobInfo(
-                id=identity,
-                experiment=config.experiment_name,
-                variant=config.variant,
-                started_utc=started,
-                wall_s=time.monotonic() - clock,
-            ),
-            config=msgspec.json.decode(msgspec.json.encode(config)),
-            commands={"train": train_command(config, data.binarized, job.checkpoints)},
-            code=code,
-            versions=provenance.versions(),
-            hardware=provenance.hardware(),
-            seed=config.seed,
-            data=info,
-            model=read_json(job.model, ModelInfo),
-            training=read_json(job.training, Training),
-            evaluation=read_json(job.evaluation, Evaluation),
-            benchmark=read_json(job.benchmark, Benchmark),
-        )
-        write_record(job.record, record)
-    _summarize(record, job)
-    tracking.log_record(record, config.tracking.mode, Path(config.paths.runs).parent)
-    return True
-
-
-def _run_module(stage: str, job: JobFolder, threads: int) -> None:
-    """Run a stage's module on the job in a fresh process."""
-    with StageView(f"{job.path.name}: {stage}") as view:
-        command = [sys.executable, "-m", MODULES[stage], str(job.path)]
-        try:
-            run_stage(command, job.log(stage), threads, view.status)
-        except ExperimentError as error:
-            raise ExperimentError(f"{stage} failed: {error}") from error
-
-
-@contextmanager
-def _only_one(job: JobFolder) -> Iterator[None]:
-    """Hold the job's lock, which the system frees when the process ends, however it ends."""
-    lock = job.path / ".lock"
+def run_job(job: Job) -> Outcome:
+    """Do what is left of a job, and write how it ended into its folder."""
+    folder = JobFolder(job.folder)
     try:
-        job.path.mkdir(parents=True, exist_ok=True)
-        stream = lock.open("w", encoding="utf-8")
-    except OSError as error:
-        raise ExperimentError(f"{lock}: {error.strerror} (set paths.runs=FOLDER)") from error
-    with stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ExperimentError(
-                f"{job.path.name}: another process runs this job (wait for it)"
-            ) from None
-        yield
+        outcome = _run(job, folder)
+    except ExperimentError as error:
+        console.print(f"{job.name}: error: {error}", markup=False)
+        outcome = Outcome(job=job.name, status="failed", message=str(error))
+    try:
+        write_json(folder.outcome_path, outcome)
+    except ExperimentError as error:
+        console.print(f"{job.name}: error: {error}", markup=False)
+        outcome = Outcome(job=job.name, status="failed", message=str(error))
+    return outcome
 
 
-def _empty(job: JobFolder) -> None:
-    """Remove an earlier run. The record goes first: without it, nothing counts as done."""
-    job.record.unlink(missing_ok=True)
-    for path in job.path.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path.name != ".lock":
-            path.unlink()
+def _run(job: Job, folder: JobFolder) -> Outcome:
+    config = job.config
+    data = prepare_data(config, job.prepare)
+    check_lengths(config.model.max_positions, data)
+    threads = config.hardware.threads or usable_cores()
+    if config.hardware.node_rank:
+        if not ModelFolder(job.train.folder).result.exists():
+            train_along(config, job.train.folder, data, threads)
+        return Outcome(job=job.name, status="done")
+    if done := _existing_record(folder):
+        console.print(f"{job.name}: has its record, skipped", markup=False)
+        return _outcome_of(job, done, "skipped")
+    folder.write_links(job)
 
+    def train_it(attempt: Attempt) -> TrainResult:
+        for line in describe(config):
+            console.print(f"{job.train.title}: {line}", markup=False)
+        return train(attempt, config, data)
 
-def _summarize(record: Record, job: JobFolder) -> None:
-    assert record.evaluation is not None
-    assert record.benchmark is not None
-    bleu = [
-        f"{score.value_0_100:.1f} ({score.search})"
-        for score in record.evaluation.scores
-        if (score.split, score.tokenize) == ("test", "13a")
-    ]
-    console.print(
-        f"{job.path.name}: dev {record.evaluation.dev_nll_nats_per_token:.3f} nats/token, "
-        f"test BLEU {', '.join(bleu)}; {job.record}"
+    trained = run_stage(job.train, TrainResult, train_it, threads)  # type: ignore[arg-type]
+    result, infos = trained.result, [trained.info]
+    finished: Finished | Diverged
+    if isinstance(result, Trained):
+        data.check(result.data_checksum, job.train.title)
+        evaluated = _evaluated(job, data, result, threads)
+        infos.append(evaluated.info)
+        finished = Finished(training=result.training, evaluation=evaluated.result)
+        _copy_hypotheses(job, folder)
+    else:
+        finished = result
+    record = Record(
+        schema_version=SCHEMA_VERSION,
+        job=JobInfo(
+            id=job.id,
+            experiment=config.experiment_name,
+            started_utc=min(info.started_utc for info in infos),
+            wall_s=sum(info.wall_s for info in infos),
+        ),
+        config=msgspec.json.decode(msgspec.json.encode(config)),
+        commands={
+            "train": train_command(
+                config, data.binarized, ModelFolder(job.train.folder).checkpoints
+            )
+        },
+        stages=infos,
+        seed=config.seed,
+        data=data.manifest(),
+        architecture=config.architecture,
+        result=finished,
     )
+    write_record(folder.record_path, record)
+    _summarize(record, folder)
+    outcome = _outcome_of(job, record, "done")
+    tracking.log_record(record, config.tracking.mode, Path(config.paths.runs).parent)
+    return outcome
+
+
+def _evaluated(job: Job, data: DataFolder, model: Trained, threads: int) -> Done[Evaluation]:
+    request = EvaluationRequest(
+        checkpoint=job.train.folder.resolve() / model.checkpoint,
+        data=msgspec.structs.replace(data, path=data.path.resolve()),
+        decode=job.config.decode,
+        device=job.config.hardware.device,
+    )
+
+    def evaluate(attempt: Attempt) -> Evaluation:
+        folder = attempt.folder
+        write_json(folder / REQUEST_NAME, request)
+        command = [sys.executable, "-m", "experiments.stages.evaluation", str(folder)]
+        with StageView(job.evaluate.title) as view:
+            log = folder / "logs" / "evaluate.log"
+            try:
+                ended = run_command(command, log, attempt.threads, view.status, attempt.lock)
+            except ExperimentError as error:
+                raise ExperimentError(f"evaluate failed: {error}") from error
+        attempt.seen(ended.peak_rss_bytes)
+        return read_json(folder / EVALUATION_NAME, Evaluation)
+
+    return run_stage(job.evaluate, Evaluation, evaluate, threads)
+
+
+def _copy_hypotheses(job: Job, folder: JobFolder) -> None:
+    """Keep the translations with the record, which is copied and published as a folder."""
+    shutil.rmtree(folder.hypotheses, ignore_errors=True)
+    shutil.copytree(job.evaluate.folder / HYPOTHESES, folder.hypotheses)
+
+
+def _existing_record(folder: JobFolder) -> Record | None:
+    """The job's record; None where there is none, or one that cannot be read."""
+    if not folder.record_path.exists():
+        return None
+    try:
+        return read_record(folder.record_path)
+    except ExperimentError as error:
+        console.print(f"{error}: it is made again", markup=False)
+        return None
+
+
+def _outcome_of(job: Job, record: Record, status: str) -> Outcome:
+    if isinstance(record.result, Diverged):
+        message = f"training diverged after update {record.result.after_update}"
+        return Outcome(job=job.name, status="diverged", message=message)
+    return Outcome(job=job.name, status=status)  # type: ignore[arg-type]
+
+
+def _summarize(record: Record, folder: JobFolder) -> None:
+    if isinstance(record.result, Diverged):
+        result = record.result
+        line = f"training diverged after update {result.after_update}: {result.reason}"
+    else:
+        evaluation = record.result.evaluation
+        bleu = [
+            f"{score.value:.1f} ({search_name(score.beam, score.length_penalty)})"
+            for score in evaluation.scores
+            if (score.split, score.metric) == ("test", "bleu")
+        ]
+        line = (
+            f"dev {evaluation.dev_nll_nats_per_token:.3f} nats/token, test BLEU {', '.join(bleu)}"
+        )
+    console.print(f"{record.name}: {line}; {folder.record_path}", markup=False)

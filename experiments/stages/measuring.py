@@ -1,0 +1,91 @@
+"""The measure stage: all architectures of a sweep side by side, in a fresh process.
+
+Its result is a measurement, to which the jobs are linked by their ids.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments.config import SuiteConfig
+from experiments.environment import usable_cores
+from experiments.errors import ExperimentError
+from experiments.measure.request import (
+    Request,
+    RequestedContender,
+    RequestedTraining,
+    check_request,
+)
+from experiments.progress import StageView
+from experiments.records.measurement import MEASUREMENT_NAME, Measurement
+from experiments.records.storage import read_json, write_json
+from experiments.stages.folders import JobFolder
+from experiments.stages.graph import Job, Stage
+from experiments.stages.process import run_command
+from experiments.stages.runner import Attempt, run_stage
+from experiments.stages.training_command import train_command
+
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+
+def measure(stage: Stage, jobs: Sequence[Job]) -> Measurement:
+    """The measurement of the jobs, which are trained; raises ExperimentError when it fails."""
+    config = jobs[0].config
+    request = measure_request(config, [contender(job) for job in jobs])
+    check_request(request)
+
+    def work(attempt: Attempt) -> Measurement:
+        asked, found = attempt.folder / "request.json", attempt.folder / MEASUREMENT_NAME
+        write_json(asked, request)
+        command = [sys.executable, "-m", "experiments.measure", str(asked), str(found)]
+        with StageView(f"measure {', '.join(_names(jobs))}") as view:
+            log = attempt.folder / "logs" / "measure.log"
+            try:
+                run_command(command, log, attempt.threads, view.status, attempt.lock)
+            except ExperimentError as error:
+                raise ExperimentError(f"measure failed: {error}") from error
+        return read_json(found, Measurement)
+
+    return run_stage(stage, Measurement, work, config.hardware.threads).result
+
+
+def contender(job: Job) -> RequestedContender:
+    """A trained job's architecture with the engine of its config."""
+    folder = JobFolder(job.folder)
+    data = folder.data()
+    command = train_command(job.config, data.binarized, Path("unused"))
+    return RequestedContender(
+        architecture=job.config.architecture,
+        engine=job.config.decode.engine,
+        checkpoint=str(folder.checkpoint()),
+        data=str(data.binarized),
+        jobs=[job.id],
+        training_command=command,
+    )
+
+
+def measure_request(config: SuiteConfig, contenders: Sequence[RequestedContender]) -> Request:
+    """What a sweep measures; seeds of one architecture are one contender."""
+    merged: dict[str, RequestedContender] = {}
+    for one in contenders:
+        same = merged.setdefault(one.name, one)
+        if same is not one:
+            same.jobs.extend(one.jobs)
+    settings = config.measure
+    return Request(
+        contenders=list(merged.values()),
+        shapes=[(settings.batch, source, target) for source, target in settings.shapes],
+        beams=[1, config.decode.beam],
+        training=RequestedTraining(
+            batch=settings.training_batch, repeats=settings.training_repeats
+        ),
+        warmup_runs=settings.warmup_runs,
+        repeats=settings.repeats,
+        device=config.hardware.device,
+        dtype=DTYPES[config.hardware.precision],  # type: ignore[arg-type]
+        threads=config.hardware.threads or usable_cores(),
+    )
+
+
+def _names(jobs: Sequence[Job]) -> list[str]:
+    return list(dict.fromkeys(job.config.architecture.name for job in jobs))

@@ -1,0 +1,197 @@
+"""What surrounds the jobs of one command: Hydra calls `SweepCallback` before and after them.
+
+Before: all jobs are composed, checked and shown, so that a bad value in the last one is found
+before the first one works. After: what was trained is measured side by side, and reported. The
+jobs themselves are Hydra's, wherever its launcher runs them.
+"""
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from experiments import tracking
+from experiments.config import SuiteConfig, parse_config
+from experiments.errors import ExperimentError
+from experiments.metrics import METRICS
+from experiments.progress import console
+from experiments.records import provenance
+from experiments.records.storage import read_json
+from experiments.stages.corpus import prepare_data
+from experiments.stages.describe import print_plan
+from experiments.stages.folders import JobFolder
+from experiments.stages.graph import Job, Stage, ancestors, measurements_of, plan
+from experiments.stages.measuring import measure
+from experiments.stages.outcome import Outcome
+from experiments.stages.runner import empty
+
+CONFIG_NAME = "suite"
+
+
+class SweepCallback(Callback):
+    """Hydra drops errors of callbacks, so each ends the process itself, with its exit code."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        _ending(lambda: self._start([compose_one(config)]))
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        _ending(lambda: self._start(compose_sweep(config)))
+
+    def on_run_end(self, config: DictConfig, **kwargs: Any) -> None:
+        _ending(lambda: finish(self.jobs, is_sweep=False))
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        _ending(lambda: finish(self.jobs, is_sweep=True))
+
+    def _start(self, configs: list[SuiteConfig]) -> None:
+        self.jobs = start(configs)
+
+
+def _ending(action: Any) -> None:
+    """Run `action`; end the process with one line where it raises."""
+    try:
+        action()
+    except ExperimentError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def resolve(composed: DictConfig) -> SuiteConfig:
+    """The checked config of a composed one; raises ExperimentError, one line."""
+    try:
+        resolved = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        problem = str(error).split("\n")[0]
+        raise ExperimentError(f"config: {problem} (set {error.full_key}=...)") from error
+    return parse_config(resolved)
+
+
+def compose_one(config: DictConfig) -> SuiteConfig:
+    """The job of a command without -m, whose config has Hydra's own node beside the rest."""
+    return resolve(_without_hydra(config))
+
+
+def compose_sweep(config: DictConfig) -> list[SuiteConfig]:
+    """The jobs of a command with -m, as Hydra's basic sweeper will make them."""
+    loader = GlobalHydra.instance().config_loader()
+    parser = OverridesParser.create(config_loader=loader)
+    params = OmegaConf.to_container(config.hydra.sweeper.get("params") or {})
+    asked = [*(f"{k}={v}" for k, v in dict(params).items()), *config.hydra.overrides.task]
+    batches = BasicSweeper.split_arguments(parser.parse_overrides(asked), None)
+    return [
+        resolve(compose(CONFIG_NAME, overrides=list(overrides)))
+        for batch in batches
+        for overrides in batch
+    ]
+
+
+def _without_hydra(config: DictConfig) -> DictConfig:
+    kept = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+    return kept
+
+
+def start(configs: list[SuiteConfig]) -> list[Job]:
+    """Check and show all jobs; ends the process where only the plan was asked for."""
+    jobs, stages = plan(configs)
+    if any(config.dry_run for config in configs):
+        print_plan(jobs, stages)
+        sys.exit(0)
+    for config in configs:
+        tracking.check_account(config.tracking.mode)
+        check_gpus(config)
+        for metric in METRICS.values():
+            metric.scorer(config.data.target_lang)
+    for job in jobs:
+        rerun = job.config.rerun
+        if rerun == "prepare":
+            prepare_data(job.config, job.prepare, again=True)
+        if rerun:
+            _forget(job, rerun)
+        JobFolder(job.folder).outcome_path.unlink(missing_ok=True)
+    for stage in stages if any(job.config.rerun for job in jobs) else ():
+        rerun = jobs[0].config.rerun
+        if stage.name == "measure" and rerun:
+            empty(stage.folder)
+    return jobs
+
+
+def _forget(job: Job, name: str) -> None:
+    """Remove what the stage of that name and those that depend on it left, and the job's record."""
+    for stage in job.stages:
+        depends = name in (stage.name, *(parent.name for parent in ancestors(stage)))
+        if depends and stage.name != "prepare":
+            empty(stage.folder)
+    if name != "measure":
+        JobFolder(job.folder).record_path.unlink(missing_ok=True)
+
+
+def finish(jobs: Sequence[Job], *, is_sweep: bool) -> None:
+    """Measure the jobs that have a model, report, and end the process where a job failed."""
+    outcomes = {job.id: read_outcome(job) for job in jobs}
+    first_machine = [job for job in jobs if not job.config.hardware.node_rank]
+    trained = [job for job in first_machine if outcomes[job.id].has_model]
+    failed = sum(outcome.status == "failed" for outcome in outcomes.values())
+    for stage, group in measurements_of(trained):
+        try:
+            _measure(stage, group)
+        except ExperimentError as error:
+            console.print(f"error: {error}", markup=False)
+            failed += 1
+    if is_sweep and trained:
+        failed += _report(trained)
+    if failed:
+        sys.exit(2)
+
+
+def _measure(stage: Stage, jobs: list[Job]) -> None:
+    measurement = measure(stage, jobs)
+    config = jobs[0].config
+    records = [JobFolder(job.folder).record() for job in jobs]
+    directory = Path(config.paths.runs).parent
+    tracking.log_measurement(measurement, records, config.tracking.mode, directory)
+
+
+def _report(jobs: Sequence[Job]) -> int:
+    """Write the report of each experiment; returns how many could not be written."""
+    wanted = dict.fromkeys(
+        (
+            str(Path(job.config.paths.runs) / job.config.experiment_name),
+            str(Path(job.config.paths.measurements) / job.config.experiment_name),
+            job.config.paths.report,
+        )
+        for job in jobs
+    )
+    failed = 0
+    for records, measurements, out in wanted:
+        command = [sys.executable, "-m", "experiments.report", "--records", records]
+        command += ["--measurements", measurements, "--out", out]
+        failed += subprocess.run(command, check=False).returncode != 0
+    return failed
+
+
+def read_outcome(job: Job) -> Outcome:
+    """How a job ended, by its folder."""
+    path = JobFolder(job.folder).outcome_path
+    if not path.exists():
+        return Outcome(job=job.name, status="failed", message="it left no outcome")
+    return read_json(path, Outcome)
+
+
+def check_gpus(config: SuiteConfig) -> None:
+    """Raise ExperimentError when the machine lacks the GPUs: fairseq would fall back to the CPU."""
+    wanted = config.hardware.devices if config.hardware.device == "cuda" else 0
+    found = len(provenance.hardware().gpus)
+    if wanted and found < wanted:
+        raise ExperimentError(
+            f"hardware.devices={wanted} GPUs are wanted, nvidia-smi shows {found} "
+            "(use hardware=cpu)"
+        )
