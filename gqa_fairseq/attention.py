@@ -57,7 +57,7 @@ class GroupedQueryAttention(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draws each weight from the range that its row had in the multi-head layer.
+        """Draw each weight from the range that its row has in the multi-head layer.
 
         Xavier's bound depends on the number of outputs, so narrowing K and V would widen their
         range. The bound of the full C x C matrix is kept (times 1 / sqrt(2), as fairseq does for
@@ -182,7 +182,7 @@ def _merge_masks(
 ) -> Tensor | None:
     """One additive mask that broadcasts to [B, H, T, S], or None where nothing is masked.
 
-    A lone causal mask stays None: the caller's `is_causal` lets the fast kernels run.
+    A causal mask alone stays None: the caller's `is_causal` lets the fast kernels run.
     """
     if is_padding is None and attn_mask is None:
         return None

@@ -1,8 +1,9 @@
 """Training batches of a given number of real target tokens (`--target-tokens-per-update`).
 
-fairseq's `--max-tokens` bounds what a batch costs: lines times its longest side, padding and all.
-What an update learns from is its real target tokens, and how many those are depends on the text.
-Here they are what is asked for, and `--max-tokens` stays the limit of what fits in memory.
+fairseq's `--max-tokens` bounds what a batch costs: its lines times its longest side, padding
+included. An update learns from its real target tokens, and with `--max-tokens` alone their number
+depends on the text. Here the user asks for that number, and `--max-tokens` stays the limit of what
+fits in memory.
 """
 
 import sys
@@ -18,11 +19,11 @@ Floats = NDArray[np.float64]
 class TargetTokenBatches(BaseWrapperDataset):
     """A training set whose batches add up to updates of the same number of target tokens.
 
-    An update is `batches_per_update` batches, over all devices; an epoch is a whole number of
-    updates, the one that brings their mean nearest to `tokens_per_update`. So every device gets the
+    An update is `batches_per_update` batches over all devices. An epoch is a whole number of
+    updates, chosen so that their mean is nearest to `tokens_per_update`. So every device gets the
     same number of batches, and the mean depends neither on the devices nor on the batches.
 
-    `seed` decides which of the lines of the same length go together.
+    `seed` decides which lines of the same length go together.
     """
 
     def __init__(
@@ -40,8 +41,8 @@ class TargetTokenBatches(BaseWrapperDataset):
     def ordered_indices(self) -> Integers:
         """All lines in the order of length.
 
-        fairseq draws lines of the same length anew with the epoch in which a process starts, so
-        that a resumed training would go on with other batches.
+        fairseq shuffles lines of the same length by the epoch in which a process starts: a resumed
+        training would go on with other batches.
         """
         with data_utils.numpy_seed(self._seed):
             return self.dataset.ordered_indices()
@@ -51,8 +52,8 @@ class TargetTokenBatches(BaseWrapperDataset):
     ) -> list[Integers]:
         """Every line of `indices`, which are in the order of length, in one batch.
 
-        Batches are no multiple of `required_batch_size_multiple`: no line is dropped for it.
-        Options that do not go together end the process with one line.
+        `required_batch_size_multiple` is ignored, so that no line is dropped for it. Options that
+        exclude each other end the process with one line.
         """
         if max_sentences is not None:
             sys.exit("error: --target-tokens-per-update and --batch-size exclude each other")
@@ -73,10 +74,11 @@ def cut(
 
     `tokens` and `longer_side` [lines] are in the order of length. A batch costs its lines times its
     longest side. Where that would be more than `max_tokens` (a long source with a short target, or
-    lengths that are rare and far apart), batches are smaller, and the others larger for it: the
-    mean stays. There are fewer only where a single line is more than a batch should be.
+    lengths that are rare and far apart), batches are smaller and the others are larger, so that the
+    mean stays. There are fewer batches only where one line has more tokens than a batch should.
 
-    Raises ValueError when `count` batches cannot hold the lines.
+    Raises:
+        ValueError: `count` batches cannot hold the lines.
     """
     # What a line takes of the memory of one batch.
     share = 1 / (max_tokens // longer_side) if max_tokens else np.zeros(len(tokens))
@@ -86,8 +88,8 @@ def cut(
         too_large = lines * longest > (max_tokens or np.inf)
         if not too_large.any():
             return np.split(np.arange(len(tokens)), starts[1:])
-        # A line costs what the longest one beside it does. With these shares the same batch would
-        # fit; other cuts may put others together, so shares grow until all fit.
+        # A line costs as much as the longest line in its batch. With these shares the same batch
+        # would fit. New cuts may put other lines together, so shares grow until all batches fit.
         assert max_tokens is not None
         least = np.where(too_large, 1 / (max_tokens // longest), 0)
         share = np.maximum(share, np.repeat(least, lines))

@@ -24,10 +24,10 @@ ActivationChoice: Any = Optional[ChoiceEnum(utils.get_available_activation_fns()
 
 
 def _option(fallback: Any, help_text: str) -> Any:
-    """A field that is None until it is set: by the user, a named architecture or `fallback`.
+    """A field that is None until the user, a named architecture or `fallback` sets it.
 
-    fairseq-hydra-train fills in a dataclass's defaults before the named architecture is asked, so
-    a default that is a value would silently win over the name.
+    fairseq-hydra-train fills in a dataclass's defaults before it asks the named architecture, so
+    a default other than None would override the name, and no message would say so.
     """
     return field(default=None, metadata={"help": help_text, "fallback": fallback})
 
@@ -39,7 +39,7 @@ class GroupedQueryTransformerConfig(FairseqDataclass):
     num_kv_heads: Int = _option(
         None, "key/value heads G: 1 is multi-query, unset is multi-head (G = attention heads)"
     )
-    # Plain text and no choice: argparse would refuse with a page, check_placement has one line.
+    # Text, because argparse refuses a wrong choice with a page; check_placement does with one line.
     attention_placement: Text = _option(
         "all",
         "which attentions have G heads: all (Shazeer 2019), or the decoder's self- and "

@@ -37,10 +37,10 @@ class GroupedQueryTransformerEncoder(TransformerEncoderBase):
         return GroupedQueryEncoderLayer(cfg, heads, cfg.use_bias)
 
     def reorder_encoder_out(self, encoder_out: dict, new_order: Tensor) -> dict:
-        """Keeps one row a sentence, where fairseq keeps one a hypothesis.
+        """Keep one row a sentence, where fairseq keeps one a hypothesis.
 
-        The first call spreads each sentence over its beam: only the width is noted. Later calls
-        move hypotheses: nothing happens until a sentence leaves. Any other order falls back to
+        The first call spreads each sentence over its beam: this notes the width alone. Later calls
+        move hypotheses: this does nothing until a sentence leaves. For any other order it uses
         fairseq's gather, with one row a hypothesis.
         """
         rows = encoder_out["encoder_out"][0].shape[1]
@@ -229,14 +229,16 @@ def _misfit(given: dict[str, Tensor], own: dict[str, Tensor]) -> str | None:
     """The first difference between a checkpoint's weights and a model's, in words."""
     for name, weight in given.items():
         if name not in own:
-            return f"the checkpoint has {name}, which this model has not"
+            return f"the checkpoint has {name}, which this model does not have"
         if own[name].shape != weight.shape:
             return (
                 f"the checkpoint's {name} is {tuple(weight.shape)}, this model's "
                 f"{tuple(own[name].shape)}"
             )
     missing = (name for name in own if name not in given)
-    return next((f"this model has {name}, which the checkpoint has not" for name in missing), None)
+    return next(
+        (f"this model has {name}, which the checkpoint does not have" for name in missing), None
+    )
 
 
 @register_model(MODEL_NAME, dataclass=GroupedQueryTransformerConfig)
@@ -250,9 +252,10 @@ class GroupedQueryTransformerModel(TransformerModelBase):
 
     @classmethod
     def build_model(cls, cfg, task) -> "GroupedQueryTransformerModel":
-        """Builds the model, with derived widths written into `cfg`.
+        """Build the model and write derived widths into `cfg`.
 
-        fairseq's commands call this and catch nothing: a bad option ends the process with one line.
+        fairseq's commands call this and catch no exception: a bad option ends the process with one
+        line.
         """
         try:
             with open_dict(cfg) if OmegaConf.is_config(cfg) else nullcontext():
@@ -262,7 +265,7 @@ class GroupedQueryTransformerModel(TransformerModelBase):
             sys.exit(f"error: {error}")
 
     def load_state_dict(self, state_dict, strict=True, model_cfg=None, args=None):
-        """As in fairseq, but weights of another shape end the process with one line, not a page."""
+        """As in fairseq, but weights of another shape end the process with one line."""
         self.upgrade_state_dict(state_dict)
         misfit = _misfit(state_dict, self.state_dict()) if strict else None
         if misfit:

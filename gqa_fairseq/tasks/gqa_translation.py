@@ -1,7 +1,7 @@
 """The translation task of the plugin (`--task gqa_translation`).
 
-fairseq-generate takes its task from the command line and not from the checkpoint, so a search of
-our own can only come with a task of our own.
+fairseq-generate takes its task from the command line and not from the checkpoint, so the plugin's
+search needs a task of the plugin.
 
 No `from __future__ import annotations` here: fairseq reads the dataclass's types at run time.
 """
@@ -57,7 +57,7 @@ class GroupedQueryTranslationTask(TranslationTask):
     """Translation with binarized parallel text, as in fairseq, that never drops a line."""
 
     def load_dataset(self, split: str, *args, **kwargs) -> None:
-        """fairseq's dataset; that of training makes batches by target tokens where it should."""
+        """fairseq's dataset; training's makes batches by target tokens if the option is given."""
         super().load_dataset(split, *args, **kwargs)
         tokens = self.cfg.target_tokens_per_update
         if split == self.cfg.train_subset and tokens is not None:
@@ -69,11 +69,11 @@ class GroupedQueryTranslationTask(TranslationTask):
             )
 
     def get_batch_iterator(self, dataset, *args, **kwargs) -> EpochBatchIterator:
-        """fairseq's batches; outside training every line is in one.
+        """fairseq's batches; outside training every line is in one of them.
 
-        fairseq drops the last batch where its size is no multiple of
-        `--required-batch-size-multiple` (default 8): up to 7 lines of a test set would go
-        untranslated, without a word.
+        fairseq drops the last lines if their number is no multiple of
+        `--required-batch-size-multiple` (default 8): up to 7 lines of a test set would not be
+        translated, and no message would say so.
         """
         if dataset is not self.datasets.get(self.cfg.train_subset):
             kwargs["required_batch_size_multiple"] = 1
@@ -82,8 +82,8 @@ class GroupedQueryTranslationTask(TranslationTask):
     def build_generator(self, models, args, seq_gen_cls=None, extra_gen_cls_kwargs=None, **kwargs):
         """The plugin's search unless `--search stock`, alignments or the caller ask for another.
 
-        fairseq's commands catch nothing: options that do not go together end the process with one
-        line.
+        fairseq's commands catch no exception: options that exclude each other end the process with
+        one line.
         """
         is_ours = (
             seq_gen_cls is None
