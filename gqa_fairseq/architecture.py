@@ -133,9 +133,10 @@ class Architecture:
         return 2 * c * d_ff + (d_ff + c if self.bias else 0)
 
     def fairseq_options(self) -> dict[str, Any]:
-        """Options of the plugin's model, by their names in its dataclass (models/gqa.py).
+        """Options of the plugin's model, by their names in its dataclass (models/config.py).
 
-        Both d_ff are given as numbers, so that nothing is left to derive.
+        Both d_ff are given as numbers, so that nothing is left to derive. Numbers of positions
+        that are 0 are left out: positions are learned, and fairseq's limit is the model's.
         """
         per_side = {
             "embed_dim": self.d_model,
@@ -144,6 +145,11 @@ class Architecture:
             "learned_pos": True,
         }
         options = {f"{side}_{key}": v for key, v in per_side.items() for side in _SIDES}
+        positions = {
+            "max_source_positions": self.max_source_positions,
+            "max_target_positions": self.max_target_positions,
+        }
+        options |= {key: number for key, number in positions.items() if number}
         return options | {
             "num_kv_heads": self.num_kv_heads,
             "attention_placement": self.placement,
@@ -153,8 +159,6 @@ class Architecture:
             "decoder_ffn_embed_dim": self.decoder_d_ff,
             "use_bias": self.bias,
             "share_all_embeddings": True,
-            "max_source_positions": self.max_source_positions,
-            "max_target_positions": self.max_target_positions,
         }
 
 

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gqa_fairseq.parity import check_kv_heads
+from gqa_fairseq.architecture import check_kv_heads
 
 
 class GroupedQueryAttention(nn.Module):
@@ -160,28 +160,6 @@ def attend_cached(
     out = torch.bmm(probs.view(B * G, W * R, N), values.reshape(B * G, N, D))
     out = out.view(B, G, W, R, D).transpose(1, 2).reshape(B, W, H * D)
     return out, probs.mean(dim=(1, 3)) if need_weights else None
-
-
-def cache_bytes(
-    *,
-    batch: int,
-    beam: int,
-    source_tokens: int,
-    target_tokens: int,
-    layers: int,
-    num_kv_heads: int,
-    head_dim: int,
-    bytes_per_element: int,
-) -> dict[str, int]:
-    """Bytes of K and V that decoding keeps, counted: `self` for every beam, `cross` a sentence.
-
-    The number of query heads does not appear: that is the point (Shazeer 2019, section 3.1).
-    """
-    per_position = 2 * layers * num_kv_heads * head_dim * bytes_per_element
-    return {
-        "self": batch * beam * target_tokens * per_position,
-        "cross": batch * source_tokens * per_position,
-    }
 
 
 def _softmax_dtype(scores: Tensor) -> torch.dtype:

@@ -15,8 +15,8 @@ from fairseq.models.transformer import TransformerModelBase
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 from torch import Tensor
 
-import gqa_fairseq  # noqa: F401  registers the models
-from gqa_fairseq.model import GroupedQueryTransformerConfig, GroupedQueryTransformerModel
+from gqa_fairseq.models.config import GroupedQueryTransformerConfig
+from gqa_fairseq.models.gqa_transformer import GroupedQueryTransformerModel
 
 torch.set_num_threads(1)
 

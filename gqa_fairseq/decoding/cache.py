@@ -265,7 +265,7 @@ class DecoderCache:
 
     @property
     def nbytes(self) -> dict[str, int]:
-        """Bytes of K and V in use, `self` and `cross`; compare attention.cache_bytes."""
+        """Bytes of K and V in use, `self` and `cross`; compare costs.cache_bytes."""
         used, n = self.length * self.beam, self.batch
         return {
             "self": sum(t[:n, :, :used].nbytes for pair in self._self for t in pair),

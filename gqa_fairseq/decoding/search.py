@@ -19,7 +19,7 @@ from fairseq import search
 from fairseq.sequence_generator import SequenceGenerator
 from torch import Tensor
 
-from gqa_fairseq.attention import cache_bytes
+from gqa_fairseq.costs import cache_bytes
 from gqa_fairseq.decoding.kernels import MAX_BEAM
 from gqa_fairseq.decoding.native import Operators
 from gqa_fairseq.decoding.static_beams import TokenRules

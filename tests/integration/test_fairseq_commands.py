@@ -21,7 +21,7 @@ import yaml
 from fairseq_commands import Result, run, start, succeed
 
 import gqa_fairseq
-from gqa_fairseq.checkpoint import load_model
+from gqa_fairseq.checkpoints.load import load_model
 
 pytestmark = pytest.mark.slow
 
@@ -413,6 +413,36 @@ def test_commands_refuse_checkpoints_that_run_code(
     assert not marker.exists()
     torch.load(path, weights_only=False)  # the trap does work where nobody guards the door
     assert marker.exists()
+
+
+def test_a_process_that_imports_nothing_else_loads_a_checkpoint(
+    corpus: Path, trained: tuple[Path, Result], tmp_path: Path
+) -> None:
+    """Model and task are registered and the allowlist is set, from any current folder."""
+    script = (
+        "import sys; from gqa_fairseq.checkpoints.load import load_model; "
+        "model, task = load_model(*sys.argv[1:]); "
+        "print(type(model).__name__, type(task).__name__)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script, trained[0], corpus],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(PLUGIN.parent)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    expected = ["GroupedQueryTransformerModel", "GroupedQueryTranslationTask"]
+    assert result.stdout.split() == expected
+
+
+def test_a_relative_user_dir(corpus: Path, tmp_path: Path) -> None:
+    """The README's commands name the plugin as it lies in the current folder."""
+    (tmp_path / "gqa_fairseq").symlink_to(PLUGIN)
+    options = ["--user-dir", "gqa_fairseq", "--task", "gqa_translation"]
+    arguments = [*MODEL, *TRAIN, "--save-dir", "checkpoints", "--max-update", 1]
+    result = succeed("train", corpus, *options, *arguments, folder=tmp_path)
+    assert list(losses(result)) == [1]
 
 
 def test_load_model_refuses_with_one_line(malicious: tuple[Path, Path], corpus: Path) -> None:

@@ -24,8 +24,11 @@ from plugin_models import (
 )
 from torch import Tensor, nn
 
-from gqa_fairseq.model import GroupedQueryTransformerDecoder, GroupedQueryTransformerModel
-from gqa_fairseq.parity import PLACEMENTS
+from gqa_fairseq.architecture import PLACEMENTS
+from gqa_fairseq.models.gqa_transformer import (
+    GroupedQueryTransformerDecoder,
+    GroupedQueryTransformerModel,
+)
 
 SENTENCES = 24
 

@@ -36,7 +36,7 @@ from plugin_models import (
 from torch import Tensor, nn
 
 from gqa_fairseq.decoding.search import GroupedQueryGenerator
-from gqa_fairseq.model import GroupedQueryTransformerModel
+from gqa_fairseq.models.gqa_transformer import GroupedQueryTransformerModel
 
 SAMPLE = Path(__file__).parents[2] / "data_prep" / "sample"
 SENTENCES = 1000

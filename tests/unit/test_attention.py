@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gqa_fairseq.attention import GroupedQueryAttention, attend_cached, cache_bytes
+from gqa_fairseq.attention import GroupedQueryAttention, attend_cached
 
 torch.set_num_threads(1)
 
@@ -215,12 +215,3 @@ def test_parameters_have_g_heads_and_start_in_the_range_of_multi_head() -> None:
 def test_heads_that_do_not_divide(width: int, heads: int, kv_heads: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         GroupedQueryAttention(width, heads, kv_heads)
-
-
-def test_cache_bytes_by_hand() -> None:
-    """Paper's shape, G = 1, fp16: 2 x 6 layers x 128 x 2 bytes a position."""
-    shape = {"batch": 64, "beam": 4, "source_tokens": 128, "target_tokens": 128, "layers": 6}
-    shape |= {"head_dim": 128, "bytes_per_element": 2}
-    one = cache_bytes(**shape, num_kv_heads=1)
-    assert one == {"self": 64 * 4 * 128 * 3072, "cross": 64 * 128 * 3072}
-    assert cache_bytes(**shape, num_kv_heads=8) == {part: 8 * size for part, size in one.items()}

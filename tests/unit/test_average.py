@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gqa_fairseq.average import main
+from gqa_fairseq.checkpoints.average import main
 
 
 def save(path: Path, **weights: torch.Tensor) -> Path:

@@ -17,7 +17,7 @@ from data_prep.corpora import Sample
 from experiments.config import SuiteConfig
 from experiments.run import resolve
 from gqa_fairseq.batching import TargetTokenBatches, cut
-from gqa_fairseq.task import GroupedQueryTranslationTask
+from gqa_fairseq.tasks.gqa_translation import GroupedQueryTranslationTask
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 PRESETS = {path.stem: path for path in sorted((CONF / "hardware").glob("*.yaml"))}

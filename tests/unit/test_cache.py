@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gqa_fairseq.attention import cache_bytes
+from gqa_fairseq.costs import cache_bytes
 from gqa_fairseq.decoding.cache import DecoderCache
 
 torch.set_num_threads(1)

@@ -15,7 +15,10 @@ from torch import Tensor, nn
 from gqa_fairseq.decoding.int8 import Int8Linear, int8_multiply, quantize_int8
 from gqa_fairseq.decoding.search import GroupedQueryGenerator
 from gqa_fairseq.decoding.step import Projection
-from gqa_fairseq.task import GroupedQueryTranslationConfig, GroupedQueryTranslationTask
+from gqa_fairseq.tasks.gqa_translation import (
+    GroupedQueryTranslationConfig,
+    GroupedQueryTranslationTask,
+)
 
 # torch rounds inputs to 7 bits (reduced range): a step is their whole range, zero included, in 127.
 INPUT_STEPS = WEIGHT_STEPS = 127

@@ -1,31 +1,25 @@
-"""The parity arithmetic: the paper's numbers, maximality, and the parameters of built models."""
+"""Architectures: the paper's numbers, maximality, names, refusals, parameters of built models."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_INV_REGISTRY
+from hypothesis import example, given
 from hypothesis import strategies as st
-from plugin_models import TINY, build, dictionary
+from plugin_models import TINY, build, dictionary, task
 
-from gqa_fairseq.architectures import SHAPES
-from gqa_fairseq.parity import (
-    PLACEMENTS,
-    ParityRow,
-    Placement,
-    Shape,
-    Widths,
-    matched_widths,
-    parameter_count,
-    parity_table,
-)
-from gqa_fairseq.parity.__main__ import main
+from gqa_fairseq.architecture import FEED_FORWARDS, PLACEMENTS, Placement, Variant
+from gqa_fairseq.models.config import GroupedQueryTransformerConfig, resolve
+from gqa_fairseq.models.gqa_transformer import GroupedQueryTransformerModel, architecture_of
+from gqa_fairseq.parity import BASELINES, Baseline, main, parity_table
 
-PAPER = Shape()
+PAPER = BASELINES["wmt_en_de"]
 
 
 def test_paper_all() -> None:
@@ -38,6 +32,7 @@ def test_paper_all() -> None:
         (8, 4096, 4096),
     ]
     assert [r.residual for r in rows] == [0, 0, 0, 0]
+    assert [r.name for r in rows] == ["mqa", "gqa2", "gqa4", "mha"]
 
 
 def test_paper_decoder() -> None:
@@ -47,77 +42,155 @@ def test_paper_decoder() -> None:
         (4096, 4096 + 256 * (8 - g)) for g in (1, 2, 4, 8)
     ]
     assert [r.residual for r in rows] == [0, 0, 0, 0]
+    assert [r.name for r in rows] == ["mqa-dec", "gqa2-dec", "gqa4-dec", "mha"]
 
 
 def test_paper_counts_by_hand() -> None:
     """6 + 6 layers: 18 attentions of 4 C^2, 12 FFNs of 2 C F, norms of 2 C: 12 + 18 + 2."""
     by_hand = 18 * 4 * 1024**2 + 12 * 2 * 1024 * 4096 + 32 * 2 * 1024
-    assert parameter_count(PAPER, 8, "all") == by_hand
-    vocabulary = Shape(vocab_size=32_000, max_source_positions=256, max_target_positions=256)
-    assert parameter_count(vocabulary, 8, "all") == by_hand + 1024 * (32_000 + 2 * 258)
+    assert PAPER.multi_head.parameters == by_hand
+    vocabulary = replace(
+        PAPER, vocab_size=32_000, max_source_positions=256, max_target_positions=256
+    )
+    assert vocabulary.multi_head.parameters == by_hand + 1024 * (32_000 + 2 * 258)
 
 
-shapes = st.builds(
-    lambda kv, queries, dim, ff, enc, dec, bias, pre_norm: (
-        Shape(
-            d_model=kv * queries * dim,
-            num_heads=kv * queries,
-            mha_d_ff=ff,
-            encoder_layers=enc,
-            decoder_layers=dec,
-            bias=bias,
-            pre_norm=pre_norm,
+def test_kept_d_ff_is_named_and_has_fewer_parameters() -> None:
+    """An MQA made from a trained MHA keeps its d_ff: it is not the MQA trained from scratch."""
+    kept = PAPER.resolve(Variant(1, d_ff="kept"))
+    assert kept.name == "mqa-ff4096"
+    assert (kept.encoder_d_ff, kept.decoder_d_ff) == (4096, 4096)
+    # 18 attentions lose 7 of 8 heads of K and V.
+    assert kept.residual == -18 * 2 * 1024 * 7 * 128
+    assert PAPER.resolve(Variant(2, "decoder", d_ff="kept")).name == "gqa2-dec-ff4096"
+    assert PAPER.resolve(Variant(8, d_ff="kept")) == PAPER.multi_head
+
+
+def test_mha_under_placement_decoder_is_mha() -> None:
+    for num_kv_heads in (None, 8):
+        assert PAPER.resolve(Variant(num_kv_heads, "decoder")) == PAPER.multi_head
+    assert PAPER.multi_head.placement == "all"
+    assert PAPER.multi_head.is_multi_head
+
+
+def baselines_with_divisors() -> st.SearchStrategy[tuple[Baseline, int]]:
+    """A baseline, and a number of key/value heads that divides its heads."""
+    return st.builds(
+        lambda kv, queries, dim, ff, enc, dec, bias, pre_norm: (
+            Baseline(
+                d_model=kv * queries * dim,
+                num_heads=kv * queries,
+                mha_d_ff=ff,
+                encoder_layers=enc,
+                decoder_layers=dec,
+                bias=bias,
+                pre_norm=pre_norm,
+            ),
+            kv,
         ),
-        kv,
-    ),
-    st.integers(1, 8),
-    st.integers(1, 8),
-    st.integers(1, 64),
-    st.integers(1, 4096),
-    st.integers(1, 12),
-    st.integers(1, 12),
-    st.booleans(),
-    st.booleans(),
-)
+        st.integers(1, 8),
+        st.integers(1, 8),
+        st.integers(1, 64),
+        st.integers(1, 4096),
+        st.integers(1, 12),
+        st.integers(1, 12),
+        st.booleans(),
+        st.booleans(),
+    )
 
 
-@given(shapes, st.sampled_from(PLACEMENTS))
+@given(baselines_with_divisors(), st.sampled_from(PLACEMENTS))
 def test_d_ff_is_the_largest_that_does_not_exceed(
-    shape_and_heads: tuple[Shape, int], placement: Placement
+    baseline_and_heads: tuple[Baseline, int], placement: Placement
 ) -> None:
-    shape, g = shape_and_heads
-    widths = matched_widths(shape, g, placement)
-    baseline = parameter_count(shape, shape.num_heads, placement)
-    assert parameter_count(shape, g, placement, widths) <= baseline
-    one_more = Widths(widths.encoder_d_ff + (placement == "all"), widths.decoder_d_ff + 1)
-    assert parameter_count(shape, g, placement, one_more) > baseline
-    assert widths.encoder_d_ff == (widths.decoder_d_ff if placement == "all" else shape.mha_d_ff)
+    baseline, g = baseline_and_heads
+    resolved = baseline.resolve(Variant(g, placement))
+    most = baseline.multi_head.parameters
+    assert resolved.parameters <= most
+    assert resolved.residual == resolved.parameters - most
+    # MHA has no placement: all its FFNs are the baseline's.
+    in_encoder = placement == "all" or g == baseline.num_heads
+    one_more = replace(
+        resolved,
+        encoder_d_ff=resolved.encoder_d_ff + in_encoder,
+        decoder_d_ff=resolved.decoder_d_ff + 1,
+    )
+    assert one_more.parameters > most
+    expected = resolved.decoder_d_ff if in_encoder else baseline.mha_d_ff
+    assert resolved.encoder_d_ff == expected
+    assert resolved.decoder_heads == replace(baseline.heads, num_kv_heads=g)
+    assert resolved.encoder_heads == (resolved.decoder_heads if in_encoder else baseline.heads)
 
 
-@given(shapes, st.sampled_from(PLACEMENTS))
-def test_table_of_any_shape(shape_and_heads: tuple[Shape, int], placement: Placement) -> None:
-    shape, g = shape_and_heads
-    rows = {row.num_kv_heads: row for row in parity_table(shape, placement)}
+@given(baselines_with_divisors(), st.sampled_from(PLACEMENTS))
+def test_table_of_any_shape(baseline_and_heads: tuple[Baseline, int], placement: Placement) -> None:
+    baseline, g = baseline_and_heads
+    rows = {row.num_kv_heads: row for row in parity_table(baseline, placement)}
     assert g in rows
     assert list(rows) == sorted(rows)
-    mha = rows[shape.num_heads]
-    assert (mha.encoder_d_ff, mha.decoder_d_ff) == (shape.mha_d_ff, shape.mha_d_ff)
+    mha = rows[baseline.num_heads]
+    assert mha == baseline.multi_head
+    assert (mha.encoder_d_ff, mha.decoder_d_ff) == (baseline.mha_d_ff, baseline.mha_d_ff)
     assert mha.residual == 0
     assert all(row.residual == row.parameters - mha.parameters <= 0 for row in rows.values())
 
 
-def shape_of(cfg: dict[str, Any], vocab_size: int) -> Shape:
-    return Shape(
-        d_model=cfg["encoder_embed_dim"],
-        num_heads=cfg["encoder_attention_heads"],
-        mha_d_ff=cfg["mha_ffn_embed_dim"],
-        encoder_layers=cfg["encoder_layers"],
-        decoder_layers=cfg["decoder_layers"],
-        bias=cfg.get("use_bias", False),
-        pre_norm=cfg["encoder_normalize_before"],
+@given(baselines_with_divisors())
+@example((Baseline(d_model=2, num_heads=2, mha_d_ff=1, encoder_layers=1, decoder_layers=1), 1))
+def test_two_that_differ_never_share_a_name(baseline_and_heads: tuple[Baseline, int]) -> None:
+    """All variants of a baseline: equal names and equal architectures are the same thing."""
+    baseline, _ = baseline_and_heads
+    divisors = [g for g in range(1, baseline.num_heads + 1) if baseline.num_heads % g == 0]
+    made = {
+        baseline.resolve(Variant(g, placement, d_ff=d_ff))
+        for g in (None, *divisors)
+        for placement in PLACEMENTS
+        for d_ff in FEED_FORWARDS
+    }
+    assert baseline.multi_head in made
+    assert len({architecture.name for architecture in made}) == len(made)
+
+
+@pytest.mark.parametrize(
+    ("variant", "message"),
+    [
+        (Variant(3), "num_kv_heads 3 does not divide 8 attention heads: choose one of 1, 2, 4, 8"),
+        (Variant(0), "num_kv_heads 0 does not divide"),
+        (Variant(placement="encoder"), "'encoder' is unknown: choose one of all, decoder"),  # type: ignore[arg-type]
+        (Variant(d_ff="wide"), "d_ff 'wide' is unknown: choose matched or kept"),  # type: ignore[arg-type]
+        (Variant(num_heads=16), "num_heads 16 is not the baseline's 8: .* not supported yet"),
+        (Variant(head_dim=64), "head_dim 64 is not .* = 128: .* not supported yet"),
+        (Variant(window=32), "window 32: local attention is not supported yet"),
+    ],
+    ids=["heads", "no_heads", "placement", "d_ff", "num_heads", "head_dim", "window"],
+)
+def test_refusals_are_one_line(variant: Variant, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as refused:
+        PAPER.resolve(variant)
+    assert "\n" not in str(refused.value)
+
+
+def test_the_baselines_own_numbers_may_be_said() -> None:
+    spelled = Variant(4, num_heads=8, head_dim=128)
+    assert PAPER.resolve(spelled) == PAPER.resolve(Variant(4))
+
+
+def baseline_of(options: dict[str, Any], vocab_size: int) -> Baseline:
+    return Baseline(
+        d_model=options["encoder_embed_dim"],
+        num_heads=options["encoder_attention_heads"],
+        mha_d_ff=options["mha_ffn_embed_dim"],
+        encoder_layers=options["encoder_layers"],
+        decoder_layers=options["decoder_layers"],
+        bias=options.get("use_bias", False),
+        pre_norm=options["encoder_normalize_before"],
         vocab_size=vocab_size,
-        max_source_positions=cfg["max_source_positions"] if cfg["encoder_learned_pos"] else 0,
-        max_target_positions=cfg["max_target_positions"] if cfg["decoder_learned_pos"] else 0,
+        max_source_positions=options["max_source_positions"]
+        if options["encoder_learned_pos"]
+        else 0,
+        max_target_positions=options["max_target_positions"]
+        if options["decoder_learned_pos"]
+        else 0,
     )
 
 
@@ -136,24 +209,104 @@ def shape_of(cfg: dict[str, Any], vocab_size: int) -> Shape:
     ],
     ids=lambda options: "-".join(options) or "tiny",
 )
-def test_built_models_have_the_predicted_parameters(
+def test_built_models_are_the_predicted_architecture(
     options: dict[str, Any], g: int, placement: Placement
 ) -> None:
     vocabulary = dictionary()
     model = build(vocabulary, num_kv_heads=g, attention_placement=placement, **options)
-    shape = shape_of(TINY | options, len(vocabulary))
-    assert sum(p.numel() for p in model.parameters()) == parameter_count(shape, g, placement)
+    asked = baseline_of(TINY | options, len(vocabulary)).resolve(Variant(g, placement))
+    assert sum(p.numel() for p in model.parameters()) == asked.parameters
+    assert architecture_of(model, asked.name, asked.residual) == asked
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("d_ff", FEED_FORWARDS)
+def test_a_model_built_from_an_architectures_options_is_that_architecture(
+    d_ff: Any, placement: Placement
+) -> None:
+    vocabulary = dictionary()
+    baseline = baseline_of(TINY, len(vocabulary))
+    asked = baseline.resolve(Variant(2, placement, d_ff=d_ff))
+    cfg = GroupedQueryTransformerConfig(**asked.fairseq_options())
+    model = GroupedQueryTransformerModel.build_model(cfg, task(vocabulary))
+    assert cfg.mha_ffn_embed_dim is None
+    assert architecture_of(model, asked.name, asked.residual) == asked
+
+
+def test_given_d_ff_are_taken_and_nothing_is_derived() -> None:
+    cfg = GroupedQueryTransformerConfig(
+        encoder_ffn_embed_dim=7, decoder_ffn_embed_dim=9, num_kv_heads=1
+    )
+    resolve(cfg)
+    assert (cfg.encoder_ffn_embed_dim, cfg.decoder_ffn_embed_dim) == (7, 9)
+    assert cfg.mha_ffn_embed_dim is None
+    again = replace(cfg)
+    resolve(again)
+    assert again == cfg
+    one = GroupedQueryTransformerConfig(encoder_ffn_embed_dim=7, num_kv_heads=1)
+    resolve(one)
+    assert (one.encoder_ffn_embed_dim, one.decoder_ffn_embed_dim) == (7, 5440)
+    assert one.mha_ffn_embed_dim == 4096
+
+
+@pytest.mark.parametrize("d_ff", [None, 64])
+def test_heads_are_checked_whether_d_ff_are_given_or_not(d_ff: int | None) -> None:
+    cfg = GroupedQueryTransformerConfig(
+        num_kv_heads=3, encoder_ffn_embed_dim=d_ff, decoder_ffn_embed_dim=d_ff
+    )
+    with pytest.raises(ValueError, match="num_kv_heads 3 does not divide"):
+        resolve(cfg)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"share_all_embeddings": False}, {"decoder_normalize_before": False}],
+    ids=["embeddings", "norms"],
+)
+def test_a_model_that_no_architecture_describes_is_refused(options: dict[str, Any]) -> None:
+    model = build(dictionary(), num_kv_heads=2, **options)
+    with pytest.raises(ValueError, match="parameters where its widths make") as refused:
+        architecture_of(model, "gqa2")
+    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("g", [1, 2, 4, 8])
 def test_built_small_architecture_has_the_predicted_parameters(g: int) -> None:
     vocabulary = dictionary()
     positions = {"max_source_positions": 256, "max_target_positions": 256}
-    options = SHAPES["small"] | positions
-    model = build(vocabulary, num_kv_heads=g, **options)
-    shape = shape_of(options, len(vocabulary))
+    baseline = replace(BASELINES["small"], vocab_size=len(vocabulary), **positions)
+    asked = baseline.resolve(Variant(g))
+    cfg = GroupedQueryTransformerConfig(**positions)
+    ARCH_CONFIG_REGISTRY[f"{asked.name}_transformer_small"](cfg)
+    model = GroupedQueryTransformerModel.build_model(cfg, task(vocabulary))
+    assert architecture_of(model, asked.name, asked.residual) == asked
     count = sum(p.numel() for p in model.parameters())
-    assert count == parameter_count(shape, g, "all") == parameter_count(shape, 8, "all")
+    assert count == asked.parameters == baseline.multi_head.parameters
+
+
+NAMES = [f"{v}_transformer_{s}" for v in ("mha", "gqa4", "gqa2", "mqa") for s in BASELINES]
+
+
+def test_named_architectures() -> None:
+    assert {*NAMES, "gqa_transformer"} == set(ARCH_MODEL_INV_REGISTRY["gqa_transformer"])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_fixes_the_shape_and_leaves_d_ff_to_be_derived(name: str) -> None:
+    """A user's own number of key/value heads gets the d_ff that goes with it."""
+    variant, _, size = name.split("_", 2)
+    baseline = BASELINES[size]
+    own_heads = {"mha": 8, "gqa4": 4, "gqa2": 2, "mqa": 1}[variant]
+    asked_for: list[dict[str, Any]] = [{}, {"num_kv_heads": 2}, {"attention_placement": "decoder"}]
+    for options in asked_for:
+        cfg = GroupedQueryTransformerConfig(**options)
+        ARCH_CONFIG_REGISTRY[name](cfg)
+        resolve(cfg)
+        placement = options.get("attention_placement", "all")
+        asked = baseline.resolve(Variant(options.get("num_kv_heads", own_heads), placement))
+        # MHA is the same wherever heads are changed; the option stays as it was given.
+        expected = asked.fairseq_options() | {"attention_placement": placement}
+        assert {key: getattr(cfg, key) for key in expected} == expected
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS)
@@ -180,8 +333,10 @@ def test_variants_differ_in_attention_and_width_alone(placement: Placement) -> N
 
 def test_command_line_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--json"]) == 0
-    rows = [ParityRow(**row) for row in json.loads(capsys.readouterr().out)]
-    assert rows == parity_table(PAPER, "all")
+    columns = ("num_kv_heads", "encoder_d_ff", "decoder_d_ff", "parameters", "residual")
+    assert json.loads(capsys.readouterr().out) == [
+        {column: getattr(row, column) for column in columns} for row in parity_table(PAPER, "all")
+    ]
 
 
 def test_command_line_any_shape(capsys: pytest.CaptureFixture[str]) -> None:
@@ -189,7 +344,7 @@ def test_command_line_any_shape(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*shape.split(), "--vocab-size", "100"]) == 0
     header, *lines = capsys.readouterr().out.splitlines()
     assert header.split() == ["G", "encoder", "d_ff", "decoder", "d_ff", "parameters", "residual"]
-    expected = Shape(512, 4, 2048, bias=True, pre_norm=False, vocab_size=100)
+    expected = Baseline(512, 4, 2048, bias=True, pre_norm=False, vocab_size=100)
     for line, row in zip(lines, parity_table(expected, "decoder"), strict=True):
         assert [int(cell.replace(",", "")) for cell in line.split()] == [
             row.num_kv_heads,
@@ -220,7 +375,25 @@ def test_command_line_errors(
     assert message in captured.err
 
 
-def test_parity_module_runs_as_a_command() -> None:
+def test_parity_module_runs_as_a_command_that_prints_nothing_else() -> None:
     command = [sys.executable, "-m", "gqa_fairseq.parity", "--json"]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert json.loads(result.stdout)[0]["encoder_d_ff"] == 5440
+    assert not result.stderr
+
+
+@pytest.mark.parametrize("module", ["parity", "architecture", "costs"])
+def test_arithmetic_needs_nothing_but_python(module: str) -> None:
+    """In a process of its own: all that is imported is Python's, and the plugin's arithmetic."""
+    script = (
+        f"import sys, gqa_fairseq.{module}; "
+        "names = {name.split('.')[0] for name in sys.modules}; "
+        "print(*sorted(names & {'torch', 'fairseq', 'numpy', 'omegaconf'}), "
+        "*sorted(name for name in sys.modules if name.startswith('gqa_fairseq.')))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    arithmetic = {"gqa_fairseq.architecture", "gqa_fairseq.parity", "gqa_fairseq.costs"}
+    assert f"gqa_fairseq.{module}" in result.stdout.split()
+    assert set(result.stdout.split()) <= arithmetic

@@ -19,7 +19,7 @@ from fairseq import search
 from fairseq.sequence_generator import SequenceGenerator
 from torch import Tensor
 
-from gqa_fairseq.attention import cache_bytes
+from gqa_fairseq.costs import cache_bytes
 from gqa_fairseq.decoding.search import GroupedQueryGenerator
 from gqa_fairseq.decoding.static_search import StaticSearch, bucket, source_edges
 from tests.kernel_runs import needs_gpu, needs_triton, run_tests

@@ -14,10 +14,10 @@ from fairseq.optim.adam import Adam
 from plugin_models import build, dictionary, random_lines, randomize, source_batch
 from torch import Tensor
 
-from gqa_fairseq.attention import cache_bytes
+from gqa_fairseq.architecture import PLACEMENTS
+from gqa_fairseq.costs import cache_bytes
 from gqa_fairseq.decoding.cache import DecoderCache
-from gqa_fairseq.model import GroupedQueryTransformerModel
-from gqa_fairseq.parity import PLACEMENTS
+from gqa_fairseq.models.gqa_transformer import GroupedQueryTransformerModel
 
 SENTENCES, STEPS = 5, 7
 VARIANTS = [(g, placement) for g in (1, 2, 4, 8) for placement in PLACEMENTS]

@@ -1,6 +1,6 @@
 """The mean of several checkpoints of one training, as a checkpoint (Vaswani et al. 2017, 6.1).
 
-    python -m gqa_fairseq.average OUT CHECKPOINT CHECKPOINT ...
+    python -m gqa_fairseq.checkpoints.average OUT CHECKPOINT CHECKPOINT ...
 
 fairseq's own script for it is not installed with the package, and lets a checkpoint run code.
 """
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from gqa_fairseq.checkpoint import allow_fairseq_checkpoints
+from gqa_fairseq.checkpoints.allowlist import allow_fairseq_checkpoints
 
 
 def average(paths: list[Path], out: Path) -> None:
@@ -44,7 +44,9 @@ def average(paths: list[Path], out: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Average checkpoints; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m gqa_fairseq.average", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m gqa_fairseq.checkpoints.average", description=__doc__
+    )
     parser.add_argument("out", type=Path)
     parser.add_argument("checkpoints", type=Path, nargs="+")
     parsed = parser.parse_args(arguments)

@@ -1,137 +1,30 @@
-"""The Transformer with grouped-query attention, as a fairseq model with a dataclass.
-
-No `from __future__ import annotations` here: fairseq reads the dataclass's types at run time, and
-its parser knows `Optional` but not `X | None`.
-"""
+"""The Transformer with grouped-query attention, as a fairseq model."""
 
 import sys
-from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field, fields
-from typing import Any, Optional
 
 import torch
-from fairseq import utils
-from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.dataclass.utils import gen_parser_from_dataclass
 from fairseq.models import register_model
 from fairseq.models.transformer import (
-    TransformerConfig,
     TransformerDecoderBase,
     TransformerEncoderBase,
     TransformerModelBase,
 )
+from fairseq.modules import LearnedPositionalEmbedding
 from omegaconf import OmegaConf, open_dict
-from torch import Tensor
+from torch import Tensor, nn
 
+from gqa_fairseq.architecture import Architecture, Heads
+from gqa_fairseq.attention import GroupedQueryAttention
 from gqa_fairseq.decoding.arranged import ArrangedWeights
 from gqa_fairseq.decoding.cache import DecoderCache
 from gqa_fairseq.layers import GroupedQueryDecoderLayer, GroupedQueryEncoderLayer
-from gqa_fairseq.parity import Shape, matched_widths
+from gqa_fairseq.models.config import GroupedQueryTransformerConfig, nested, resolve
 
 MODEL_NAME = "gqa_transformer"
 _CACHE_KEY = "gqa_decoder_cache"
-
-
-# Each option may be unset; see _option.
-Int = Optional[int]
-Float = Optional[float]
-Bool = Optional[bool]
-Text = Optional[str]
-ActivationChoice: Any = Optional[ChoiceEnum(utils.get_available_activation_fns())]
-
-
-def _option(fallback: Any, help_text: str) -> Any:
-    """A field that is None until it is set: by the user, a named architecture or `fallback`.
-
-    fairseq-hydra-train fills in a dataclass's defaults before the named architecture is asked, so
-    a default that is a value would silently win over the name.
-    """
-    return field(default=None, metadata={"help": help_text, "fallback": fallback})
-
-
-@dataclass
-class GroupedQueryTransformerConfig(FairseqDataclass):
-    """Flat, in fairseq's own names; what is not set has the size of Shazeer 2019's WMT14 model."""
-
-    num_kv_heads: Int = _option(
-        None, "key/value heads G: 1 is multi-query, unset is multi-head (G = attention heads)"
-    )
-    # Plain text and no choice: argparse would refuse with a page, check_placement has one line.
-    attention_placement: Text = _option(
-        "all",
-        "which attentions have G heads: all (Shazeer 2019), or the decoder's self- and "
-        "cross-attention (Ainslie et al. 2023)",
-    )
-    mha_ffn_embed_dim: Int = _option(
-        4096, "d_ff of the multi-head baseline; this model's is derived to match its parameters"
-    )
-    encoder_ffn_embed_dim: Int = _option(None, "encoder d_ff; overrides the derived one")
-    decoder_ffn_embed_dim: Int = _option(None, "decoder d_ff; overrides the derived one")
-    encoder_embed_dim: Int = _option(1024, "encoder width (d_model)")
-    decoder_embed_dim: Int = _option(1024, "decoder width, equal to the encoder's")
-    encoder_attention_heads: Int = _option(8, "query heads in the encoder")
-    decoder_attention_heads: Int = _option(8, "query heads in the decoder, equal to the encoder's")
-    encoder_layers: Int = _option(6, "encoder layers")
-    decoder_layers: Int = _option(6, "decoder layers")
-    encoder_normalize_before: Bool = _option(False, "layer norm before each encoder block")
-    decoder_normalize_before: Bool = _option(False, "layer norm before each decoder block")
-    encoder_learned_pos: Bool = _option(False, "learned source positions")
-    decoder_learned_pos: Bool = _option(False, "learned target positions")
-    use_bias: Bool = _option(
-        False, "biases in projections and feed-forward layers; without, parity is exact"
-    )
-    activation_fn: ActivationChoice = _option("relu", "activation of the feed-forward layers")
-    dropout: Float = _option(0.1, "dropout probability")
-    attention_dropout: Float = _option(0.0, "dropout probability for attention weights")
-    activation_dropout: Float = _option(0.0, "dropout probability after the activation")
-    share_decoder_input_output_embed: Bool = _option(False, "tie decoder input and output")
-    share_all_embeddings: Bool = _option(False, "tie encoder, decoder and output embeddings")
-    max_source_positions: Int = _option(1024, "longest source, in tokens")
-    max_target_positions: Int = _option(1024, "longest target, in tokens")
-
-
-def resolve(cfg) -> None:
-    """Fills in, in place, what is not set and what is derived: `num_kv_heads` and both d_ff.
-
-    Raises:
-        ValueError: heads that do not divide, or an encoder and a decoder of different widths.
-    """
-    for option in fields(GroupedQueryTransformerConfig):
-        if not option.name.startswith("_") and getattr(cfg, option.name, None) is None:
-            setattr(cfg, option.name, option.metadata["fallback"])
-    for name in ("embed_dim", "attention_heads"):
-        if getattr(cfg, f"encoder_{name}") != getattr(cfg, f"decoder_{name}"):
-            raise ValueError(
-                f"encoder and decoder {name} differ: parity is defined for equal ones; set both"
-            )
-    if cfg.num_kv_heads is None:
-        cfg.num_kv_heads = cfg.encoder_attention_heads
-    widths = matched_widths(
-        Shape(
-            d_model=cfg.encoder_embed_dim,
-            num_heads=cfg.encoder_attention_heads,
-            mha_d_ff=cfg.mha_ffn_embed_dim,
-            encoder_layers=cfg.encoder_layers,
-            decoder_layers=cfg.decoder_layers,
-            bias=cfg.use_bias,
-        ),
-        cfg.num_kv_heads,
-        cfg.attention_placement,
-    )
-    if cfg.encoder_ffn_embed_dim is None:
-        cfg.encoder_ffn_embed_dim = widths.encoder_d_ff
-    if cfg.decoder_ffn_embed_dim is None:
-        cfg.decoder_ffn_embed_dim = widths.decoder_d_ff
-
-
-def _nested(cfg) -> TransformerConfig:
-    """The same options in the nested form that fairseq's encoder and decoder read."""
-    names = [f.name for f in fields(GroupedQueryTransformerConfig) if not f.name.startswith("_")]
-    flat = Namespace(**{name: getattr(cfg, name) for name in names})
-    flat.decoder_input_dim = flat.decoder_output_dim = cfg.decoder_embed_dim
-    return TransformerConfig.from_namespace(flat)
 
 
 class GroupedQueryTransformerEncoder(TransformerEncoderBase):
@@ -364,7 +257,7 @@ class GroupedQueryTransformerModel(TransformerModelBase):
         try:
             with open_dict(cfg) if OmegaConf.is_config(cfg) else nullcontext():
                 resolve(cfg)
-            return super().build_model(_nested(cfg), task)
+            return super().build_model(nested(cfg), task)
         except ValueError as error:
             sys.exit(f"error: {error}")
 
@@ -386,3 +279,53 @@ class GroupedQueryTransformerModel(TransformerModelBase):
     @classmethod
     def build_decoder(cls, cfg, tgt_dict, embed_tokens) -> GroupedQueryTransformerDecoder:
         return GroupedQueryTransformerDecoder(cfg, tgt_dict, embed_tokens)
+
+
+def architecture_of(
+    model: GroupedQueryTransformerModel, name: str, residual: int = 0
+) -> Architecture:
+    """What was built, counted from the modules: widths, heads, layers, positions, vocabulary.
+
+    Modules know no baseline, so `name` and `residual` are taken over: those of the architecture
+    that was asked for, whose equality with the result is then a check of the built model.
+
+    Raises:
+        ValueError: the model is none that an `Architecture` describes, because its parameters are
+            not as many: embeddings that are not shared, norms in other places, 8-bit layers.
+    """
+    encoder, decoder = model.encoder, model.decoder
+    encoder_layer, decoder_layer = encoder.layers[0], decoder.layers[0]
+    built = Architecture(
+        name=name,
+        d_model=decoder.embed_tokens.embedding_dim,
+        encoder_heads=_heads(encoder_layer.self_attn),
+        decoder_heads=_heads(decoder_layer.self_attn),
+        window=None,
+        encoder_layers=len(encoder.layers),
+        decoder_layers=len(decoder.layers),
+        encoder_d_ff=encoder_layer.fc1.out_features,
+        decoder_d_ff=decoder_layer.fc1.out_features,
+        bias=decoder_layer.fc1.bias is not None,
+        pre_norm=decoder_layer.normalize_before,
+        vocab_size=decoder.output_projection.out_features,
+        max_source_positions=_learned_positions(encoder.embed_positions),
+        max_target_positions=_learned_positions(decoder.embed_positions),
+        residual=residual,
+    )
+    counted = sum(parameter.numel() for parameter in model.parameters())
+    if counted != built.parameters:
+        raise ValueError(
+            f"the model has {counted:,} parameters where its widths make {built.parameters:,}: "
+            "an architecture has one shared embedding, the same norms and biases on both sides, "
+            "and no layers in 8 bits"
+        )
+    return built
+
+
+def _heads(attention: GroupedQueryAttention) -> Heads:
+    return Heads(attention.num_heads, attention.head_dim, attention.num_kv_heads)
+
+
+def _learned_positions(table: nn.Module | None) -> int:
+    """How many positions are learned; 0 for sinusoids and for none."""
+    return table.max_positions if isinstance(table, LearnedPositionalEmbedding) else 0

@@ -1,0 +1,253 @@
+"""What decoding has to move and to compute, and what training keeps: whole bytes and operations.
+
+Shazeer 2019 (sections 2.4 and 3.1) argues by orders of magnitude; here every term of this plugin's
+decoder is counted, for one step with t positions of B sentences with W beams each (legend: see
+attention.py and architecture.py; F is the decoder's d_ff, V the vocabulary, L the decoder's layers,
+S the padded source; elements, not bytes):
+
+    matrices     L * (C (D_q + 2 D_kv) + 3 C D_q + 2 C F) + V C             each once a step
+    weights      the matrices, and the norms L * 6 C, with pre-norm 2 C more, and biases if any
+    self_kv      L * 2 B W D_kv * t    read, of which this step's B W were written: + L * 2 B W D_kv
+    source_kv    L * 2 B D_kv * S      read once a sentence, whatever the beam
+    logits       2 * B W V             written and read
+    embeddings   B W C
+
+and before the first step, once a batch, its keys and values of the source: the encoder's output
+B S C and the weights L * 2 C D_kv are read, L * 2 B S D_kv are written.
+
+An element of a matrix takes `weight_bytes`, every other element `element_bytes`. They differ for
+linear layers in 8 bits (decoding/int8.py): all matrices above are in 8 bits there, the output layer
+and the projections of the source included; embeddings, norms, biases, cache and scores are not.
+
+Not counted, because it stays in a processor's caches or is small: the hidden activations, the
+scores of attention, the mask of ancestry, the scales of 8-bit weights, what the search itself
+keeps. So these are lower bounds: time may be compared with them, never the other way round. There
+is one exception: with a beam (W > 1) self_kv counts all slots, and where beams have come to share
+their history the native operators and the GPU's kernel leave out those that no beam descends from.
+
+Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from gqa_fairseq.architecture import Architecture
+
+# Bytes of training a parameter. fp32: weight, gradient and Adam's two moments. 16 bits: fairseq
+# keeps weight and gradient twice, in 16 bits to compute and in fp32 for the optimizer.
+BYTES_PER_PARAMETER = {"fp32": 4 * 4, "bf16": 2 * 2 + 4 * 4, "fp16": 2 * 2 + 4 * 4}
+# What backward needs of one token, roughly: so many activations of d_model a layer, of d_ff (before
+# and after the ReLU), and of the vocabulary (scores and their gradient as they are computed, and
+# log-probabilities in fp32). Attention weights are left out: at lines of 30 tokens they are small.
+ENCODER_D_MODELS, DECODER_D_MODELS, D_FFS = 10, 16, 2
+
+
+@dataclass(frozen=True)
+class Work:
+    """Bytes by what they are for, and operations (a multiplication and an addition are two)."""
+
+    bytes_by_part: dict[str, int] = field(default_factory=dict)
+    flops: int = 0
+
+    def __add__(self, other: Work) -> Work:
+        parts = {
+            part: self.bytes_by_part.get(part, 0) + other.bytes_by_part.get(part, 0)
+            for part in self.bytes_by_part | other.bytes_by_part
+        }
+        return Work(parts, self.flops + other.flops)
+
+    @property
+    def bytes_moved(self) -> int:
+        return sum(self.bytes_by_part.values())
+
+
+def step_matrix_elements(architecture: Architecture) -> int:
+    """Elements of all matrices that one decoding step multiplies its rows by."""
+    C, heads = architecture.d_model, architecture.decoder_heads
+    attentions = C * (heads.query_width + 2 * heads.kv_width) + 3 * C * heads.query_width
+    ffn = 2 * C * architecture.decoder_d_ff
+    return architecture.decoder_layers * (attentions + ffn) + architecture.vocab_size * C
+
+
+def step_vector_elements(architecture: Architecture) -> int:
+    """Elements of the norms and biases that one decoding step reads."""
+    C, heads = architecture.d_model, architecture.decoder_heads
+    norms, biases = 6 * C, 0
+    if architecture.bias:
+        self_attention = heads.query_width + 2 * heads.kv_width + C
+        cross_attention = heads.query_width + C
+        biases = self_attention + cross_attention + architecture.decoder_d_ff + C
+    final_norm = 2 * C if architecture.pre_norm else 0
+    return architecture.decoder_layers * (norms + biases) + final_norm
+
+
+def source_matrix_elements(architecture: Architecture) -> int:
+    """The projections of the source's keys and values, used once a batch; without biases."""
+    kv_width = architecture.decoder_heads.kv_width
+    return 2 * architecture.decoder_layers * kv_width * architecture.d_model
+
+
+def source_vector_elements(architecture: Architecture) -> int:
+    """The biases of the projections of the source's keys and values."""
+    each = architecture.decoder_heads.kv_width if architecture.bias else 0
+    return 2 * architecture.decoder_layers * each
+
+
+def source_work(
+    architecture: Architecture,
+    *,
+    batch: int,
+    source_tokens: int,
+    element_bytes: int,
+    weight_bytes: int | None = None,
+) -> Work:
+    """Before the first step: the source's keys and values, from the encoder's output.
+
+    `source_tokens` is S, padding included; for the others see `decoding_work`.
+    """
+    matrices, vectors = source_matrix_elements(architecture), source_vector_elements(architecture)
+    written = _cached(architecture, batch, 1, source_tokens, 0, element_bytes)["cross"]
+    read = batch * source_tokens * architecture.d_model * element_bytes
+    weights = matrices * (weight_bytes or element_bytes) + vectors * element_bytes
+    flops = 2 * batch * source_tokens * matrices
+    return Work({"weights": weights, "source_kv": read + written}, flops)
+
+
+def step_work(
+    architecture: Architecture,
+    *,
+    batch: int,
+    beam: int,
+    source_tokens: int,
+    length: int,
+    element_bytes: int,
+    weight_bytes: int | None = None,
+) -> Work:
+    """One step that makes `length` positions in all, of `batch` sentences still unfinished."""
+    rows = batch * beam
+    matrices, vectors = step_matrix_elements(architecture), step_vector_elements(architecture)
+    cached = _cached(architecture, batch, beam, source_tokens, length, element_bytes)
+    new = _cached(architecture, batch, beam, 0, 1, element_bytes)["self"]
+    parts = {
+        "weights": matrices * (weight_bytes or element_bytes) + vectors * element_bytes,
+        "self_kv": cached["self"] + new,
+        "source_kv": cached["cross"],
+        "logits": 2 * rows * architecture.vocab_size * element_bytes,
+        "embeddings": rows * architecture.d_model * element_bytes,
+    }
+    # A beam's scores cover the slots of all beams of its sentence; the mask then hides the others.
+    slots = beam * length + source_tokens
+    query_width = architecture.decoder_heads.query_width
+    attention = 4 * rows * architecture.decoder_layers * query_width * slots
+    return Work(parts, 2 * rows * matrices + attention)
+
+
+def decoding_work(
+    architecture: Architecture,
+    *,
+    beam: int,
+    source_tokens: int,
+    steps: Sequence[int],
+    element_bytes: int,
+    weight_bytes: int | None = None,
+) -> Work:
+    """One batch from the encoder's output to the end.
+
+    Args:
+        beam: hypotheses a sentence.
+        source_tokens: S, padding included.
+        steps: for each sentence, the steps until it leaves the batch: the tokens of its longest
+            hypothesis, end of sentence included.
+        element_bytes: bytes of an element of the cache, scores, embeddings, norms and biases.
+        weight_bytes: bytes of an element of a matrix, 1 for layers in 8 bits; unset: the same.
+    """
+    work = source_work(
+        architecture,
+        batch=len(steps),
+        source_tokens=source_tokens,
+        element_bytes=element_bytes,
+        weight_bytes=weight_bytes,
+    )
+    for length in range(1, max(steps) + 1):
+        work += step_work(
+            architecture,
+            batch=sum(count >= length for count in steps),
+            beam=beam,
+            source_tokens=source_tokens,
+            length=length,
+            element_bytes=element_bytes,
+            weight_bytes=weight_bytes,
+        )
+    return work
+
+
+def cache_bytes(
+    *,
+    batch: int,
+    beam: int,
+    source_tokens: int,
+    target_tokens: int,
+    layers: int,
+    num_kv_heads: int,
+    head_dim: int,
+    bytes_per_element: int,
+) -> dict[str, int]:
+    """Bytes of K and V that decoding keeps, counted: `self` for every beam, `cross` a sentence.
+
+    The number of query heads does not appear: that is the point (Shazeer 2019, section 3.1).
+    """
+    per_position = 2 * layers * num_kv_heads * head_dim * bytes_per_element
+    return {
+        "self": batch * beam * target_tokens * per_position,
+        "cross": batch * source_tokens * per_position,
+    }
+
+
+def training_memory_bytes(
+    architecture: Architecture, precision: str, tokens: int
+) -> tuple[int, int]:
+    """Estimates for one device: what the parameters take, and the activations of one batch.
+
+    bytes a parameter * parameters, and tokens * (bytes an element * (encoder layers *
+    (10 d_model + 2 d_ff) + decoder layers * (16 d_model + 2 d_ff)) + vocabulary * (scores)).
+
+    Args:
+        architecture: the whole model, vocabulary and positions included.
+        precision: `fp32`, `bf16` or `fp16`.
+        tokens: tokens of one batch, padding included.
+
+    Raises:
+        ValueError: the precision is another one.
+    """
+    if precision not in BYTES_PER_PARAMETER:
+        choices = ", ".join(BYTES_PER_PARAMETER)
+        raise ValueError(f"precision {precision!r} is unknown: choose one of {choices}")
+    element = 4 if precision == "fp32" else 2
+    encoder = ENCODER_D_MODELS * architecture.d_model + D_FFS * architecture.encoder_d_ff
+    decoder = DECODER_D_MODELS * architecture.d_model + D_FFS * architecture.decoder_d_ff
+    layers = architecture.encoder_layers * encoder + architecture.decoder_layers * decoder
+    scores = architecture.vocab_size * (2 * element + 2 * 4)
+    state = architecture.parameters * BYTES_PER_PARAMETER[precision]
+    return state, tokens * (element * layers + scores)
+
+
+def _cached(
+    architecture: Architecture,
+    batch: int,
+    beam: int,
+    source_tokens: int,
+    target_tokens: int,
+    element_bytes: int,
+) -> dict[str, int]:
+    return cache_bytes(
+        batch=batch,
+        beam=beam,
+        source_tokens=source_tokens,
+        target_tokens=target_tokens,
+        layers=architecture.decoder_layers,
+        num_kv_heads=architecture.decoder_heads.num_kv_heads,
+        head_dim=architecture.decoder_heads.head_dim,
+        bytes_per_element=element_bytes,
+    )
