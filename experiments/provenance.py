@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from experiments.record_parts import CodeInfo, Hardware
+from experiments.records.parts import CodeInfo, Hardware
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -47,11 +47,11 @@ def code_info(root: Path = ROOT) -> CodeInfo:
     top = _output("git", "-C", str(root), "rev-parse", "--show-toplevel")
     if not commit or not top or Path(top).resolve() != root.resolve():
         # No git, no commit yet, or a copy that merely lies inside another repository.
-        return CodeInfo(commit=None, dirty=None, version=code_version(root))
+        return CodeInfo(commit=None, dirty=None, digest=code_version(root))
     excluded = [f":(exclude){view}" for view in VIEWS]
     folders = [folder for folder in SOURCE_FOLDERS if (root / folder).exists()]
     changes = _output("git", "-C", str(root), "status", "--porcelain", "--", *folders, *excluded)
-    return CodeInfo(commit=commit, dirty=changes != "", version=code_version(root))
+    return CodeInfo(commit=commit, dirty=changes != "", digest=code_version(root))
 
 
 def code_version(root: Path = ROOT) -> str:

@@ -66,12 +66,14 @@ class Engine(ABC):
 
     `is_exact`: it finds what fairseq finds, and is used where no engine is named.
     `ends_as_forced`: a forced length is ended as fairseq ends it, so hypotheses can be compared.
+    `weight_bytes`: bytes of an element of a matrix of weights, where it is not that of the rest.
     """
 
     name: str
     help: str
     is_exact = True
     ends_as_forced = True
+    weight_bytes: int | None = None
 
     def refusal(self, architecture: Architecture, device: Device, dtype: str) -> str | None:
         """Why this engine cannot decode with this architecture there, in words; None if it can.

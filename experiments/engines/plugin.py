@@ -72,6 +72,7 @@ class Int8(PluginEngine):
     name = "gqa+int8"
     help = "as gqa, with linear layers in 8 bits (on a CPU in float32); not used unless named"
     is_exact = False
+    weight_bytes = 1
 
     def refusal(self, architecture: Architecture, device: Device, dtype: str) -> str | None:
         if (device, dtype) == ("cpu", "float32"):
