@@ -1,31 +1,25 @@
-"""What the machine can do: how fast it reads memory and multiplies matrices, and the clock.
+"""What the machine can do: how fast it reads memory and multiplies matrices.
 
-Measured where and when the engines are, between their runs, so that a share of it means something.
+Measured where and when the contenders are, between their rounds, so that a share of it means
+something.
 """
 
 from __future__ import annotations
 
-import time
-
 import torch
+
+from experiments.engines.clock import now
 
 # Far larger than any processor's caches.
 _READ_BYTES = {"cpu": 256 * 2**20, "cuda": 2 * 2**30}
 _MATRIX_ROWS = {"cpu": 2048, "cuda": 8192}
 
 
-def now(device: torch.device) -> float:
-    """Seconds on a steady clock, once the device has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
-
-
 class MachineProbe:
     """Reads one large float32 array, and multiplies two square matrices of `dtype`.
 
     Decoding reads far more than it writes, so reading is what is measured. The number of threads
-    is torch's, as for the engines.
+    is torch's, as for the contenders.
     """
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:

@@ -1,0 +1,1 @@
+"""Measuring: contenders do the same work in turn, `python -m experiments.measure REQUEST OUT`."""

@@ -1,0 +1,217 @@
+"""What is to be measured, as a file: the one input of `python -m experiments.measure`.
+
+Whoever asks for a measurement writes it and imports neither torch nor fairseq for that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta
+
+from experiments.engines import ENGINES, find_engine
+from experiments.errors import ExperimentError
+from experiments.records.checked import Checked, Device, Positive, Sha256, Text
+from experiments.records.measurement import FixedLengths, TestSet, TrainingUpdates, Workload
+from gqa_fairseq.architecture import Architecture
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+# Sentences, source tokens and target tokens, end of sentence included.
+FixedShape = tuple[int, int, int]
+TRAINER = "fairseq"  # the engine of training updates
+
+
+class RequestedContender(Checked, frozen=True, kw_only=True):
+    """An architecture with an engine.
+
+    `checkpoint` is the file whose weights are used where it has the positions that are needed;
+    `data` the folder of the binarized corpus with the dictionary of its model. `jobs` are the ids of
+    the jobs whose speed this is. `training_command` is the job's own, from `fairseq-train` on; with
+    it training updates can be measured. The number of processes in it does not count: one is used.
+    """
+
+    architecture: Architecture
+    engine: Text
+    checkpoint: str | None = None
+    data: str | None = None
+    jobs: list[Sha256] = []
+    training_command: list[str] = []
+
+    @property
+    def name(self) -> str:
+        return f"{self.architecture.name}, {self.engine}"
+
+
+class RequestedText(Checked, frozen=True, kw_only=True):
+    """The test set of a prepared data folder, and how it is translated.
+
+    `data` has bin/, text/ and spm.model. The limits of length are fairseq's: a translation has at
+    most `max_len_a` * source + `max_len_b` tokens; scores are divided by length ** `length_alpha`.
+    """
+
+    name: Text
+    data: Text
+    source_lang: Text
+    target_lang: Text
+    batch: Positive
+    length_alpha: float
+    max_len_a: float
+    max_len_b: int
+
+
+class RequestedTraining(Checked, frozen=True, kw_only=True):
+    """Updates on `batch` sentence pairs of these lengths."""
+
+    batch: Positive
+    repeats: Positive = 5
+    source_tokens: Positive = 128
+    target_tokens: Positive = 128
+
+
+class Request(Checked, frozen=True, kw_only=True):
+    """One measurement: every contender on every workload.
+
+    Workloads are each of `shapes`, or `text`, with each of `beams`, and `training` for the
+    contenders that have a training command. Each is warmed up `warmup_runs` times and measured
+    `repeats` times. `memory` asks for peak memory as well.
+    """
+
+    contenders: Annotated[list[RequestedContender], Meta(min_length=1)]
+    shapes: list[FixedShape] = []
+    text: RequestedText | None = None
+    beams: list[int]
+    training: RequestedTraining | None = None
+    warmup_runs: Positive = 1
+    repeats: Positive = 5
+    memory: bool = True
+    device: Device
+    dtype: Dtype
+    threads: Positive
+
+
+def check_request(request: Request) -> list[str]:
+    """Refuse what cannot be measured, before any work.
+
+    Returns:
+        One line for each contender that its engine refuses; the others can be measured.
+
+    Raises:
+        ExperimentError: one line: nothing to measure, something doubled, an unknown engine, or all
+            contenders are refused.
+    """
+    if not request.shapes and request.text is None:
+        raise ExperimentError(
+            "shapes is empty: give at least one BATCHxSOURCExTARGET, such as 32x128x64"
+        )
+    shapes = ["x".join(map(str, shape)) for shape in request.shapes]
+    _refuse_doubled("shapes", shapes)
+    for shape, (batch, source, target) in zip(shapes, request.shapes, strict=True):
+        if min(batch, source) < 1 or target < 2:
+            raise ExperimentError(
+                f"shapes: {shape}: a batch has at least 1 sentence, a source 1 token and a target "
+                "2 tokens (one ends the sentence)"
+            )
+    if not request.beams:
+        raise ExperimentError("beams is empty: give at least one, such as 4 or 1 (greedy)")
+    _refuse_doubled("beams", request.beams)
+    if min(request.beams) < 1:
+        raise ExperimentError(f"beams: {min(request.beams)} is not a whole number above 0")
+    _refuse_doubled("contenders", [c.name for c in request.contenders])
+    for contender in request.contenders:
+        find_engine(contender.engine)
+        if request.text and not contender.checkpoint:
+            raise ExperimentError(f"{contender.name}: real text needs a checkpoint")
+    refused = [(c, _refusal(c, request)) for c in request.contenders]
+    reasons = [f"{c.name}: left out: {reason}" for c, reason in refused if reason]
+    if len(reasons) == len(request.contenders):
+        causes = "; ".join(dict.fromkeys(reason for _, reason in refused if reason))
+        accepted = [
+            name
+            for name, engine in ENGINES.items()
+            if any(
+                engine.refusal(c.architecture, request.device, request.dtype) is None
+                for c in request.contenders
+            )
+        ]
+        raise ExperimentError(f"nothing to measure: {causes} (choose of {', '.join(accepted)})")
+    return reasons
+
+
+def without_refused(request: Request) -> list[RequestedContender]:
+    """The contenders that can be measured."""
+    return [c for c in request.contenders if _refusal(c, request) is None]
+
+
+def decoding_workloads(request: Request, sentences: int = 0, source_tokens: int = 0) -> list[Any]:
+    """The workloads of decoding, in order; `sentences` and `source_tokens` are those of `text`."""
+    found: list[Workload] = []
+    for batch, source, target in request.shapes:
+        own = [c.architecture for c in request.contenders]
+        limits = [n for a in own for n in (a.max_source_positions, a.max_target_positions)]
+        found += [
+            FixedLengths(
+                batch=batch,
+                source_tokens=source,
+                target_tokens=target,
+                beam=beam,
+                max_positions=max(source, target, *limits),
+            )
+            for beam in request.beams
+        ]
+    if request.text:
+        found += [
+            TestSet(
+                name=request.text.name,
+                batch=request.text.batch,
+                sentences=sentences,
+                source_tokens=source_tokens,
+                beam=beam,
+            )
+            for beam in request.beams
+        ]
+    return found
+
+
+def training_workload(training: RequestedTraining) -> TrainingUpdates:
+    return TrainingUpdates(
+        batch=training.batch,
+        source_tokens=training.source_tokens,
+        target_tokens=training.target_tokens,
+    )
+
+
+def weights_of(
+    contenders: Sequence[RequestedContender], needed_positions: int
+) -> Literal["random", "trained"]:
+    """Trained where every contender has a checkpoint with as many positions, else random.
+
+    All or none: where beams come to share their history, time depends on the weights.
+    """
+    for contender in contenders:
+        own = contender.architecture
+        positions = min(own.max_source_positions, own.max_target_positions)
+        if not contender.checkpoint or positions < needed_positions:
+            return "random"
+    return "trained"
+
+
+def with_positions(architecture: Architecture, positions: int) -> Architecture:
+    """The same with at least so many positions."""
+    return replace(
+        architecture,
+        max_source_positions=max(architecture.max_source_positions, positions),
+        max_target_positions=max(architecture.max_target_positions, positions),
+    )
+
+
+def _refusal(contender: RequestedContender, request: Request) -> str | None:
+    engine = find_engine(contender.engine)
+    return engine.refusal(contender.architecture, request.device, request.dtype)
+
+
+def _refuse_doubled(field: str, values: Sequence[Any]) -> None:
+    for value in values:
+        if values.count(value) > 1:
+            raise ExperimentError(f"{field}: {value} is there twice (remove one)")

@@ -1,0 +1,196 @@
+"""One measurement from the request to the record."""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+
+import torch
+
+from experiments.records import provenance
+from experiments.engines import find_engine
+from experiments.errors import ExperimentError
+from experiments.measure.decoding import Decoder
+from experiments.measure.loop import Competitor, measure
+from experiments.measure.machine import MachineProbe
+from experiments.measure.memory import Peak, can_restart_peak, in_fresh_process, peak_of
+from experiments.measure.request import (
+    Request,
+    RequestedContender,
+    decoding_workloads,
+    training_workload,
+    weights_of,
+    without_refused,
+)
+from experiments.measure.training import Training
+from experiments.measure.workloads import Text, load_text
+from experiments.records.measurement import (
+    FixedLengths,
+    Measurement,
+    TestSet,
+    Timing,
+    TrainingUpdates,
+    Workload,
+)
+from experiments.records.parts import Provenance
+from gqa_fairseq.decoding.native import operators_name
+
+# Title of the workload, rounds done, rounds in all.
+OnRound = Callable[[str, int, int], None]
+# Whose peak, and of which workload.
+Peaks = dict[tuple[RequestedContender, Workload], Peak]
+
+
+def run_request(
+    request: Request,
+    on_timing: Callable[[Measurement], None] = lambda measurement: None,
+    on_round: OnRound = lambda title, done, rounds: None,
+) -> Measurement:
+    """Measure every contender that its engine does not refuse on every workload.
+
+    `on_timing` gets what is measured so far, after every workload.
+
+    Raises:
+        ExperimentError: no such device, a checkpoint or corpus that cannot be read, out of memory,
+            or a check that failed: the number of tokens, the size of the cache.
+    """
+    if request.device == "cuda" and not torch.cuda.is_available():
+        raise ExperimentError("no CUDA device is there (use --device cpu)")
+    quieten_fairseq()
+    torch.set_num_threads(request.threads)
+    device, dtype = torch.device(request.device), getattr(torch, request.dtype)
+    made_by = Provenance(  # of the code that runs, whatever is committed meanwhile
+        code=provenance.code_info(),
+        versions=provenance.versions(),
+        hardware=provenance.hardware(),
+        threads=request.threads,
+    )
+    contenders = without_refused(request)
+    text = load_text(request.text) if request.text else None
+    decoding = _decoding_workloads(request, text)
+    training = training_workload(request.training) if request.training else None
+    trained = _one_each_architecture(contenders) if training else []
+    # Memory first: this process does not hold a model yet.
+    peaks = _peaks(request, contenders, decoding, trained, training) if request.memory else {}
+    probe = MachineProbe(device, dtype)
+    timings: list[Timing] = []
+
+    def time(competitors: Sequence[Competitor], workload: Workload, repeats: int) -> None:
+        timing = measure(
+            competitors,
+            workload,
+            probe,
+            warmup_runs=request.warmup_runs,
+            repeats=repeats,
+            bleu=text.bleu if text and isinstance(workload, TestSet) else None,
+            on_round=lambda done, rounds: on_round(workload.title, done, rounds),
+        )
+        timings.append(timing)
+        on_timing(result())
+
+    def result() -> Measurement:
+        return Measurement(
+            created_utc=datetime.now(UTC),
+            provenance=made_by,
+            device=request.device,
+            dtype=request.dtype,
+            operators=operators_name(torch.empty(0, device=device, dtype=dtype)),
+            timings=timings,
+        )
+
+    decoders = [Decoder(c, device, dtype, is_alone=False) for c in contenders]
+    try:
+        for workload in decoding:
+            weights = weights_of(contenders, _needed_positions(workload))
+            competitors = [decoder.take(workload, weights, text) for decoder in decoders]
+            for asked, competitor in zip(contenders, competitors, strict=True):
+                competitor.peak = peaks.get((asked, workload))
+            time(competitors, workload, request.repeats)
+    finally:
+        for decoder in decoders:
+            decoder.close()
+    if training and request.training:
+        competitors = decoders = []  # their memory goes before the trainers take theirs
+        gc.collect()
+        trainers = [Training(asked, training) for asked in trained]
+        for asked, trainer in zip(trained, trainers, strict=True):
+            trainer.peak = peaks.get((asked, training))
+        time(trainers, training, request.training.repeats)
+    return result()
+
+
+def quieten_fairseq() -> None:
+    """Else it has a line for every dictionary."""
+    logging.getLogger("fairseq").setLevel(logging.WARNING)
+
+
+def _decoding_workloads(request: Request, text: Text | None) -> list[FixedLengths | TestSet]:
+    if text is None:
+        return decoding_workloads(request)
+    return decoding_workloads(request, text.sentences, text.source_tokens)
+
+
+def _needed_positions(workload: FixedLengths | TestSet) -> int:
+    """0 for real text: what is prepared for a model fits it."""
+    if isinstance(workload, TestSet):
+        return 0
+    return max(workload.source_tokens, workload.target_tokens)
+
+
+def _one_each_architecture(contenders: Sequence[RequestedContender]) -> list[RequestedContender]:
+    """Those with a training command, the first of each architecture."""
+    found: dict[str, RequestedContender] = {}
+    for contender in contenders:
+        if contender.training_command:
+            found.setdefault(contender.architecture.name, contender)
+    return list(found.values())
+
+
+def _peaks(
+    request: Request,
+    contenders: Sequence[RequestedContender],
+    decoding: Sequence[FixedLengths | TestSet],
+    trained: Sequence[RequestedContender],
+    training: TrainingUpdates | None,
+) -> Peaks:
+    """One fresh process a contender, which goes through all workloads, training last."""
+    found: Peaks = {}
+    for asked in contenders:
+        workloads: list[Workload] = list(decoding)
+        if not find_engine(asked.engine).sees_memory(request.device):
+            workloads = []
+        if training and asked in trained:
+            workloads.append(training)
+        arguments = (request, asked)
+        peaks = in_fresh_process(asked.name, _peaks_here, arguments, workloads)
+        found |= {(asked, w): peak for w, peak in zip(workloads, peaks, strict=True)}
+    return found
+
+
+def _peaks_here(
+    request: Request, asked: RequestedContender, workloads: Sequence[Workload]
+) -> list[Peak]:
+    """Runs in the fresh process, on all workloads or on as many as it can tell apart."""
+    quieten_fairseq()
+    torch.set_num_threads(request.threads)
+    contenders = without_refused(request)
+    decoder = Decoder(
+        asked, torch.device(request.device), getattr(torch, request.dtype), is_alone=True
+    )
+    text = load_text(request.text) if request.text else None
+    peaks = []
+    for workload in workloads if can_restart_peak(request.device) else workloads[:1]:
+        competitor: Competitor
+        if isinstance(workload, TrainingUpdates):
+            decoder.close()
+            competitor = Training(asked, workload)
+        else:
+            weights = weights_of(contenders, _needed_positions(workload))
+            competitor = decoder.take(workload, weights, text)
+        peaks.append(peak_of(competitor.run, request.device))
+    decoder.close()
+    return peaks
+
+
