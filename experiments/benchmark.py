@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from gqa_fairseq.architectures import SHAPES
 from rich.console import Console
 from rich.progress import track
 
@@ -57,7 +58,6 @@ from experiments.record_parts import MemoryKind
 from experiments.stage import max_rss_bytes
 from experiments.storage import read_json, write_json
 from experiments.workloads import FixedLengths, JobText, Workload, WorkloadSpec
-from gqa_fairseq.architectures import SHAPES
 from gqa_fairseq.decoding.native import operators_name
 from gqa_fairseq.parity import check_kv_heads
 

@@ -286,8 +286,7 @@ def _contradictions_of_updates(train: TrainConfig) -> Iterator[str]:
         )
     if train.warmup_updates >= updates:
         yield (
-            f"train.warmup_updates={train.warmup_updates} must be below "
-            f"train.max_updates={updates}"
+            f"train.warmup_updates={train.warmup_updates} must be below train.max_updates={updates}"
         )
     written = -(-updates // validate)
     if train.average_checkpoints is not None and train.average_checkpoints > written:

@@ -5,19 +5,33 @@ It takes the overrides of `experiments.run`, and puts the data where jobs of tha
 
 import sys
 
-from experiments.corpus import prepare_data
+import hydra
+from omegaconf import DictConfig
+
 from experiments.errors import ExperimentError
-from experiments.run import compose_jobs
+from experiments.stages.corpus import prepare_data
+from experiments.stages.graph import job_of
+from experiments.stages.sweep import resolve
+
+
+@hydra.main(version_base="1.3", config_path="../conf", config_name="suite")
+def prepare(config: DictConfig) -> None:
+    """Prepare the data of one job of the command line; ends the process where that fails."""
+    try:
+        job = job_of(resolve(config))
+        prepare_data(job.config, job.prepare, again=job.config.rerun == "prepare")
+    except ExperimentError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 def main() -> int:
-    """Prepare the data of each job of the command line; returns the exit code."""
+    """Prepare what the command line asks for; returns the exit code."""
+    # Nothing is trained: nothing to measure or report. Overrides stand side by side.
+    first = next((i for i, given in enumerate(sys.argv) if "=" in given), len(sys.argv))
+    sys.argv.insert(first, "hydra.callbacks=null")
     try:
-        for config in compose_jobs():
-            prepare_data(config)
-    except ExperimentError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        prepare()
     except KeyboardInterrupt:
         return 130
     return 0

@@ -29,8 +29,9 @@ from experiments.records.checked import (
 Precision = Literal["fp32", "fp16", "bf16"]
 SearchEngine = Literal["stock", "gqa"]
 LengthPenalty = Literal["fairseq", "gnmt"]
-# Names of translations that need no model: the copied source, and the nearest training line's.
-MODEL_FREE = {"copy": "copied source", "nearest": "nearest training line"}
+ModelFree = Literal["copy", "nearest"]
+# Translations that need no model: the source itself, and that of the nearest training line.
+MODEL_FREE: dict[ModelFree, str] = {"copy": "copied source", "nearest": "nearest training line"}
 # What a score may exceed its metric's range by: sacrebleu's sums are rounded.
 ROUNDING = 1e-9
 
@@ -177,7 +178,7 @@ class Score(Checked, frozen=True, kw_only=True):
 class ModelFreeScore(Score, frozen=True, kw_only=True):
     """A score of a translation that needs no model; `name` is one of MODEL_FREE."""
 
-    name: Literal["copy", "nearest"]
+    name: ModelFree
 
 
 class ModelScore(Score, frozen=True, kw_only=True):

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import sentencepiece
 
-from data_prep.spec import DataSpec, Manifest
+from data_prep.spec import DataSpec
 from experiments.config import SuiteConfig
 from experiments.errors import ExperimentError
 from experiments.records.storage import read_bytes
@@ -47,7 +47,7 @@ def prepare_data(config: SuiteConfig, stage: Stage, *, again: bool = False) -> D
 
 @functools.cache
 def _run_once(command: tuple[str, ...]) -> int:
-    """Run `command` at its first call and return its exit code: jobs of a sweep share their data."""
+    """Run `command` at its first call; returns its exit code. Jobs of a sweep share their data."""
     return subprocess.run(command, check=False).returncode
 
 

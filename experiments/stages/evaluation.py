@@ -79,9 +79,7 @@ def evaluate(request: EvaluationRequest, hypotheses_folder: Path) -> Evaluation:
         found = score_lines(lines, references[split], parts[split], data.target_lang)
         write_hypotheses(hypotheses_folder, Hypotheses(lines, found.counts))
         scores += [
-            ModelScore(
-                **score, beam=beam, length_penalty=penalty, length_alpha=decode.length_alpha
-            )
+            ModelScore(**score, beam=beam, length_penalty=penalty, length_alpha=decode.length_alpha)
             for score in found.scores
         ]
     return Evaluation(

@@ -13,8 +13,8 @@ import msgspec
 from data_prep.spec import DataError, Manifest, load_manifest
 from experiments.config import SuiteConfig
 from experiments.errors import ExperimentError
-from experiments.records.parts import StageInfo, Training
 from experiments.records.checked import Checked, Sha256, Text
+from experiments.records.parts import StageInfo, Training
 from experiments.records.record import RECORD_NAME, Diverged, Record, read_record
 from experiments.records.storage import read_json, write_json
 from experiments.stages.graph import Job

@@ -211,9 +211,7 @@ def ancestors(stage: Stage) -> list[Stage]:
 def inputs_of(name: StageName, config: SuiteConfig) -> dict[str, Any]:
     """The part of the config that feeds a stage, by FEEDS."""
     values = {
-        key: value
-        for key, value in flat_config(config).items()
-        if name in FEEDS[feeding_name(key)]
+        key: value for key, value in flat_config(config).items() if name in FEEDS[feeding_name(key)]
     }
     if name == "train":
         # Two configs that come to the same architecture are the same training.

@@ -38,7 +38,7 @@ class Try(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class Tries(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """All tries at a stage, the present one last. An interrupted one is kept as it was last seen."""
+    """All tries at a stage, the present one last; an interrupted one is kept as last seen."""
 
     tries: list[Try] = msgspec.field(default_factory=list)
 

@@ -84,8 +84,8 @@ def compose_sweep(config: DictConfig) -> list[SuiteConfig]:
     """The jobs of a command with -m, as Hydra's basic sweeper will make them."""
     loader = GlobalHydra.instance().config_loader()
     parser = OverridesParser.create(config_loader=loader)
-    params = OmegaConf.to_container(config.hydra.sweeper.get("params") or {})
-    asked = [*(f"{k}={v}" for k, v in dict(params).items()), *config.hydra.overrides.task]
+    params = config.hydra.sweeper.get("params") or {}
+    asked = [*(f"{key}={value}" for key, value in params.items()), *config.hydra.overrides.task]
     batches = BasicSweeper.split_arguments(parser.parse_overrides(asked), None)
     return [
         resolve(compose(CONFIG_NAME, overrides=list(overrides)))
@@ -95,8 +95,7 @@ def compose_sweep(config: DictConfig) -> list[SuiteConfig]:
 
 
 def _without_hydra(config: DictConfig) -> DictConfig:
-    kept = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
-    return kept
+    return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
 
 
 def start(configs: list[SuiteConfig]) -> list[Job]:

@@ -71,7 +71,8 @@ def train(attempt: Attempt, config: SuiteConfig, data: DataFolder) -> TrainResul
         raise ExperimentError(
             f"training stopped at update {found} of {updates} and printed no error (see {log})"
         )
-    averaged = _numbered(folder)[-config.train.average_checkpoints :] if _averages(config) else []
+    count = config.train.average_checkpoints
+    averaged = _numbered(folder)[-count:] if count else []
     checkpoint = folder.last
     if averaged:
         checkpoint = _average(attempt, folder, averaged)
@@ -158,9 +159,7 @@ def _run_training(attempt: Attempt, config: SuiteConfig, data: DataFolder, log: 
             elif event is not None:
                 view.note(f"update {event.update}: dev {event.nll_nats_per_token:.3f} nats/token")
 
-        ended = run_command(
-            _in_this_environment(command), log, attempt.threads, show, attempt.lock
-        )
+        ended = run_command(_in_this_environment(command), log, attempt.threads, show, attempt.lock)
     attempt.seen(ended.peak_rss_bytes)
 
 
@@ -199,10 +198,6 @@ def _check(attempt: Attempt, checkpoint: Path) -> CheckedCheckpoint:
             f"{checkpoint}: cannot be read as a checkpoint: {error} (nothing was removed; "
             "rerun=train starts over)"
         ) from error
-
-
-def _averages(config: SuiteConfig) -> bool:
-    return config.train.average_checkpoints is not None
 
 
 def _average(attempt: Attempt, folder: ModelFolder, paths: list[Path]) -> Path:

@@ -78,5 +78,3 @@ def train_command(config: SuiteConfig, binarized: Path, checkpoints: Path) -> li
     for name, value in options.items():
         command += [name, str(value)]
     return command + flags
-
-
