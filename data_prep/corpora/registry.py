@@ -1,5 +1,7 @@
 """The corpora that can be prepared, and which data a spec asks for."""
 
+import msgspec
+
 from data_prep.corpora.corpus import Corpus
 from data_prep.corpora.local import Local
 from data_prep.corpora.multi30k_en_de import Multi30k
@@ -27,9 +29,11 @@ def request(spec: DataSpec) -> str:
 
 def request_for(spec: DataSpec, corpus: Corpus) -> str:
     """The request of `spec` where its corpus is open already."""
+    # max_ratio=2 in Python is the same request as 2.0, which is what 2 in a file becomes.
+    checked = msgspec.convert(msgspec.to_builtins(spec), DataSpec)
     places = {"mirror"}.union(*(each.settings for each in CORPORA.values()))
-    settings = {field: getattr(spec, field) for field in DataSpec.__struct_fields__}
-    settings = {field: value for field, value in settings.items() if field not in places}
+    fields = [field for field in DataSpec.__struct_fields__ if field not in places]
+    settings = {field: getattr(checked, field) for field in fields}
     return digest([RECIPE, settings, corpus.inputs])
 
 
