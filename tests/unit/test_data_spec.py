@@ -163,6 +163,8 @@ def test_a_copy_of_the_table_of_wmt14_is_wmt14(wmt14, tmp_path):
         ({"train_source": ""}, "local needs train_source: "),
         ({"test_target": None}, "local needs test_target: "),
         ({"dev_source": "nowhere.txt"}, "nowhere.txt: No such file or directory: dev_source "),
+        ({"target_lang": "../x"}, "local: Expected `str` matching regex "),
+        ({"max_pieces": 0}, "local: Expected `int` >= 1 - at `$.max_pieces`"),
         ({"sources": "table.json"}, "local does not take sources: wmt14_en_de does"),
     ],
 )
