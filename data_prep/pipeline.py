@@ -24,6 +24,7 @@ from data_prep.result import WORK, only_one, publish, read_finished, result_file
 from data_prep.spec import (
     HELD_OUT,
     SPLITS,
+    DataError,
     DataSpec,
     Languages,
     Manifest,
@@ -66,7 +67,7 @@ def prepare(
     Where it is done already, nothing is done or written, unless `force`. `workers` processes share
     the work and change nothing in the result. Progress goes to `console`, by default the error
     stream. Raises DataError, and leaves what was prepared before as it was, when an input or a
-    setting cannot be used, and, unless `force`, when `out` holds what another request gave.
+    setting cannot be used, and, unless `force`, when `out` holds data of another request.
     """
     console = console or Console(stderr=True)
     corpus = open_corpus(spec)
@@ -132,7 +133,10 @@ def _run_steps(
         def pairs(split: str) -> Iterator[Pair]:
             return _in_direction(languages, corpus, split, texts)
 
-        return clean_splits(pairs, languages, folder, advance, workers)
+        cleaned = clean_splits(pairs, languages, folder, advance, workers)
+        if open_corpus(spec).inputs != corpus.inputs:
+            raise DataError("an input file has changed while it was read: run this again")
+        return cleaned
 
     cleaned = steps.run("clean", [languages, corpus.inputs], clean, Cleaned)
     training_pairs = cleaned.result.read["train"] - sum(cleaned.result.dropped.values())

@@ -32,7 +32,7 @@ def only_one(out: Path, console: Console) -> Iterator[None]:
     lock = out / LOCK_NAME
     try:
         out.mkdir(parents=True, exist_ok=True)
-        if not lock.exists() and any(out.iterdir()):
+        if not lock.exists() and not _has_manifest(out) and any(out.iterdir()):
             raise DataError(f"{out} holds other files: give --out a new folder")
         stream = lock.open("a", encoding="utf-8")
     except OSError as error:
@@ -49,14 +49,23 @@ def only_one(out: Path, console: Console) -> Iterator[None]:
         yield
 
 
+def _has_manifest(out: Path) -> bool:
+    """Whether `out` is a finished folder, perhaps a copy of one that has no lock."""
+    try:
+        load_manifest(out / MANIFEST_NAME)
+    except DataError:
+        return False
+    return True
+
+
 def read_finished(
     out: Path, spec: DataSpec, inputs: Mapping[str, str], request: str
 ) -> Manifest | None:
     """The manifest in `out` if it answers `request` and every file of it is as it was written.
 
-    Nothing is written, so that the folder may be read-only. None where data has to be prepared.
-    Raises DataError when the folder holds what another request gave, which no one asked to replace;
-    the message says what differs from `spec` and the checksums of its `inputs`.
+    It writes nothing, so that the folder may be read-only. It returns None where data has to be
+    prepared, and raises DataError when the folder holds data of another request; the message says
+    how that data differs from `spec` and the checksums of its `inputs`.
     """
     try:
         manifest = load_manifest(out / MANIFEST_NAME)

@@ -99,7 +99,7 @@ def open_for_writing(path: Path) -> TextIO:
 
 
 def same_text_key(line: str) -> str:
-    """What lines share that say the same: words in lower case, every number the same number."""
+    """The key that two lines share when they say the same: words in lower case, numbers as 0."""
     words = " ".join(_WORD.findall(unicodedata.normalize("NFKC", line).casefold()))
     return _NUMBER.sub("0", words) or line.strip()
 

@@ -1,5 +1,7 @@
 """The corpora that can be prepared, and which data a spec asks for."""
 
+import msgspec
+
 from data_prep.corpora.corpus import Corpus
 from data_prep.corpora.local import Local
 from data_prep.corpora.multi30k_en_de import Multi30k
@@ -19,17 +21,22 @@ def request(spec: DataSpec) -> str:
     """The sha256 of what `spec` asks for: recipe, settings and the checksum of every input file.
 
     The files of `local` are read for it; the checksums of other corpora are known before their
-    files are there. Where files lie, and where downloads come from, has no part in it. Raises
-    DataError as `open_corpus` does.
+    files are there. The places of files and of downloads have no part in it. Raises DataError as
+    `open_corpus` does, and when a setting is out of its range.
     """
     return request_for(spec, open_corpus(spec))
 
 
 def request_for(spec: DataSpec, corpus: Corpus) -> str:
     """The request of `spec` where its corpus is open already."""
+    try:
+        # msgspec checks what it reads, not what is made in Python; and reads max_ratio 2 as 2.0.
+        checked = msgspec.convert(msgspec.to_builtins(spec), DataSpec)
+    except msgspec.ValidationError as error:
+        raise DataError(f"{spec.name}: {error}") from error
     places = {"mirror"}.union(*(each.settings for each in CORPORA.values()))
-    settings = {field: getattr(spec, field) for field in DataSpec.__struct_fields__}
-    settings = {field: value for field, value in settings.items() if field not in places}
+    fields = [field for field in DataSpec.__struct_fields__ if field not in places]
+    settings = {field: getattr(checked, field) for field in fields}
     return digest([RECIPE, settings, corpus.inputs])
 
 
@@ -44,7 +51,7 @@ def open_corpus(spec: DataSpec) -> Corpus:
     """The corpus that `spec` names.
 
     Raises DataError, one line, when there is no such corpus, when it does not have the languages,
-    when a setting belongs to another corpus, and when an input file of `local` cannot be used.
+    when a setting belongs to another corpus, or when an input file of `local` cannot be used.
     """
     corpus_class = corpus_named(spec.name)
     for owner in CORPORA.values():

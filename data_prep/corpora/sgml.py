@@ -1,7 +1,7 @@
 """Segments of WMT's SGML test sets, exactly as sacrebleu reads them.
 
-They are no real SGML: sacrebleu takes the lines that start with `<seg `, cuts the tags off, leaves
-entities such as `&amp;` as they are, and makes each run of white space one space.
+The files are not valid SGML: sacrebleu takes the lines that start with `<seg `, cuts the tags off,
+leaves entities such as `&amp;` as they are, and makes each run of white space one space.
 """
 
 import re

@@ -15,7 +15,7 @@ Role = Literal["train", "dev", "test", "test_filtered"]
 
 
 class Archive(Strict, frozen=True, kw_only=True):
-    """A tar archive and the two of its members, English and German, that are used.
+    """A tar archive and the two of its members that are used, in the order of the languages.
 
     `name` is that of the text that comes out. Train may have several archives, each other role has
     one. Members that end in `.sgm` are SGML. `size_bytes` is None where the publisher gives none;

@@ -1,4 +1,4 @@
-"""Files from the network or a mirror, all at the same time, checked before anything reads them.
+"""Fetch files from the network or a mirror, all at the same time, and check them.
 
 A mirror is a folder, a `file:` or an `http:` URL that holds files of the same names. A file appears
 under its own name only when it is whole and its sum is right.
@@ -25,7 +25,7 @@ def fetch_all(
 ) -> None:
     """`fetch` all of `downloads` into `folder` at the same time, with a bar each.
 
-    The first failure stops the others, which go on from there in the next run.
+    The first failure stops the others; the next run continues them.
     """
     stop = threading.Event()
     sizes = {download.name: download.size_bytes for download in downloads}
@@ -53,10 +53,10 @@ def fetch(
     advance: Advance,
     stop: threading.Event | None = None,
 ) -> Path:
-    """Bring a file into `folder`, unless it is there; `advance` takes bytes.
+    """Copy a file into `folder`, unless it is there; `advance` takes bytes.
 
-    With a mirror, the file of the same name there is used instead. Raises DataError when it cannot
-    be had, or has another size or sum, also after starting over.
+    With a mirror, the file comes from there instead. Raises DataError when the file cannot be read,
+    or when it has another size or sum, also after a second download from its first byte.
     """
     path = folder / download.name
     if path.is_file() and checksum_of_file(path, download.checksum) == download.checksum:
@@ -74,7 +74,7 @@ def fetch(
         part.unlink()
         if not resumed:
             raise
-        # What was there before may be of another file: all of it once more.
+        # The earlier part may be of another file: download all of it again.
         return fetch(download, folder, mirror, advance, stop)
     os.replace(part, path)
     return path

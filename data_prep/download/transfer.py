@@ -1,7 +1,7 @@
-"""One file from a URL of http or a path to a `.part` file, going on where an earlier try stopped.
+"""Copy one file, from an http URL or a path, to a `.part` file; a new try continues the part.
 
-What is there already is asked for with a range, and kept only when the answer says that it goes on
-from there in a file of the expected size. Whether the bytes are right, the checksum says later.
+A request with a range asks for the bytes that are missing. The part is kept only when the answer
+says that it continues the part in a file of the expected size. The checksum is compared later.
 """
 
 import re
@@ -17,23 +17,23 @@ from data_prep.system.progress import Advance
 
 _CHUNK_BYTES = 1 << 20
 _TIMEOUT_S = 30  # to connect, and between two pieces of an answer
-_WAITS_S = (0.5, 1, 2, 4, 8)  # before each new try; a try that brought something starts them again
+_WAITS_S = (0.5, 1, 2, 4, 8)  # before each new try; a try that brings bytes starts them again
 _TRANSIENT = (408, 429, 500, 502, 503, 504)
 _RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 
 
 class StoppedError(Exception):
-    """Another file failed, or the user interrupted: this one waits in its `.part` file."""
+    """Another file failed, or the user interrupted: the next run continues the `.part` file."""
 
 
 class _BrokenError(Exception):
-    """A try failed in a way that another try may not."""
+    """A try failed, and another try may succeed."""
 
 
 def transfer(
     place: str, part: Path, size_bytes: int | None, advance: Advance, stop: threading.Event
 ) -> None:
-    """Bring `part` to the whole of `place`; `advance` takes bytes, negative where it starts over.
+    """Complete `part` from `place`; `advance` takes bytes, negative ones where it starts over.
 
     Raises DataError when it cannot be had, StoppedError soon after `stop` is set, and OSError when
     it cannot be written; `part` then has what came, for the next run.

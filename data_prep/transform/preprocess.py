@@ -33,8 +33,8 @@ class LineDictionary(Dictionary):
     ) -> torch.Tensor:
         """The numbers of the words, int32 [words], and of the end of the sentence.
 
-        As in fairseq, but that `consumer`, with which the command counts unknown words, is not
-        told of lines that have none.
+        It differs from fairseq's in one point: `consumer`, with which the command counts unknown
+        words, is not called for lines that have no unknown word.
         """
         if not (add_if_not_exist or reverse_order):
             # What tokenize_line does, in one step: any white space divides words.

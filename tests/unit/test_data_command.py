@@ -1,12 +1,16 @@
 """The command: bad input ends with one line and exit code 2, and leaves nothing behind."""
 
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
+import msgspec
 import pytest
 from data_prep_corpus import command_line, write_local_files
+from msgspec.structs import replace
 
 from data_prep.__main__ import main
+from data_prep.spec import DataSpec
 
 
 @dataclass
@@ -15,13 +19,14 @@ class Case:
 
     files: Path
     out: Path
+    spec: DataSpec
     arguments: list[str]
 
 
 @pytest.fixture
 def case(tmp_path):
-    out = tmp_path / "out"
-    return Case(tmp_path / "in", out, command_line(write_local_files(tmp_path / "in"), out))
+    out, spec = tmp_path / "out", write_local_files(tmp_path / "in")
+    return Case(tmp_path / "in", out, spec, command_line(spec, out))
 
 
 def error_of(arguments, capsys):
@@ -85,12 +90,74 @@ def test_invalid_utf8(case, capsys):
         ("--max-pieces", "0", "--max-pieces: "),
         ("--max-ratio", "1", "--max-ratio: "),
         ("--max-ratio", "nan", "--max-ratio: "),
+        ("--vocab-size", "many", "--vocab-size: "),
+        ("--source-lang", "de", "source_lang and target_lang are both de: give two languages"),
+        ("--target-lang", "German", "--target-lang: "),
         ("--workers", "0", "--workers 0: "),
     ],
 )
 def test_settings_out_of_range(case, capsys, option, value, message):
     assert message in error_of([*case.arguments, option, value], capsys)
     assert not case.out.exists()
+
+
+def test_a_spec_in_a_file_asks_for_what_the_options_ask_for(case, monkeypatch):
+    asked = []
+    monkeypatch.setattr("data_prep.__main__._print_summary", lambda *_: None)
+    monkeypatch.setattr("data_prep.__main__.prepare", lambda spec, *_, **__: asked.append(spec))
+    path = case.files / "spec.json"
+    path.write_bytes(msgspec.json.encode(case.spec))
+    assert main(case.arguments) == 0
+    assert main(["--spec", str(path), "--out", str(case.out)]) == 0
+    assert main(["--spec", str(path), "--out", str(case.out), "--mirror", "folder"]) == 0
+    assert asked == [case.spec, case.spec, replace(case.spec, mirror="folder")]
+
+
+def test_every_setting_is_an_option(case, monkeypatch):
+    asked = []
+    monkeypatch.setattr("data_prep.__main__._print_summary", lambda *_: None)
+    monkeypatch.setattr("data_prep.__main__.prepare", lambda spec, *_, **__: asked.append(spec))
+    texts = {"source_lang": "fr", "vocab_size": "7", "max_pieces": "8", "max_ratio": "2.5"}
+    values = {field: texts.get(field, "xy") for field in DataSpec.__struct_fields__[1:]}
+    options = [[f"--{field.replace('_', '-')}", value] for field, value in values.items()]
+    assert main(["local", "--out", str(case.out), *chain(*options)]) == 0
+    numbers = {"vocab_size": 7, "max_pieces": 8, "max_ratio": 2.5}
+    assert asked == [DataSpec(name="local", **values | numbers)]
+
+
+@pytest.mark.parametrize(
+    ("content", "more", "message"),
+    [
+        ('{"name": "sample_en_de"}', [], "spec.json: Object missing required field `vocab_size`"),
+        ('{"name": "a", "vocab_size": "9"}', [], "spec.json: vocab_size: Expected `int`"),
+        ('{"name": "a", "vocab_size": 9}', [], "no corpus is called 'a': choose one of sample_en"),
+        ('{"name": "a", "vocab_size": 9, "x": 1}', [], "spec.json: Object contains unknown field"),
+        ("[]", [], "spec.json: Expected `object`, got `array`: --spec takes a JSON object"),
+        ("name:", [], "spec.json: JSON is malformed"),
+        (None, [], "spec.json: No such file or directory: --spec takes a JSON file"),
+        ("{}", ["local"], "--spec has all settings: leave out local"),
+        ("{}", ["--max-pieces", "9"], "--spec has all settings: leave out --max-pieces"),
+    ],
+)
+def test_a_spec_that_cannot_be_used(case, capsys, content, more, message):
+    path = case.files / "spec.json"
+    if content is not None:
+        path.write_text(content)
+    assert message in error_of(["--spec", str(path), "--out", str(case.out), *more], capsys)
+    assert not case.out.exists()
+
+
+def test_no_corpus(case, capsys):
+    message = error_of(["--out", str(case.out)], capsys)
+    assert message == (
+        "error: name a corpus (sample_en_de, multi30k_en_de, wmt14_en_de, local), or give "
+        "--spec FILE"
+    )
+
+
+def test_an_unknown_corpus(case, capsys):
+    message = error_of(["sample", "--out", str(case.out)], capsys)
+    assert message.endswith("choose one of sample_en_de, multi30k_en_de, wmt14_en_de, local")
 
 
 def test_an_unwritable_folder(case, capsys):
@@ -114,6 +181,12 @@ def test_files_for_a_corpus_that_has_its_own(case, capsys):
         "does not take train_source, train_target, dev_source, dev_target, test_source, test_target"
         in error_of(["sample_en_de", *case.arguments[1:]], capsys)
     )
+
+
+def test_languages_that_a_corpus_does_not_have(case, capsys):
+    arguments = ["sample_en_de", "--out", str(case.out), "--target-lang", "fr"]
+    assert "choose source_lang=en target_lang=de, or" in error_of(arguments, capsys)
+    assert not case.out.exists()
 
 
 def test_a_mirror_without_the_files(case, tmp_path, capsys):

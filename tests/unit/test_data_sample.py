@@ -1,12 +1,13 @@
 """The embedded corpus: its bytes, its fixed dev and test lines, its licence."""
 
 import hashlib
+import shutil
 from itertools import combinations
 
 import pytest
 
 from data_prep.corpora.sample_en_de import SAMPLE_FOLDER, Sample
-from data_prep.spec import SPLITS
+from data_prep.spec import SPLITS, DataError
 from data_prep.text import same_text_key
 
 
@@ -43,3 +44,13 @@ def test_lines_that_say_the_same_are_in_one_split(splits):
 def test_licence_is_beside_the_text():
     assert "Mozilla Public License Version 2.0" in (SAMPLE_FOLDER / "LICENSE").read_text()
     assert "MPL-2.0" in Sample.licence
+
+
+def test_a_changed_file_is_refused_when_it_is_read(tmp_path, monkeypatch):
+    folder = shutil.copytree(SAMPLE_FOLDER, tmp_path / "sample")
+    monkeypatch.setattr("data_prep.corpora.sample_en_de.SAMPLE_FOLDER", folder)
+    assert next(Sample().pairs("dev", tmp_path))
+    path = folder / "libreoffice-help.de.xz"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(DataError, match=r"help\.de\.xz: sha256 is .*, expected 738f7f2b"):
+        Sample().pairs("dev", tmp_path)
