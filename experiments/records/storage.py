@@ -57,9 +57,9 @@ def write_json(path: Path, struct: msgspec.Struct, struct_type: Any = None) -> N
     Raises ExperimentError when reading it back would be refused: constraints of the types are not
     checked on construction.
     """
-    encoded = msgspec.json.encode(struct, order="deterministic")
+    encoded = msgspec.json.encode(struct, order="deterministic", enc_hook=_path_to_text)
     try:
-        msgspec.json.decode(encoded, type=struct_type or type(struct))
+        msgspec.json.decode(encoded, type=struct_type or type(struct), dec_hook=_text_to_path)
     except msgspec.ValidationError as error:
         raise ExperimentError(f"{path}: not written: {_in_words(error)}") from error
     write_text(path, msgspec.json.format(encoded, indent=2).decode() + "\n")
@@ -81,11 +81,22 @@ def read_json(path: Path, struct_type: type[StructT]) -> StructT:
 def decode_json(raw: bytes, struct_type: type[StructT], path: Path) -> StructT:
     """Decode `raw`, which came from `path`, as `struct_type`; raises as `read_json` does."""
     try:
-        return msgspec.json.decode(raw, type=struct_type)
+        return msgspec.json.decode(raw, type=struct_type, dec_hook=_text_to_path)
     except msgspec.ValidationError as error:
         raise ExperimentError(f"{path}: {_in_words(error)}") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ExperimentError(f"{path}: not JSON: {error}") from error
+
+
+def _path_to_text(value: Any) -> str:
+    """Paths are text in JSON; nothing else is unknown to msgspec."""
+    if isinstance(value, Path):
+        return str(value)
+    raise NotImplementedError(f"{type(value).__name__} in a result file")
+
+
+def _text_to_path(kind: type, value: Any) -> Any:
+    return kind(value)
 
 
 def _in_words(error: msgspec.ValidationError) -> str:

@@ -5,11 +5,12 @@ A job that fails leaves the others of its sweep alone; what it did is there for 
 
 import shutil
 import sys
+import traceback
 from pathlib import Path
 
 import msgspec
 
-from experiments import tracking
+
 from experiments.environment import usable_cores
 from experiments.errors import ExperimentError
 from experiments.progress import StageView, console
@@ -50,6 +51,9 @@ def run_job(job: Job) -> Outcome:
     except ExperimentError as error:
         console.print(f"{job.name}: error: {error}", markup=False)
         outcome = Outcome(job=job.name, status="failed", message=str(error))
+    except Exception as error:  # a fault of ours: the other jobs are tried all the same
+        traceback.print_exc()
+        outcome = Outcome(job=job.name, status="failed", message=f"{type(error).__name__}: {error}")
     try:
         write_json(folder.outcome_path, outcome)
     except ExperimentError as error:
@@ -111,7 +115,7 @@ def _run(job: Job, folder: JobFolder) -> Outcome:
     write_record(folder.record_path, record)
     _summarize(record, folder)
     outcome = _outcome_of(job, record, "done")
-    tracking.log_record(record, config.tracking.mode, Path(config.paths.runs).parent)
+    #tracking.log_record(record, config.tracking.mode, Path(config.paths.runs).parent)
     return outcome
 
 

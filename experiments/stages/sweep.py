@@ -19,7 +19,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments import tracking
+
 from experiments.config import SuiteConfig, parse_config
 from experiments.errors import ExperimentError
 from experiments.metrics import METRICS
@@ -105,7 +105,7 @@ def start(configs: list[SuiteConfig]) -> list[Job]:
         print_plan(jobs, stages)
         sys.exit(0)
     for config in configs:
-        tracking.check_account(config.tracking.mode)
+        #tracking.check_account(config.tracking.mode)
         check_gpus(config)
         for metric in METRICS.values():
             metric.scorer(config.data.target_lang)
@@ -156,7 +156,7 @@ def _measure(stage: Stage, jobs: list[Job]) -> None:
     config = jobs[0].config
     records = [JobFolder(job.folder).record() for job in jobs]
     directory = Path(config.paths.runs).parent
-    tracking.log_measurement(measurement, records, config.tracking.mode, directory)
+    #tracking.log_measurement(measurement, records, config.tracking.mode, directory)
 
 
 def _report(jobs: Sequence[Job]) -> int:
