@@ -58,7 +58,7 @@ from experiments.stage import max_rss_bytes
 from experiments.storage import read_json, write_json
 from experiments.workloads import FixedLengths, JobText, Workload, WorkloadSpec
 from gqa_fairseq.architectures import SHAPES
-from gqa_fairseq.decoding.native import operators_name
+from gqa_fairseq.decoding.cpu.native import operators_name
 from gqa_fairseq.parity import check_kv_heads
 
 TABLE_WIDTH = 150  # where there is no terminal to ask

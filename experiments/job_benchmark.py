@@ -41,9 +41,9 @@ from experiments.stage import max_rss_bytes
 from experiments.storage import write_json
 from experiments.train import train_command
 from gqa_fairseq.attention import cache_bytes
-from gqa_fairseq.decoding.cache import DecoderCache
-from gqa_fairseq.decoding.native import operators_name
-from gqa_fairseq.decoding.static_cache import StaticCache
+from gqa_fairseq.decoding.cpu.cache import DecoderCache
+from gqa_fairseq.decoding.cpu.native import operators_name
+from gqa_fairseq.decoding.gpu.cache import GpuCache
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 TRAINING_SHAPE = (128, 128)
@@ -159,7 +159,7 @@ def time_decoding(
         encoder_us_per_token=median_us_per_token(encoder_s, produced),
         decoder_us_per_token=us_per_token,
         kv_cache_bytes=_checked_cache_bytes(
-            watched.cache or generator.static_search.cache,
+            watched.cache or generator.gpu_search.cache,
             config,
             source_tokens,
             target_tokens,
@@ -169,7 +169,7 @@ def time_decoding(
 
 
 def _checked_cache_bytes(
-    cache: DecoderCache | StaticCache | None,
+    cache: DecoderCache | GpuCache | None,
     config: SuiteConfig,
     source_tokens: int,
     target_tokens: int,

@@ -2,7 +2,7 @@
 
 A step multiplies a handful of rows (sentences x beams) by every weight of the decoder. Matrices
 with the same input are fused into one, and on a CPU in float32 all are packed once: for the native
-operators (native/), else into oneDNN's blocked layout, where few rows run 1.3 to 2 times faster
+operators (cpu/native/), else into oneDNN's blocked layout, where few rows run 1.3 to 2 times faster
 than through the row-major weights.
 """
 
@@ -16,8 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gqa_fairseq.decoding.int8 import Multiply, int8_multiply
-from gqa_fairseq.decoding.native import (
+from gqa_fairseq.decoding.cpu.native import (
     NORMS,
     PRODUCTS,
     Attention,
@@ -26,13 +25,14 @@ from gqa_fairseq.decoding.native import (
     Product,
     operators_for,
 )
+from gqa_fairseq.decoding.int8 import Multiply, int8_multiply
 
 # oneDNN chooses the blocked layout for a number of rows; layouts for 16 to 256 are the same.
 _ROWS_HINT = 64
 
 
 class Cache(Protocol):
-    """What a step needs of a cache: cache.DecoderCache and static_cache.StaticCache have it."""
+    """What a step needs of a cache: cpu/cache.py and gpu/cache.py have it."""
 
     batch: int
     beam: int

@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from gqa_fairseq.decoding import kernels
-from gqa_fairseq.decoding.kernels import choose_splits, grouped_decode_attention, readers_of
+from gqa_fairseq.decoding.gpu import kernels
+from gqa_fairseq.decoding.gpu.kernels import choose_splits, grouped_decode_attention, readers_of
 from tests.kernel_runs import needs_gpu, needs_triton, run_tests
 
 

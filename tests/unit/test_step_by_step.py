@@ -15,7 +15,7 @@ from plugin_models import build, dictionary, random_lines, randomize, source_bat
 from torch import Tensor
 
 from gqa_fairseq.attention import cache_bytes
-from gqa_fairseq.decoding.cache import DecoderCache
+from gqa_fairseq.decoding.cpu.cache import DecoderCache
 from gqa_fairseq.model import GroupedQueryTransformerModel
 from gqa_fairseq.parity import PLACEMENTS
 

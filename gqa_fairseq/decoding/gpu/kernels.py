@@ -88,7 +88,7 @@ def grouped_decode_attention(
 
     import triton  # here, so that the plugin works where Triton is not installed
 
-    from gqa_fairseq.decoding import triton_kernels
+    from gqa_fairseq.decoding.gpu import triton_kernels
 
     is_interpreted = triton.knobs.runtime.interpret
     if not query.is_cuda and not is_interpreted:

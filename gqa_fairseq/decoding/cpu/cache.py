@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from gqa_fairseq.attention import attend_cached
-from gqa_fairseq.decoding.native import Attention, Operators
+from gqa_fairseq.decoding.cpu.native import Attention, Operators
 
 INITIAL_CAPACITY = 32
 

@@ -1,9 +1,9 @@
 """The decoder's cache with shapes that no step changes, so that a CUDA graph can replay the step.
 
-cache.DecoderCache cuts its tensors to what is filled, and a graph captured at one length would
+cpu/cache.py cuts its tensors to what is filled, and a graph captured at one length would
 replay that length for ever. Here every step sees the same views; how far they are filled, where a
 source begins and which beams descend from a slot are values on the device, which the kernel of
-decoding/kernels.py follows. The idea of the slots is the same: W of them a step, never moved.
+gpu/kernels.py follows. The idea of the slots is the same: W of them a step, never moved.
 
     source   cross K, V   [B, G, S, D]       one row a SENTENCE, at the right end of S slots
     target   self  K, V   [B, G, N, D]       N = steps * W slots; step t fills W of them
@@ -18,12 +18,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from gqa_fairseq.attention import attend_cached
+from gqa_fairseq.decoding.memory import BatchShape, Capacity
 
 LEAST_STEPS = 32  # in view: 32, 64, 128, ... steps
 
@@ -65,33 +65,7 @@ def attend_visible(
     return out.masked_fill(is_blind, 0)
 
 
-class Capacity(NamedTuple):
-    """What memory is taken for, in rows of sentences and in rows times tokens."""
-
-    rows: int
-    targets: int
-    sources: int
-
-    def holds(self, other: Capacity) -> bool:
-        return all(a >= b for a, b in zip(self, other, strict=True))
-
-    def union(self, other: Capacity) -> Capacity:
-        return Capacity(*map(max, self, other))
-
-
-class StaticShape(NamedTuple):
-    """What one batch takes of it: rows, and the steps and source tokens of each."""
-
-    rows: int
-    steps: int
-    source: int
-
-    @property
-    def capacity(self) -> Capacity:
-        return Capacity(self.rows, self.rows * self.steps, self.rows * self.source)
-
-
-class StaticCache:
+class GpuCache:
     """Memory for the keys and values of batches of many shapes, one after the other.
 
     Args:
@@ -134,7 +108,7 @@ class StaticCache:
 
     # Between steps.
 
-    def start(self, shape: StaticShape, start: Tensor, end: Tensor, source_tokens: int) -> None:
+    def start(self, shape: BatchShape, start: Tensor, end: Tensor, source_tokens: int) -> None:
         """Lays out the memory for a batch. Its sentences are the first rows, the others rest.
 
         Args:
