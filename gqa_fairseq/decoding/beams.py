@@ -60,7 +60,7 @@ class BeamSearch:
             return Candidates(values, words, torch.zeros_like(words))
         k = min(2 * W, V)
         values, words = best(lprobs, k, clock)
-        sums = (values.view(-1, W, k) + totals[:, :, None]).flatten(1)
+        sums = (values.view(-1, W, k) + totals.unsqueeze(2)).flatten(1)
         scores, chosen = sums.topk(min(2 * W, W * V - 1))
         return Candidates(scores, words.view(-1, W * k).gather(1, chosen), chosen // k)
 
@@ -148,7 +148,11 @@ class Chooser:
         count = is_end.shape[1]
         rank = is_end * count + torch.arange(count, device=is_end.device)
         rank, chosen = rank.topk(self.beam, dim=1, largest=False)
-        return Candidates(*(x.gather(1, chosen) for x in candidates)), rank >= count
+        scores, words, parents = candidates
+        going_on = Candidates(
+            scores.gather(1, chosen), words.gather(1, chosen), parents.gather(1, chosen)
+        )
+        return going_on, rank >= count
 
     def keep(self, rows: Tensor) -> None:
         """Sentences `rows` [n'] of the n are left."""

@@ -1,9 +1,9 @@
-"""One decoding step of a whole decoder: few rows, so the weights are arranged for few rows.
+"""One decoding step of a whole decoder, with weights laid out for few rows.
 
-A step multiplies a handful of rows (sentences x beams) by every weight of the decoder. Matrices
-with the same input are fused into one, and on a CPU in float32 all are packed once: for the native
-operators (cpu/native/), else into oneDNN's blocked layout, where few rows run 1.3 to 2 times faster
-than through the row-major weights.
+A step multiplies few rows (sentences x beams) by every weight of the decoder. Matrices with the
+same input are fused into one. On a CPU in float32 all are packed once: for the native operators
+(cpu/native/), or else into oneDNN's blocked layout, which multiplies few rows 1.3 to 2 times faster
+than the row-major layout.
 """
 
 from __future__ import annotations

@@ -84,7 +84,7 @@ def search_on_host(
         clock = Clock(step, max_len)
         logits = decoder.next_logits(hypotheses.tokens[:, :, : step + 1], cache)
         lprobs = chooser.log_probs(logits, clock, hypotheses)
-        candidates = chooser.candidates(lprobs, hypotheses.scores[:, :, step - 1], clock)
+        candidates = chooser.candidates(lprobs, hypotheses.scores.select(2, step - 1), clock)
         is_end = chooser.ends(candidates, hypotheses.is_dead)
         is_left = hypotheses.finish(step, is_end, candidates)
         if step == max_len or not any(is_left):

@@ -1,7 +1,7 @@
 """The hypotheses of a search in memory whose shapes no step changes.
 
 A step writes what beams.Chooser chose and from which beam; nothing that was written moves. A
-finished hypothesis is a step and a beam, and is traced back on the host when somebody wants it.
+finished hypothesis is a step and a beam, and is traced back on the host when it is collected.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ def source_edges(is_padding: Tensor) -> tuple[Tensor, Tensor] | None:
 
 
 class GpuSearch:
-    """Search with one decoder in memory that is taken once, batch after batch.
+    """Searches batch after batch with one decoder, in memory that is taken once.
 
     Args:
         decoder: the plugin's, in evaluation mode.
@@ -178,7 +178,7 @@ class GpuSearch:
         self.beams.move(movers, gaps)
 
     def _collect(self, rows: Tensor) -> None:
-        """Takes over what the sentences in these rows have finished; the rows are then nobody's."""
+        """Takes over what the sentences in these rows have finished; the rows are then free."""
         wanted = [row for row in rows.tolist() if self._sentences[row] is not None]
         finished = self.beams.finished(torch.tensor(wanted, dtype=torch.int64), self.cache.steps)
         for row, hypotheses in zip(wanted, finished, strict=True):
