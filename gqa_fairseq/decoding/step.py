@@ -162,7 +162,7 @@ class _Layer:
 class DecoderStep:
     """The decoder's weights as one step uses them; made from a decoder in evaluation mode.
 
-    Holds a second, rearranged copy of the weights on a CPU in float32. Legend: see attention.py.
+    On a CPU in float32 it holds a second, packed copy of the weights. Legend: see attention.py.
     """
 
     native: Operators | None  # what the step and its search may use, in float32 on a CPU
