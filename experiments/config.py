@@ -211,10 +211,13 @@ class SuiteConfig(Section, frozen=True, kw_only=True):
 
     def _contradictions(self) -> Iterator[str]:
         """All that does not go together, so that a user hears of it at once."""
+        section = "model"
         try:
-            _ = self.architecture
+            baseline = self.model.baseline(self.data.vocab_size + 1)
+            section = "attention"
+            baseline.resolve(self.attention.variant)
         except ValueError as error:
-            yield f"attention and model: {error}"
+            yield f"{section}.{error}"
         longest = self.data.max_pieces + 1  # and the end of the sentence
         if longest > self.model.max_positions:
             yield (

@@ -11,8 +11,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from gqa_fairseq.decoding.kernels import tile_sizes
-from gqa_fairseq.decoding.triton_kernels import attend_part, combine_parts
+from gqa_fairseq.decoding.gpu.kernels import tile_sizes
+from gqa_fairseq.decoding.gpu.triton_kernels import attend_part, combine_parts
 
 H200 = GPUTarget("cuda", 90, 32)
 SHARED_MEMORY_BYTES = 227 * 1024  # that one program may take

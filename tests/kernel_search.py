@@ -1,4 +1,4 @@
-"""Static search through the Triton kernel: run by test_static_search.py, in a process of its own.
+"""The GPU's driver through the Triton kernel: run by test_gpu_search.py, in a process of its own.
 
 KERNEL_DEVICE is `cpu` (with TRITON_INTERPRET=1) or `cuda`, as for kernel_reference.py. On a GPU the
 steps are replayed as graphs, and half precision runs too.
@@ -14,10 +14,10 @@ import torch
 from fairseq import utils
 from plugin_models import build, dictionary, random_lines, randomize, source_batch
 
-from gqa_fairseq.decoding import graphs
-from gqa_fairseq.decoding.kernels import grouped_decode_attention
+from gqa_fairseq.decoding.gpu import graphs
+from gqa_fairseq.decoding.gpu.kernels import grouped_decode_attention
+from gqa_fairseq.decoding.gpu.search import GpuSearch
 from gqa_fairseq.decoding.search import GroupedQueryGenerator
-from gqa_fairseq.decoding.static_search import StaticSearch
 
 DEVICE = torch.device(os.environ["KERNEL_DEVICE"])
 VOCABULARY = dictionary()
@@ -47,14 +47,14 @@ def test_finds_what_the_cpu_path_finds(g: int, beam: int, sentences: int) -> Non
     """In float32, against the other search in float64 on the CPU."""
     max_len = 4 if DEVICE.type == "cpu" else 60  # the interpreter takes its time
     model, sample = model_of(g), sample_of(sentences)
-    ours = generator_of(model, beam, max_len, is_static=True)
+    ours = generator_of(model, beam, max_len, driver="gpu")
     found = ours.generate([model], sample)
-    static = ours.static_search
-    assert isinstance(static, StaticSearch)
-    assert static.cache.attend is grouped_decode_attention
-    assert static.graphed.is_graphed == (DEVICE.type == "cuda")
+    driver = ours.gpu_search
+    assert isinstance(driver, GpuSearch)
+    assert driver.cache.attend is grouped_decode_attention
+    assert driver.graphed.is_graphed == (DEVICE.type == "cuda")
     exact = model.double().cpu()
-    expected = generator_of(exact, beam, max_len, is_static=False).generate(
+    expected = generator_of(exact, beam, max_len, driver="cpu").generate(
         [exact], utils.apply_to_sample(lambda x: x.cpu(), sample)
     )
     for a, b in zip(found, expected, strict=True):
@@ -73,10 +73,10 @@ def test_a_replayed_step_is_the_step(dtype: torch.dtype, beam: int) -> None:
     for is_graphed in (True, False):
         generator = generator_of(model, beam, 60)
         generator.generate([model], sample)  # compiles
-        generator.static_search.graphed.is_graphed = is_graphed
+        generator.gpu_search.graphed.is_graphed = is_graphed
         found.append(generator.generate([model], sample))
-        assert generator.static_search.graphed.is_graphed == is_graphed
-        assert any(generator.static_search.graphed._graphs.values())
+        assert generator.gpu_search.graphed.is_graphed == is_graphed
+        assert any(generator.gpu_search.graphed._graphs.values())
     for a, b in zip(*found, strict=True):
         assert [h["tokens"].tolist() for h in a] == [h["tokens"].tolist() for h in b]
         for x, y in zip(a, b, strict=True):
@@ -91,9 +91,9 @@ def test_graphs_are_captured_anew_when_all_were_let_go(monkeypatch) -> None:
     stream = torch.cuda.current_stream()
     for count in (40, 8, 40, 8):  # the memory of the first batch serves all
         generator.generate([model], sample_of(count))
-        static = generator.static_search
-        assert isinstance(static, StaticSearch)
-        assert static.graphed.is_graphed
+        driver = generator.gpu_search
+        assert isinstance(driver, GpuSearch)
+        assert driver.graphed.is_graphed
         assert torch.cuda.current_stream() == stream
 
 
@@ -103,7 +103,7 @@ def test_half_precision_scores_are_those_of_the_words(dtype: torch.dtype, g: int
     """Each word's log-probability, by a full forward pass in float64 with the same weights."""
     count, max_len = (2, 4) if DEVICE.type == "cpu" else (12, 40)
     model, sample = model_of(g, dtype), sample_of(count)
-    hypotheses = generator_of(model, 4, max_len, is_static=True).generate([model], sample)
+    hypotheses = generator_of(model, 4, max_len, driver="gpu").generate([model], sample)
     exact = model.double().cpu()
     source = sample["net_input"]["src_tokens"].cpu()
     for row, best in enumerate(hypotheses):

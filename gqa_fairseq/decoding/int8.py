@@ -1,7 +1,7 @@
-"""Linear layers in 8 bits on a CPU: a quarter of the weights' traffic, at a price in accuracy.
+"""Linear layers in 8 bits on a CPU: a quarter of the weights' traffic, with less accuracy.
 
-Weights are rounded once, symmetrically, with a scale for each output; the input of each product is
-rounded as it comes, with one scale for the whole tensor (dynamic quantization). That scale depends
+Weights are rounded once, symmetrically, with a scale for each output. The input of each product is
+rounded at each call, with one scale for the whole tensor (dynamic quantization). That scale depends
 on what else is in the batch, so translations may too. Sums are exact, and scaled back to float32.
 Attention over the cache, norms and softmax stay in float32.
 """
@@ -23,7 +23,7 @@ def int8_multiply(weight: Tensor, bias: Tensor | None, is_relu: bool) -> Multipl
     """x [..., in] -> relu(x W^T + b) [..., out] with W [out, in] rounded to 8 bits, on a CPU."""
     scales = weight.abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny).double() / 127
     zeros = torch.zeros(weight.shape[0], dtype=torch.int64)
-    with warnings.catch_warnings():  # torch will drop this type of tensor, but packs no other yet
+    with warnings.catch_warnings():  # torch will drop this type, but can pack no other yet
         warnings.filterwarnings("ignore", message=".*quantize_per_channel", category=UserWarning)
         rounded = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
     packed = torch.ops.quantized.linear_prepack(rounded, bias)
@@ -31,14 +31,14 @@ def int8_multiply(weight: Tensor, bias: Tensor | None, is_relu: bool) -> Multipl
     operator = operators.linear_relu_dynamic if is_relu else operators.linear_dynamic
 
     def run(x: Tensor, plus: Tensor | None = None) -> Tensor:
-        y = operator(x, packed, True)  # reduced range: processors without VNNI overflow otherwise
+        y = operator(x, packed, True)  # reduced range: without it, processors without VNNI overflow
         return y if plus is None else y.add_(plus)
 
     return run
 
 
 class Int8Linear(nn.Module):
-    """A linear layer in 8 bits, for inference alone: it has no parameters."""
+    """A linear layer in 8 bits. It has no parameters, so it cannot be trained."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -53,8 +53,8 @@ class Int8Linear(nn.Module):
 def quantize_int8(model: Any) -> None:
     """Runs all linear layers of a plugin's model in 8 bits from now on, in place.
 
-    The decoder's steps, the encoder and the keys and values of the source. The model can translate
-    and nothing else afterwards: the encoder's float weights are gone.
+    These are the decoder's steps, the encoder and the keys and values of the source. The model can
+    only translate afterwards: the encoder's float weights are gone.
 
     Raises:
         ValueError: not a model of the plugin, or its weights are not float32 on a CPU.
@@ -68,7 +68,7 @@ def quantize_int8(model: Any) -> None:
         return
     model.decoder.is_int8 = True
     for layer in model.decoder.layers:
-        for name in ("k_proj", "v_proj"):  # the source's; steps multiply fused weights of their own
+        for name in ("k_proj", "v_proj"):  # the source's; DecoderStep has the decoder's others
             setattr(layer.encoder_attn, name, Int8Linear(getattr(layer.encoder_attn, name)))
     for parent in list(model.encoder.modules()):
         for name, child in list(parent.named_children()):

@@ -1,9 +1,9 @@
-"""One decoding step of a whole decoder: few rows, so the weights are arranged for few rows.
+"""One decoding step of a whole decoder, with weights laid out for few rows.
 
-A step multiplies a handful of rows (sentences x beams) by every weight of the decoder. Matrices
-with the same input are fused into one, and on a CPU in float32 all are packed once: for the native
-operators (native/), else into oneDNN's blocked layout, where few rows run 1.3 to 2 times faster
-than through the row-major weights.
+A step multiplies few rows (sentences x beams) by every weight of the decoder. Matrices with the
+same input are fused into one. On a CPU in float32 all are packed once: for the native operators
+(cpu/native/), or else into oneDNN's blocked layout, which multiplies few rows 1.3 to 2 times faster
+than the row-major layout.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gqa_fairseq.decoding.int8 import Multiply, int8_multiply
-from gqa_fairseq.decoding.native import (
+from gqa_fairseq.decoding.cpu.native import (
     NORMS,
     PRODUCTS,
     Attention,
@@ -26,13 +25,14 @@ from gqa_fairseq.decoding.native import (
     Product,
     operators_for,
 )
+from gqa_fairseq.decoding.int8 import Multiply, int8_multiply
 
 # oneDNN chooses the blocked layout for a number of rows; layouts for 16 to 256 are the same.
 _ROWS_HINT = 64
 
 
 class Cache(Protocol):
-    """What a step needs of a cache: cache.DecoderCache and static_cache.StaticCache have it."""
+    """What a step needs of a cache: cpu/cache.py and gpu/cache.py have it."""
 
     batch: int
     beam: int
@@ -162,7 +162,7 @@ class _Layer:
 class DecoderStep:
     """The decoder's weights as one step uses them; made from a decoder in evaluation mode.
 
-    Holds a second, rearranged copy of the weights on a CPU in float32. Legend: see attention.py.
+    On a CPU in float32 it holds a second, packed copy of the weights. Legend: see attention.py.
     """
 
     native: Operators | None  # what the step and its search may use, in float32 on a CPU

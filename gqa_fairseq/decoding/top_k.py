@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Wide enough that the maxima of all chunks are few, narrow enough that the best chunks are too.
+# Wide chunks have few maxima; narrow chunks leave few words in the best chunks.
 _CHUNK = 64
 
 
@@ -13,7 +13,7 @@ def top_k(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """torch.topk over the last dimension of [rows, V], faster where V is a vocabulary.
 
     The k best lie in the k chunks with the best maxima, so only those are sorted: one pass over x,
-    where torch's radix selection on a GPU takes several (that it is faster there is not measured).
+    where torch's radix selection on a GPU takes several. (Nobody has measured it on a GPU.)
     Among equal values any may come first, as in torch.topk.
     """
     V = x.shape[1]

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from gqa_fairseq.architecture import Architecture, Heads
 from gqa_fairseq.attention import GroupedQueryAttention
-from gqa_fairseq.decoding.arranged import ArrangedWeights
-from gqa_fairseq.decoding.cache import DecoderCache
+from gqa_fairseq.decoding.cpu.cache import DecoderCache
+from gqa_fairseq.decoding.weights import DecodingWeights
 from gqa_fairseq.layers import GroupedQueryDecoderLayer, GroupedQueryEncoderLayer
 from gqa_fairseq.models.config import GroupedQueryTransformerConfig, nested, resolve
 
@@ -57,7 +57,7 @@ class GroupedQueryTransformerEncoder(TransformerEncoderBase):
         return {**super().reorder_encoder_out(encoder_out, sentences), "beam": [beam]}
 
 
-class GroupedQueryTransformerDecoder(ArrangedWeights, TransformerDecoderBase):
+class GroupedQueryTransformerDecoder(DecodingWeights, TransformerDecoderBase):
     """fairseq's decoder with whole-sequence and cached forward passes of its own."""
 
     def build_decoder_layer(self, cfg, no_encoder_attn: bool = False) -> GroupedQueryDecoderLayer:
@@ -88,7 +88,11 @@ class GroupedQueryTransformerDecoder(ArrangedWeights, TransformerDecoderBase):
             alignment_heads,
         )
         if not features_only:
-            x = self.output_layer(x) if incremental_state is None else self._arranged.output(x)
+            x = (
+                self.output_layer(x)
+                if incremental_state is None
+                else self._decoding_weights.output(x)
+            )
         return x, extra
 
     def extract_features(
@@ -161,7 +165,7 @@ class GroupedQueryTransformerDecoder(ArrangedWeights, TransformerDecoderBase):
 
     def start_cache(self, encoder_out: dict, beam: int) -> DecoderCache:
         """A cache for `beam` hypotheses a sentence that holds the source's keys and values."""
-        native = self.arranged().native
+        native = self.decoding_weights().native
         source, is_padding = _source(encoder_out)
         cache = DecoderCache(source.shape[1], beam, native=native)
         cache.store_source(list(self.source_keys_values(encoder_out)), is_padding, source.dtype)
@@ -175,14 +179,16 @@ class GroupedQueryTransformerDecoder(ArrangedWeights, TransformerDecoderBase):
 
     def next_logits(self, tokens: Tensor, cache: DecoderCache) -> Tensor:
         """One step: tokens so far [B, W, T] -> scores of the next one [B * W, V]."""
-        return self._arranged.output(self._next_features(tokens, cache, None)[0].flatten(0, 1))
+        return self._decoding_weights.output(
+            self._next_features(tokens, cache, None)[0].flatten(0, 1)
+        )
 
     def _next_features(
         self, tokens: Tensor, cache: DecoderCache, alignment: int | None
     ) -> tuple[Tensor, Tensor | None]:
         """Tokens so far [B, W, T] -> features [B, W, C], weights [B, W, S] in the cache's order."""
         x = self._embed(tokens.flatten(0, 1), {}).view(cache.batch, cache.beam, -1)
-        x, weights = self._arranged.features(cache.to_cache_order(x), cache, alignment)
+        x, weights = self._decoding_weights.features(cache.to_cache_order(x), cache, alignment)
         return cache.to_sentence_order(x), weights
 
     def _embed(self, tokens: Tensor, incremental_state: dict | None) -> Tensor:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gqa_fairseq.costs import cache_bytes
-from gqa_fairseq.decoding.cache import DecoderCache
+from gqa_fairseq.decoding.cpu.cache import DecoderCache
 
 torch.set_num_threads(1)
 LAYERS = 2

@@ -14,8 +14,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from gqa_fairseq.decoding import graphs
-from gqa_fairseq.decoding.graphs import GraphedStep, LateReads
+from gqa_fairseq.decoding.gpu import graphs
+from gqa_fairseq.decoding.gpu.graphs import GraphedStep, LateReads
 
 CUDA = torch.device("cuda", 0)
 

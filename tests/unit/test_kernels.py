@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from gqa_fairseq.decoding import kernels
-from gqa_fairseq.decoding.kernels import choose_splits, grouped_decode_attention, readers_of
+from gqa_fairseq.decoding.gpu import kernels
+from gqa_fairseq.decoding.gpu.kernels import choose_splits, grouped_decode_attention, readers_of
 from tests.kernel_runs import needs_gpu, needs_triton, run_tests
 
 
@@ -71,7 +71,7 @@ def test_a_gpu_without_what_triton_needs_does_without_the_kernel(monkeypatch, ca
         assert not has_kernel()
     assert len(starts) == 1
     assert caplog.messages == [
-        "decoding without the attention kernel, slower: Triton: Failed to find C compiler."
+        "decoding is slower without the attention kernel: Triton: Failed to find C compiler."
     ]
     monkeypatch.setattr(kernels, "_can_launch", lambda: True)
     assert has_kernel()

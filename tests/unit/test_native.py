@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from gqa_fairseq.attention import attend_cached
-from gqa_fairseq.decoding import native
-from gqa_fairseq.decoding.native import INSTRUCTION_SETS, MAX_BEAM, Operators, build
+from gqa_fairseq.decoding.cpu import native
+from gqa_fairseq.decoding.cpu.native import INSTRUCTION_SETS, MAX_BEAM, Operators, build
 from gqa_fairseq.decoding.search import GroupedQueryGenerator
 from tests.plugin_models import build as build_model
 from tests.plugin_models import dictionary, random_lines, randomize, source_batch
@@ -373,7 +373,7 @@ def test_searches_with_and_without(beam: int, options: dict[str, Any]) -> None:
             model.to(dtype).decoder.is_native = is_native
             generator = GroupedQueryGenerator([model], vocabulary, beam_size=beam, max_len_b=15)
             found.append(generator.generate([model], sample))
-            assert (model.decoder.arranged().native is None) == (
+            assert (model.decoder.decoding_weights().native is None) == (
                 not is_native or dtype == torch.float64
             )
         tokens = [

@@ -1,4 +1,4 @@
-"""A static step never waits for the device: it runs on tensors that have shapes but no values.
+"""A step of the GPU's driver never waits: it runs on tensors that have shapes but no values.
 
 On the meta device whatever needs a value fails, as it would wait on a GPU. What passes there all
 the same is caught as it is called: tensors of the host, and indexing by a mask.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,9 +18,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from gqa_fairseq.decoding.static_beams import TokenRules
-from gqa_fairseq.decoding.static_cache import StaticShape
-from gqa_fairseq.decoding.static_search import StaticSearch
+from gqa_fairseq.decoding.beams import BeamSearch, Chooser
+from gqa_fairseq.decoding.gpu.search import GpuSearch
+from gqa_fairseq.decoding.memory import BatchShape
+from gqa_fairseq.decoding.rules import Temperature, rules_of
 from gqa_fairseq.decoding.top_k import top_k
 from tests.plugin_models import build, dictionary
 
@@ -59,20 +61,23 @@ def no_host() -> Iterator[None]:
         yield
 
 
-def search_of(beam: int, dtype: torch.dtype = torch.float16, **options: Any) -> StaticSearch:
+def search_of(beam: int, dtype: torch.dtype = torch.float16, **options: Any) -> GpuSearch:
     """A search whose weights and memory have no values."""
     model = build(VOCABULARY, num_kv_heads=2, **options).to(dtype).to(META)
-    rules = TokenRules(
-        META,
+    chosen = SimpleNamespace(
         pad=VOCABULARY.pad(),
         unk=VOCABULARY.unk(),
         eos=VOCABULARY.eos(),
         unk_penalty=0.5,
-        suppressed=[7],
         min_len=1,
+        token_indices_to_suppress=torch.tensor([7]),
     )
-    shape = StaticShape(rows=8, steps=64, source=16)
-    search = StaticSearch(model.decoder, rules, shape.capacity, beam=beam, temperature=1.3)
+    rules = rules_of(chosen, META, prefix=None)
+    assert len(rules) == 5  # one for each option
+    chooser = Chooser(beam, VOCABULARY.eos(), Temperature(1.3), rules, BeamSearch())
+    shape = BatchShape(rows=8, steps=64, source=16)
+    weights = model.decoder.decoding_weights()
+    search = GpuSearch(model.decoder, weights, chooser, shape.capacity)
     edges = torch.zeros(2, 7, dtype=torch.int64, device=META)
     search.cache.start(shape, *edges, source_tokens=12)
     search.beams.start(shape.rows, shape.steps, 7, first=VOCABULARY.eos(), max_len=40)
@@ -115,7 +120,7 @@ def test_the_kernel_is_launched_without_a_value(beam: int, monkeypatch) -> None:
             launches.append(grid)
             return lambda *args, **options: None
 
-    from gqa_fairseq.decoding import triton_kernels
+    from gqa_fairseq.decoding.gpu import triton_kernels
 
     for name in ("attend_part", "combine_parts"):
         monkeypatch.setattr(triton_kernels, name, Program())
@@ -127,7 +132,7 @@ def test_the_kernel_is_launched_without_a_value(beam: int, monkeypatch) -> None:
     assert len(launches) >= 2 * len(search.weights.layers)
 
 
-WAITS: dict[str, Callable[[StaticSearch], Any]] = {
+WAITS: dict[str, Callable[[GpuSearch], Any]] = {
     "a number": lambda s: s.beams.count.sum().item(),
     "a list": lambda s: s.beams.count.tolist(),
     "a branch": lambda s: bool((s.beams.count > 0).all()),
@@ -143,16 +148,16 @@ WAITS: dict[str, Callable[[StaticSearch], Any]] = {
 
 
 @pytest.mark.parametrize("wait", WAITS.values(), ids=WAITS.keys())
-def test_a_step_that_waits_is_caught(wait: Callable[[StaticSearch], Any], monkeypatch) -> None:
+def test_a_step_that_waits_is_caught(wait: Callable[[GpuSearch], Any], monkeypatch) -> None:
     search = search_of(2)
     search.cache.show(1)
-    choose = search.beams.choose
+    finish = search.beams.finish
 
-    def choose_and_wait(lprobs: Tensor, position: Tensor) -> Tensor:
+    def finish_and_wait(*arguments: Any) -> None:
         wait(search)
-        return choose(lprobs, position)
+        finish(*arguments)
 
-    monkeypatch.setattr(search.beams, "choose", choose_and_wait)
+    monkeypatch.setattr(search.beams, "finish", finish_and_wait)
     # Without a value PyTorch refuses in several ways; NotImplementedError is that of a copy.
     with no_host(), pytest.raises((AssertionError, RuntimeError, NotImplementedError)):
         search.step()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gqa_fairseq.architecture import PLACEMENTS
 from gqa_fairseq.costs import cache_bytes
-from gqa_fairseq.decoding.cache import DecoderCache
+from gqa_fairseq.decoding.cpu.cache import DecoderCache
 from gqa_fairseq.models.gqa_transformer import GroupedQueryTransformerModel
 
 SENTENCES, STEPS = 5, 7
@@ -167,7 +167,7 @@ def step_error(model: GroupedQueryTransformerModel, vocabulary: Dictionary) -> f
 
 
 def test_decoding_follows_the_weights() -> None:
-    """Weights arranged for decoding are arranged anew after training, loading and conversion."""
+    """Decoding weights are made anew after training, loading and conversion."""
     vocabulary = dictionary()
     model = model_of(vocabulary, torch.float32, num_kv_heads=2)
     assert step_error(model, vocabulary) < 1e-4

@@ -10,7 +10,8 @@ write of the whole cache; here the W beams of a sentence share its slots, and on
 that of a private cache.
 
 Sentences leave the batch when they finish. Their rows are refilled with the last rows, so a step
-moves at most the rows that left; `order` says where each sentence lives. Legend: see attention.py.
+moves at most as many rows as left; `_order` says which row each sentence has. Legend: see
+attention.py.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor
 
 from gqa_fairseq.attention import attend_cached
-from gqa_fairseq.decoding.native import Attention, Operators
+from gqa_fairseq.decoding.cpu.native import Attention, Operators
 
 INITIAL_CAPACITY = 32
 
@@ -79,7 +80,7 @@ class DecoderCache:
             return attend_cached(query, *self.source(layer), need_weights)
         return native.attend(self._native_source(native, layer, query.shape[2]), query), None
 
-    # The same for native operators, which take a description of the cache.
+    # The same for native operators: they take a description of the cache.
 
     def _native_for(self, head_dim: int) -> Operators | None:
         """The native operators if they have code for these beams and heads."""
@@ -92,13 +93,13 @@ class DecoderCache:
         return native.attention(keys, values, keys.shape[2], mask, shape)
 
     def _native_self(self, native: Operators, layer: int, heads: int, like: Tensor) -> Attention:
-        """For new keys of the kind of `like` [B, ..., G, D], which are written as they are read."""
+        """For new keys like `like` [B, ..., G, D]; the operator writes them before it reads."""
         buffers, slots = self._buffers(layer, like), self.length * self.beam
         shape = self.batch, self.beam, heads
         return native.attention(*buffers, slots, self._ancestry(), shape, is_growing=True)
 
     def native_attentions(self, layer: int, heads: int) -> tuple[Attention, Attention] | None:
-        """This step's self- and cross-attention for a native layer; None where there is none."""
+        """This step's self- and cross-attention for a native layer; None without such operators."""
         keys = self._cross[layer][0]
         native = self._native_for(keys.shape[3])
         if native is None:

@@ -1,9 +1,9 @@
 """The decoder's cache with shapes that no step changes, so that a CUDA graph can replay the step.
 
-cache.DecoderCache cuts its tensors to what is filled, and a graph captured at one length would
-replay that length for ever. Here every step sees the same views; how far they are filled, where a
+cpu/cache.py cuts its tensors to what is filled, and a graph captured at one length would
+replay that length always. Here every step sees the same views; how far they are filled, where a
 source begins and which beams descend from a slot are values on the device, which the kernel of
-decoding/kernels.py follows. The idea of the slots is the same: W of them a step, never moved.
+gpu/kernels.py reads there. The slots are the same: W of them a step, never moved.
 
     source   cross K, V   [B, G, S, D]       one row a SENTENCE, at the right end of S slots
     target   self  K, V   [B, G, N, D]       N = steps * W slots; step t fills W of them
@@ -18,12 +18,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from gqa_fairseq.attention import attend_cached
+from gqa_fairseq.decoding.memory import BatchShape, Capacity
 
 LEAST_STEPS = 32  # in view: 32, 64, 128, ... steps
 
@@ -65,33 +65,7 @@ def attend_visible(
     return out.masked_fill(is_blind, 0)
 
 
-class Capacity(NamedTuple):
-    """What memory is taken for, in rows of sentences and in rows times tokens."""
-
-    rows: int
-    targets: int
-    sources: int
-
-    def holds(self, other: Capacity) -> bool:
-        return all(a >= b for a, b in zip(self, other, strict=True))
-
-    def union(self, other: Capacity) -> Capacity:
-        return Capacity(*map(max, self, other))
-
-
-class StaticShape(NamedTuple):
-    """What one batch takes of it: rows, and the steps and source tokens of each."""
-
-    rows: int
-    steps: int
-    source: int
-
-    @property
-    def capacity(self) -> Capacity:
-        return Capacity(self.rows, self.rows * self.steps, self.rows * self.source)
-
-
-class StaticCache:
+class GpuCache:
     """Memory for the keys and values of batches of many shapes, one after the other.
 
     Args:
@@ -99,7 +73,7 @@ class StaticCache:
         attend: the attention over it.
 
     `batch` rows and `length` steps of the current batch are in view; `is_running` [rows] int32 on
-    the device is 1 for the sentences that are searched, and the others read nothing.
+    the device is 1 for the sentences that are searched; the other rows read nothing.
     """
 
     def __init__(
@@ -134,8 +108,8 @@ class StaticCache:
 
     # Between steps.
 
-    def start(self, shape: StaticShape, start: Tensor, end: Tensor, source_tokens: int) -> None:
-        """Lays out the memory for a batch. Its sentences are the first rows, the others rest.
+    def start(self, shape: BatchShape, start: Tensor, end: Tensor, source_tokens: int) -> None:
+        """Lays out the memory for a batch. Its sentences are the first rows; others read nothing.
 
         Args:
             start, end: [sentences], each one's part of its `source_tokens` that is no padding.
@@ -213,7 +187,7 @@ class StaticCache:
         return self.attend(query, k[:n, :, :N], v[:n, :, :N], end=self._filled, readers=readers)
 
     def native_attentions(self, layer: int, heads: int) -> None:
-        """None: this cache's values stay on the device, where native operators cannot follow."""
+        """None: native operators need lengths on the host; here they are on the device."""
 
     def attend_source(
         self, layer: int, query: Tensor, need_weights: bool = False
@@ -221,10 +195,10 @@ class StaticCache:
         """As DecoderCache.attend_source, without the weights.
 
         Raises:
-            ValueError: the weights are asked for: the kernel never has them in one place.
+            ValueError: the weights are asked for: the kernel never holds all of them.
         """
         if need_weights:
-            raise ValueError("attention weights need DecoderCache")
+            raise ValueError("attention weights need the cache of cpu/cache.py")
         n = self.batch
         keys, values = self._cross[layer]
         start, end = self._source_start[:n], self._source_stop

@@ -1,7 +1,7 @@
-"""Search in steps of fixed shapes, on the CPU, against search.py: the same hypotheses and scores.
+"""The GPU's driver, run on the CPU, against the CPU's: the same hypotheses and scores.
 
 The code is what a GPU runs, apart from the capture of its step as a graph; test_search.py compares
-search.py with fairseq's SequenceGenerator.
+the CPU's driver with fairseq's SequenceGenerator.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from fairseq.sequence_generator import SequenceGenerator
 from torch import Tensor
 
 from gqa_fairseq.costs import cache_bytes
+from gqa_fairseq.decoding.gpu.search import GpuSearch, bucket, source_edges
 from gqa_fairseq.decoding.search import GroupedQueryGenerator
-from gqa_fairseq.decoding.static_search import StaticSearch, bucket, source_edges
 from tests.kernel_runs import needs_gpu, needs_triton, run_tests
 from tests.plugin_models import build, dictionary, random_lines, randomize, source_batch
 
@@ -35,8 +35,8 @@ def model_of(seed: int = 0, **options: Any) -> Any:
     return model.double()
 
 
-def static_generator(model: Any, **options: Any) -> GroupedQueryGenerator:
-    return GroupedQueryGenerator([model], VOCABULARY, is_static=True, **options)
+def gpu_generator(model: Any, **options: Any) -> GroupedQueryGenerator:
+    return GroupedQueryGenerator([model], VOCABULARY, driver="gpu", **options)
 
 
 def assert_same(ours: Hypotheses, expected: Hypotheses, tolerance: float = 1e-6) -> None:
@@ -51,16 +51,16 @@ def assert_same(ours: Hypotheses, expected: Hypotheses, tolerance: float = 1e-6)
 
 
 def check(model: Any, *samples: dict, **options: Any) -> GroupedQueryGenerator:
-    """The static search finds, batch after batch, what search.py finds; returns its generator."""
+    """The GPU's driver finds, batch after batch, what the CPU's finds; returns its generator."""
     call = {k: options.pop(k) for k in ("bos_token",) if k in options}
-    expected = GroupedQueryGenerator([model], VOCABULARY, is_static=False, **options)
-    ours = static_generator(model, **options)
+    expected = GroupedQueryGenerator([model], VOCABULARY, driver="cpu", **options)
+    ours = gpu_generator(model, **options)
     for sample in samples:
         assert_same(
             ours.generate([model], sample, **call), expected.generate([model], sample, **call)
         )
-    assert ours.static_search is not None
-    assert expected.static_search is None
+    assert ours.gpu_search is not None
+    assert expected.gpu_search is None
     return ours
 
 
@@ -152,27 +152,27 @@ def eager_to_end(seed: int, scale: float) -> Any:
 @pytest.mark.parametrize(("beam", "sizes"), [(1, [10, 5]), (4, [10, 5, 2])])
 def test_sentences_that_finish_leave_the_batch(beam: int, sizes: list[int], monkeypatch) -> None:
     seen: list[tuple[int, int]] = []
-    shrink = StaticSearch._shrink
+    shrink = GpuSearch._shrink
 
-    def shrink_and_note(self: StaticSearch, is_left: Tensor, size: int) -> None:
+    def shrink_and_note(self: GpuSearch, is_left: Tensor, size: int) -> None:
         seen.append((size, self.cache.length))
         shrink(self, is_left, size)
 
-    monkeypatch.setattr(StaticSearch, "_shrink", shrink_and_note)
+    monkeypatch.setattr(GpuSearch, "_shrink", shrink_and_note)
     sample = source_batch(random_lines(20, VOCABULARY, seed=0), VOCABULARY)
     ours = check(eager_to_end(0, 3.0), sample, beam_size=beam, max_len_b=60)
     assert [size for size, _ in seen] == sizes
     assert (seen[0][1], seen[-1][1]) == (32, 64)  # the last ones have more slots in view
-    assert ours.static_search is not None
-    assert ours.static_search.cache.batch == sizes[-1]
+    assert ours.gpu_search is not None
+    assert ours.gpu_search.cache.batch == sizes[-1]
 
 
 def test_what_lies_in_memory_does_not_matter() -> None:
     """NaN wherever the batches before have left keys and values."""
     model = eager_to_end(0, 3.0)
     options: dict[str, Any] = {"beam_size": 3, "max_len_b": 40}
-    ours = static_generator(model, **options)
-    expected = GroupedQueryGenerator([model], VOCABULARY, is_static=False, **options)
+    ours = gpu_generator(model, **options)
+    expected = GroupedQueryGenerator([model], VOCABULARY, driver="cpu", **options)
     largest = None
     for count, longest in ((17, 25), (17, 9), (3, 30), (1, 1)):
         lines = random_lines(count, VOCABULARY, longest)
@@ -180,9 +180,9 @@ def test_what_lies_in_memory_does_not_matter() -> None:
         assert_same(ours.generate([model], sample), expected.generate([model], sample))
         assert largest in (
             None,
-            ours.static_search,
+            ours.gpu_search,
         )  # the memory of the first batch holds the others
-        largest = ours.static_search
+        largest = ours.gpu_search
         assert largest is not None
         for pairs in largest.cache._memory:
             for keys, values in pairs:
@@ -197,10 +197,10 @@ def test_memory_grows_to_what_all_batches_need() -> None:
         for count, longest in ((20, 3), (2, 60), (20, 3))
     ]
     ours = check(model, *samples, beam_size=2, max_len_a=1.0, max_len_b=3)
-    assert ours.static_search is not None
-    assert ours.static_search.capacity.rows == 20
-    assert ours.static_search.capacity.sources == max(20 * 16, 2 * 64)
-    assert ours.static_search.capacity.targets == max(20 * 32, 2 * 64)
+    assert ours.gpu_search is not None
+    assert ours.gpu_search.capacity.rows == 20
+    assert ours.gpu_search.capacity.sources == max(20 * 16, 2 * 64)
+    assert ours.gpu_search.capacity.targets == max(20 * 32, 2 * 64)
 
 
 def test_sources_padded_on_the_right_or_between() -> None:
@@ -215,13 +215,13 @@ def test_sources_padded_on_the_right_or_between() -> None:
         sample["net_input"]["src_tokens"] = tokens
         assert (source_edges(tokens.eq(pad)) is not None) == is_taken
         options: dict[str, Any] = {"beam_size": 2, "max_len_b": 12}
-        ours = static_generator(model, **options)
-        expected = GroupedQueryGenerator([model], VOCABULARY, is_static=False, **options)
+        ours = gpu_generator(model, **options)
+        expected = GroupedQueryGenerator([model], VOCABULARY, driver="cpu", **options)
         assert_same(ours.generate([model], sample), expected.generate([model], sample))
-        assert (ours.static_search is not None) == is_taken
+        assert (ours.gpu_search is not None) == is_taken
 
 
-def test_what_needs_values_runs_in_the_other_search() -> None:
+def test_what_is_refused_runs_in_the_other_driver() -> None:
     model = model_of(num_kv_heads=2)
     sample = source_batch(random_lines(3, VOCABULARY), VOCABULARY)
     prefix = torch.tensor([[7], [8], [9]])
@@ -232,13 +232,13 @@ def test_what_needs_values_runs_in_the_other_search() -> None:
     ]
     for options, call in cases:
         found = []
-        for is_static in (True, False):
+        for driver in ("gpu", "cpu"):
             generator = GroupedQueryGenerator(
-                [model], VOCABULARY, is_static=is_static, max_len_b=8, **options
+                [model], VOCABULARY, driver=driver, max_len_b=8, **options
             )
             torch.manual_seed(5)
             found.append(generator.generate([model], sample, **call))
-            assert generator.static_search is None
+            assert generator.gpu_search is None
         assert_same(*found)
 
 
@@ -246,10 +246,10 @@ def test_new_weights_are_used() -> None:
     model = model_of(num_kv_heads=2)
     sample = source_batch(random_lines(4, VOCABULARY), VOCABULARY)
     options: dict[str, Any] = {"beam_size": 3, "max_len_b": 12}
-    ours = static_generator(model, **options)
+    ours = gpu_generator(model, **options)
     for seed in (1, 2):
         randomize(model, scale=1.5, seed=seed)
-        expected = GroupedQueryGenerator([model], VOCABULARY, is_static=False, **options)
+        expected = GroupedQueryGenerator([model], VOCABULARY, driver="cpu", **options)
         assert_same(ours.generate([model], sample), expected.generate([model], sample))
 
 
@@ -257,16 +257,16 @@ def test_training_gets_the_memory_back() -> None:
     """As in validation with --eval-bleu, in the middle of training."""
     model = model_of(num_kv_heads=2)
     sample = source_batch(random_lines(4, VOCABULARY), VOCABULARY)
-    ours = static_generator(model, beam_size=2, max_len_b=5)
+    ours = gpu_generator(model, beam_size=2, max_len_b=5)
     expected = ours.generate([model], sample)
-    assert ours.static_search is not None
-    memory = weakref.ref(ours.static_search)
+    assert ours.gpu_search is not None
+    memory = weakref.ref(ours.gpu_search)
     gc.disable()
     model.train()
     gc.enable()
     assert memory() is None
     assert_same(ours.generate([model.eval()], sample), expected)
-    memory = weakref.ref(ours.static_search)
+    memory = weakref.ref(ours.gpu_search)
     gc.disable()
     del ours
     gc.enable()
@@ -278,20 +278,20 @@ def test_a_batch_too_large_for_the_memory_is_split(monkeypatch, caplog) -> None:
     model = model_of(num_kv_heads=2)
     sample = source_batch(random_lines(7, VOCABULARY), VOCABULARY)
     options: dict[str, Any] = {"beam_size": 4, "max_len_a": 1.0, "max_len_b": 5}
-    expected = static_generator(model, **options).generate([model], sample)
+    expected = gpu_generator(model, **options).generate([model], sample)
     assert_same(
-        static_generator(model, memory_limit_bytes=1, **options).generate([model], sample), expected
+        gpu_generator(model, memory_limit_bytes=1, **options).generate([model], sample), expected
     )
-    run, batches = StaticSearch.run, []
+    run, batches = GpuSearch.run, []
 
-    def run_small_ones(self: StaticSearch, source, edges, *rest):
+    def run_small_ones(self: GpuSearch, source, edges, *rest):
         batches.append(len(edges[0]))
         if batches[-1] > 3:
             raise torch.OutOfMemoryError
         return run(self, source, edges, *rest)
 
-    monkeypatch.setattr(StaticSearch, "run", run_small_ones)
-    assert_same(static_generator(model, **options).generate([model], sample), expected)
+    monkeypatch.setattr(GpuSearch, "run", run_small_ones)
+    assert_same(gpu_generator(model, **options).generate([model], sample), expected)
     assert batches == [7, 3, 4, 2, 2]
     assert "7 sentences do not fit in memory" in caplog.text
 
@@ -300,10 +300,10 @@ def test_a_batch_too_large_for_the_memory_is_split(monkeypatch, caplog) -> None:
 def test_the_bytes_in_use_are_those_predicted(g: int) -> None:
     model = model_of(num_kv_heads=g)
     lines = [torch.tensor([9, 8, 7, VOCABULARY.eos()])] * 17  # 18 rows
-    ours = static_generator(model, beam_size=3, max_len_b=35, min_len=35)
+    ours = gpu_generator(model, beam_size=3, max_len_b=35, min_len=35)
     ours.generate([model], source_batch(lines, VOCABULARY))
-    assert ours.static_search is not None
-    assert ours.static_search.cache.nbytes == cache_bytes(
+    assert ours.gpu_search is not None
+    assert ours.gpu_search.cache.nbytes == cache_bytes(
         batch=17,
         beam=3,
         source_tokens=4,
@@ -333,8 +333,8 @@ def test_a_large_vocabulary_in_single_precision(beam: int) -> None:
     randomize(model, scale=1.5, seed=4)
     sample = source_batch(random_lines(7, words), words)
     options: dict[str, Any] = {"beam_size": beam, "max_len_b": 15, "unk_penalty": 0.5}
-    ours = GroupedQueryGenerator([model], words, is_static=True, **options)
+    ours = GroupedQueryGenerator([model], words, driver="gpu", **options)
     stock = SequenceGenerator([model], words, **options)
     found, expected = ours.generate([model], sample), stock.generate([model], sample)
     assert_same(found, expected, tolerance=1e-5)
-    assert ours.static_search is not None
+    assert ours.gpu_search is not None

@@ -1,7 +1,7 @@
 """The two Triton programs of decode attention: a part of the slots, and the sum of the parts.
 
 Imported only when a kernel is launched, so that nothing else needs Triton. The shapes and the
-reasons are in decoding/kernels.py; the legend (B, W, H, G, R, D, N) is in attention.py.
+reasons are in gpu/kernels.py; the legend (B, W, H, G, R, D, N) is in attention.py.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""A decoding step's operators for a CPU in float32: C++, compiled when first wanted.
+"""A decoding step's operators for a CPU in float32, in C++, compiled at their first use.
 
 They need an x86-64 processor with AVX2 or AVX-512 and g++ 11 or later (`$CXX`). Without them
-PyTorch's operators do the same, more slowly, and the log says what is missing. The compiled library
+PyTorch's operators do the same more slowly, and the log says what is missing. The compiled library
 is kept in `$XDG_CACHE_HOME/gqa_fairseq` (`~/.cache`), one for each source, compiler and instruction
 set.
 """
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
 
-MAX_BEAM = 32  # who sees a slot is one bit a beam
+MAX_BEAM = 32  # one bit for each beam says whether it sees a slot
 INSTRUCTION_SETS = {"AVX512": "x86-64-v4", "AVX2": "x86-64-v3"}  # PyTorch's names, g++'s
 _SOURCES = sorted(Path(__file__).parent.glob("*.cpp"))
 _READ = [*_SOURCES, *sorted(Path(__file__).parent.glob("*.h"))]
@@ -177,15 +177,15 @@ class Layer:
 
 
 class Operators:
-    """The compiled operators; tensors are float32 on the CPU, and contiguous unless it is said.
+    """The compiled operators; tensors are float32 on the CPU, and contiguous unless stated.
 
     `instructions` is the processor's instruction set that they are compiled for.
     """
 
     def __init__(self, instructions: str) -> None:
         self.instructions = instructions
-        # OpenMP's functions are those of PyTorch, which has loaded them for all to see: the
-        # library shares PyTorch's threads.
+        # PyTorch has loaded OpenMP's functions for the whole process, so the library uses
+        # PyTorch's threads.
         self._library = ctypes.CDLL(str(build(instructions)))
         self._library.gqa_packed_size.restype = c_int64
         self._library.gqa_packed_size.argtypes = [c_int64, c_int64]
@@ -214,7 +214,7 @@ class Operators:
 
         Args:
             keys, values: [>= B, G, >= slots, D] with the same strides, slots contiguous.
-            slots: how many are in use; those that nobody sees are not read.
+            slots: how many are in use; those that no beam sees are not read.
             mask: [B, W or 1, slots], 0 or -inf; the last dimension contiguous.
             shape: (B, W, H).
             is_growing: the last W slots are those of the step's own keys and values.
@@ -295,7 +295,7 @@ def operators_for(weight: Tensor) -> Operators | None:
 
 
 def operators_name(weight: Tensor) -> str:
-    """Whose operators a step with this weight takes: such as `native AVX512`, or `PyTorch`."""
+    """The operators of a step with this weight, such as `native AVX512` or `PyTorch`."""
     native = operators_for(weight)
     return "PyTorch" if native is None else f"native {native.instructions}"
 
@@ -321,7 +321,7 @@ def build(instructions: str) -> Path:
         with tempfile.TemporaryDirectory(dir=library.parent) as folder:
             made = Path(folder) / library.name
             _output(*command, *map(str, _SOURCES), "-o", str(made))
-            made.replace(library)  # whole or not at all: other processes may be at it
+            made.replace(library)  # whole or not at all: other processes may compile it too
     return library
 
 

@@ -1,15 +1,16 @@
-"""Greedy and beam search whose step is one function on the device, for CUDA graphs.
+"""The driver whose step is one function on the device, for CUDA graphs: greedy and beam search.
 
-search.py looks at every step which sentences are finished and cuts its tensors accordingly: cheap
-on a CPU, but on a GPU each look waits for the device and each cut is another shape. Here
+cpu/search.py looks at every step which sentences are finished and cuts its tensors accordingly; on
+a GPU each look waits for the device and each cut is another shape. Here
 
-    a step     embeds the newest words, runs the decoder over static_cache.StaticCache, chooses with
-               static_beams.StaticBeams and moves the beams: the host knows no value of it;
+    a step     embeds the newest words, runs the decoder over cache.GpuCache, chooses with
+               beams.Chooser and moves the beams: the host never waits for its values;
     the host   counts steps, so it knows which slots are in view, and sees two steps late which
                sentences are finished: it stops, or goes on with fewer rows.
 
 Rows, lengths and sources come in few sizes (`bucket`), so that a graph serves many batches. What
-lies between a batch and its size reads nothing and costs little. The hypotheses are search.py's.
+lies between a batch and its size reads nothing and costs little. The hypotheses are those of
+cpu/search.py. `GpuSearch.refusal` says which options it cannot run.
 """
 
 from __future__ import annotations
@@ -20,20 +21,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gqa_fairseq.decoding.graphs import GraphedStep, LateReads
-from gqa_fairseq.decoding.kernels import grouped_decode_attention, has_kernel
-from gqa_fairseq.decoding.static_beams import StaticBeams, TokenRules
-from gqa_fairseq.decoding.static_cache import (
-    LEAST_STEPS,
-    Capacity,
-    StaticCache,
-    StaticShape,
-    attend_visible,
-)
+from gqa_fairseq.decoding.beams import Chooser, Finished
+from gqa_fairseq.decoding.gpu.beams import GpuBeams
+from gqa_fairseq.decoding.gpu.cache import LEAST_STEPS, GpuCache, attend_visible
+from gqa_fairseq.decoding.gpu.graphs import GraphedStep, LateReads
+from gqa_fairseq.decoding.gpu.kernels import MAX_BEAM, grouped_decode_attention, has_kernel
+from gqa_fairseq.decoding.memory import BatchShape, Capacity
+from gqa_fairseq.decoding.rules import Clock
 from gqa_fairseq.decoding.step import DecoderStep
-
-# A finished hypothesis: words with </s> [T], log-probability of each [T], their sum [].
-Finished = tuple[Tensor, Tensor, Tensor]
 
 _LEAST_SOURCE = 16
 _LAG = 2  # steps on their way to the device while the host looks at an earlier one
@@ -45,9 +40,9 @@ def bucket(n: int, least: int = 1) -> int:
     return -(-n // unit) * unit
 
 
-def shape_of(batch: int, steps: int, source: int) -> StaticShape:
+def shape_of(batch: int, steps: int, source: int) -> BatchShape:
     """The shape that serves so many sentences, target steps and source tokens."""
-    return StaticShape(bucket(batch), bucket(steps, LEAST_STEPS), bucket(source, _LEAST_SOURCE))
+    return BatchShape(bucket(batch), bucket(steps, LEAST_STEPS), bucket(source, _LEAST_SOURCE))
 
 
 def source_edges(is_padding: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -58,29 +53,29 @@ def source_edges(is_padding: Tensor) -> tuple[Tensor, Tensor] | None:
     return (start, end) if torch.equal(end - start, is_token.sum(1)) else None
 
 
-class StaticSearch:
-    """Search with one decoder in memory that is taken once, batch after batch.
+class GpuSearch:
+    """Searches batch after batch with one decoder, in memory that is taken once.
 
     Args:
         decoder: the plugin's, in evaluation mode.
-        rules, beam, temperature: the options of the search; V > 2 * beam.
+        weights: what its steps multiply by.
+        chooser: one that is not refused.
         capacity: of the memory; a batch's `shape_of` must not ask for more.
     """
 
     def __init__(
-        self, decoder: Any, rules: TokenRules, capacity: Capacity, *, beam: int, temperature: float
+        self, decoder: Any, weights: DecoderStep, chooser: Chooser, capacity: Capacity
     ) -> None:
         weight = decoder.embed_tokens.weight
         device, dtype = weight.device, weight.dtype
         attention = decoder.layers[0].self_attn
-        self.capacity = capacity
-        self.weights: DecoderStep = decoder.arranged()
-        self._decoder, self._temperature = decoder, temperature
+        self.capacity, self.chooser, self.weights = capacity, chooser, weights
+        self._decoder = decoder
         self._positions = decoder.position_table()
         is_fast = has_kernel(device, dtype, attention.head_dim)
-        self.cache = StaticCache(
+        self.cache = GpuCache(
             capacity,
-            beam=beam,
+            beam=chooser.beam,
             layers=len(decoder.layers),
             num_kv_heads=attention.num_kv_heads,
             head_dim=attention.head_dim,
@@ -88,26 +83,38 @@ class StaticSearch:
             device=device,
             attend=grouped_decode_attention if is_fast else attend_visible,
         )
-        self.beams = StaticBeams(
-            rules, rows=capacity.rows, targets=capacity.targets, beam=beam, device=device
-        )
+        self.beams = GpuBeams(capacity, beam=chooser.beam, eos=chooser.eos, device=device)
         self.graphed = GraphedStep(device)
+
+    @staticmethod
+    def refusal(chooser: Chooser, vocabulary_size: int) -> str | None:
+        """Why a search with these choices needs the CPU's driver, in a few words, or None."""
+        if chooser.needs_host:
+            return f"{chooser.needs_host} looks at values at every step"
+        if chooser.beam > MAX_BEAM:
+            return f"{chooser.beam} beams are more than {MAX_BEAM}"
+        if vocabulary_size <= 2 * chooser.beam:
+            return f"{vocabulary_size} words are not more than twice {chooser.beam} beams"
+        return None
 
     def step(self) -> None:
         """One step of all rows in view, from the newest words to the next ones."""
-        cache, beams = self.cache, self.beams
+        cache, beams, chooser = self.cache, self.beams, self.chooser
         n, positions = cache.batch, self._positions
         if positions is not None:
             positions = positions.index_select(0, cache.position)
         x = self._decoder.embed_words(beams.newest[:n], positions)  # [B, W, C]
         features, _ = self.weights.features(x, cache)
         logits = self.weights.output(features.flatten(0, 1))  # [B * W, V]
-        if self._temperature != 1.0:
-            logits = logits / self._temperature
-        lprobs = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
-        parents = beams.choose(lprobs, cache.position)
+        clock = Clock(cache.position, beams.last)
+        lprobs = chooser.log_probs(logits, clock)
+        candidates = chooser.candidates(lprobs, beams.totals[:n], clock)
+        is_end = chooser.ends(candidates)
+        beams.finish(is_end, candidates, cache.position)
+        chosen, _ = chooser.going_on(candidates, is_end)  # V > 2 W: none is dead
+        beams.extend(chosen, cache.position)
         cache.is_running[:n] = beams.count[:n] < cache.beam
-        cache.end_step(parents)
+        cache.end_step(chosen.parents)
 
     def run(
         self,
@@ -171,7 +178,7 @@ class StaticSearch:
         self.beams.move(movers, gaps)
 
     def _collect(self, rows: Tensor) -> None:
-        """Takes over what the sentences in these rows have finished; the rows are then nobody's."""
+        """Takes over what the sentences in these rows have finished; the rows are then free."""
         wanted = [row for row in rows.tolist() if self._sentences[row] is not None]
         finished = self.beams.finished(torch.tensor(wanted, dtype=torch.int64), self.cache.steps)
         for row, hypotheses in zip(wanted, finished, strict=True):

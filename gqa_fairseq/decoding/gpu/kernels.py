@@ -11,7 +11,7 @@ beam descends from: late in a beam search most steps have one ancestor left, not
 B * G programs do not fill a GPU when G = 1 and the batch is small: the slots are then split over
 several programs, whose sums are combined afterwards ("flash decoding", Dao et al. 2023).
 
-`start`, `end` and `readers` are tensors on the device. Nothing waits for their values, so that a
+`start`, `end` and `readers` are tensors on the device. The host never waits for their values, so a
 CUDA graph can be captured once and replayed while the cache fills. Legend: see attention.py.
 """
 
@@ -62,8 +62,8 @@ def grouped_decode_attention(
             never followed. Left padding is a start; the filled part of a buffer is an end.
         readers: int32 [B, N] on the device: beam w reads slot n if bit w is set (`readers_of`
             makes it from the cache's mask, once a step for all layers). None: all beams read.
-        splits: parts that the slots are read in; None fills the GPU.
-        block: slots a tile, a power of two >= 16; None chooses by D and dtype.
+        splits: number of parts that the slots are split into; None chooses enough to fill the GPU.
+        block: slots of a tile, a power of two >= 16; None chooses by D and dtype.
 
     Returns:
         [B, W, H * D] in query's dtype; sums are in float32, and the probabilities are rounded to
@@ -88,7 +88,7 @@ def grouped_decode_attention(
 
     import triton  # here, so that the plugin works where Triton is not installed
 
-    from gqa_fairseq.decoding import triton_kernels
+    from gqa_fairseq.decoding.gpu import triton_kernels
 
     is_interpreted = triton.knobs.runtime.interpret
     if not query.is_cuda and not is_interpreted:
@@ -155,16 +155,16 @@ def has_kernel(device: torch.device, dtype: torch.dtype, D: int) -> bool:
 def _can_launch() -> bool:
     """Whether Triton's driver starts; why not goes to the log, once.
 
-    It builds a module at its first use, which takes a C compiler and Python's headers: many a
-    machine with a GPU has neither.
+    It builds a module at its first use and needs a C compiler and Python's headers for that: many
+    machines with a GPU have neither.
     """
     from triton.runtime import driver
 
     try:
         driver.active.get_current_target()
-    except Exception as error:  # whatever the machine lacks
+    except Exception as error:  # Triton raises many kinds
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        logger.warning("decoding without the attention kernel, slower: Triton: %s", reason)
+        logger.warning("decoding is slower without the attention kernel: Triton: %s", reason)
         return False
     return True
 
@@ -172,7 +172,7 @@ def _can_launch() -> bool:
 def readers_of(mask: Tensor) -> Tensor:
     """The cache's ancestry, additive mask [B, W, N] (0 or -inf), as `readers` int32 [B, N].
 
-    4 bytes a slot in place of W floats, and one load in place of one a query row.
+    A slot takes 4 bytes in place of W floats, and one load in place of one for each query row.
 
     Raises:
         ValueError: more than 31 beams.
@@ -187,8 +187,8 @@ def readers_of(mask: Tensor) -> Tensor:
 def tile_sizes(query_rows: int, D: int, element_bytes: int) -> tuple[int, int]:
     """Rows and slots of a program's matrix products, both powers of two >= 16.
 
-    More query rows of a group than one tile takes read the keys and values once a tile. float32
-    has no exact matrix unit, so its rows are fewer, or the registers would not suffice.
+    If a group has more query rows than a tile, each tile reads the keys and values again. float32
+    has no exact matrix unit and needs more registers, so its tiles have fewer rows.
     """
     rows = min(128 // element_bytes, max(16, _next_power_of_two(query_rows)))
     return rows, max(16, min(128, _TILE_BYTES // (D * element_bytes)))
@@ -197,8 +197,8 @@ def tile_sizes(query_rows: int, D: int, element_bytes: int) -> tuple[int, int]:
 def choose_splits(programs: int, blocks: int, multiprocessors: int) -> int:
     """Parts to read the slots in: as few as give every multiprocessor two programs.
 
-    A part costs a write and a read of float32 sums, so a batch that fills the GPU has one. Only
-    sizes count here, no lengths: those are on the device.
+    A part costs a write and a read of float32 sums, so a batch that fills the GPU has one. The
+    choice depends on sizes alone: the lengths are on the device.
 
     Args:
         programs: programs without a split (sentences x kv heads x row tiles).

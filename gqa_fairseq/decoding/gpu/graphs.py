@@ -2,7 +2,7 @@
 
 A decoding step is some two hundred launches of a few microseconds each; launched one by one they
 cost more than the work. A graph launches them at once. On a CPU, and where a capture fails, the
-same functions are called as they are.
+functions are called without a graph.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
-_MOST_GRAPHS = 128  # of some hundred kilobytes each, were there ever so many sizes
+_MOST_GRAPHS = 128  # at most so many are kept; each takes some hundred kilobytes
 
 
 @functools.cache
 def _side_stream(device: torch.device) -> torch.cuda.Stream:
-    """Where steps warm up and are captured; one a device, for cuBLAS keeps 32 MiB a stream."""
+    """Where steps warm up and are captured: one a device, because cuBLAS keeps 32 MiB for each."""
     return torch.cuda.Stream(device)
 
 
@@ -31,8 +31,8 @@ class GraphedStep:
     """Calls a function on a GPU by replaying a graph of it, one for every key.
 
     The function takes and returns nothing, and works in place on tensors of `device` that keep
-    their addresses as long as this object lives. What it does may depend on the key, and on nothing
-    else that the host knows.
+    their addresses as long as this object lives. What it does may depend on the key and on values
+    on the device, and not on any other value of the host.
     """
 
     def __init__(self, device: torch.device) -> None:

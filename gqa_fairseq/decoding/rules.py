@@ -1,0 +1,238 @@
+"""The options of a search, one object each, the same for every driver.
+
+    Rule           changes the log-probabilities of the next word: --min-len, --unkpen, ...
+    Temperature    divides the scores of the next word
+    LengthPenalty  scores a finished hypothesis by its length: --lenpen, --gnmt-alpha
+
+beams.py asks them; `rules_of` and `penalty_of` make them from what fairseq's generator was given.
+A new option is one more class here, named in one of these two functions.
+
+Whether the host knows the step is up to the driver, see Clock: a rule is written once for both.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+
+class Clock(NamedTuple):
+    """Where a search is: ints, or int64 [1] on a device whose values the host does not wait for."""
+
+    step: int | Tensor  # words before the one that is chosen next
+    last: int | Tensor  # words of the longest hypothesis, without </s>
+
+    @property
+    def is_on_host(self) -> bool:
+        return isinstance(self.step, int)
+
+
+class Histories(Protocol):
+    """The unfinished hypotheses in a form that a rule with `needs_host` may read and rewrite."""
+
+    tokens: Tensor  # [n, W, longest + 2], from the first word on
+    scores: Tensor  # [n, W, longest + 1], cumulative
+
+
+class Rule(ABC):
+    """What one option does to the log-probabilities of the next word.
+
+    `needs_host` is the option's name if it looks at values on the host, or else None: only the
+    CPU's driver lets a rule do that.
+    """
+
+    needs_host: ClassVar[str | None] = None
+
+    @abstractmethod
+    def change(self, lprobs: Tensor, clock: Clock, histories: Histories | None) -> None:
+        """Changes float32 lprobs [n * W, V] in place, at few words: passes over V are dear.
+
+        `histories` are None unless the driver is the CPU's.
+        """
+
+    def limit(
+        self, values: Tensor, words: Tensor, lprobs: Tensor, clock: Clock
+    ) -> tuple[Tensor, Tensor]:
+        """What is left of the k best words [n * W, k] of lprobs, for a clock on a device.
+
+        For a rule that concerns all words at some steps: `change` would have to pass over V at
+        every step, because the host does not know which step it is.
+        """
+        return values, words
+
+    def keep(self, rows: Tensor) -> None:  # noqa: B027  most rules know nothing of sentences
+        """Sentences `rows` [n'] of the n are left."""
+
+
+def _forbid(lprobs: Tensor, word: int, when: bool | Tensor = True) -> None:
+    if isinstance(when, Tensor):
+        lprobs[:, word].masked_fill_(when, -math.inf)
+    elif when:
+        lprobs[:, word].fill_(-math.inf)
+
+
+@dataclass(frozen=True)
+class NeverPadding(Rule):
+    """Padding is never chosen."""
+
+    pad: int
+
+    def change(self, lprobs: Tensor, clock: Clock, histories: Histories | None) -> None:
+        _forbid(lprobs, self.pad)
+
+
+@dataclass(frozen=True)
+class UnknownPenalty(Rule):
+    """--unkpen: subtracted from the unknown word's log-probability."""
+
+    unk: int
+    penalty: float
+
+    def change(self, lprobs: Tensor, clock: Clock, histories: Histories | None) -> None:
+        lprobs[:, self.unk].sub_(self.penalty)
+
+
+@dataclass(frozen=True)
+class MinLength(Rule):
+    """--min-len: so many words before the end."""
+
+    eos: int
+    words: int
+
+    def change(self, lprobs: Tensor, clock: Clock, histories: Histories | None) -> None:
+        _forbid(lprobs, self.eos, clock.step < self.words)
+
+
+@dataclass(frozen=True)
+class MaxLength(Rule):
+    """--max-len-a, --max-len-b: at the last step only the end may come."""
+
+    eos: int
+
+    def change(self, lprobs: Tensor, clock: Clock, histories: Histories | None) -> None:
+        if isinstance(clock.step, int) and clock.step >= clock.last:
+            lprobs[:, : self.eos] = -math.inf
+            lprobs[:, self.eos + 1 :] = -math.inf
+
+    def limit(
+        self, values: Tensor, words: Tensor, lprobs: Tensor, clock: Clock
+    ) -> tuple[Tensor, Tensor]:
+        is_last: Any = clock.step >= clock.last  # bool [1] on the device
+        is_first = torch.arange(values.shape[1], device=values.device) == 0
+        end = lprobs[:, self.eos, None].masked_fill(~is_first, -math.inf)  # [n * W, k]
+        return torch.where(is_last, end, values), words.masked_fill(is_last, self.eos)
+
+
+@dataclass(frozen=True)
+class Suppressed(Rule):
+    """Words [count] that are never chosen (`tokens_to_suppress`), int64 on the search's device."""
+
+    words: Tensor
+
+    def change(self, lprobs: Tensor, clock: Clock, histories: Histories | None) -> None:
+        lprobs.index_fill_(1, self.words, -math.inf)
+
+
+class Prefix(Rule):
+    """--prefix-size: the words that the hypotheses of a sentence begin with.
+
+    Args:
+        words: [n, P], padding where a sentence's prefix is shorter.
+        force: fairseq's SequenceGenerator._prefix_tokens. It works on rows in place, and makes all
+            beams of a sentence the same where its prefix has an end.
+        otherwise: the rules that hold after the prefix alone.
+    """
+
+    needs_host = "--prefix-size"
+
+    def __init__(self, words: Tensor, force: Callable[..., Any], otherwise: list[Rule]) -> None:
+        self._words, self._force, self._otherwise = words, force, otherwise
+
+    def change(self, lprobs: Tensor, clock: Clock, histories: Histories | None) -> None:
+        if clock.step >= min(self._words.shape[1], clock.last):
+            for rule in self._otherwise:
+                rule.change(lprobs, clock, histories)
+            return
+        assert histories is not None
+        W = histories.tokens.shape[1]
+        rows = histories.scores.flatten(0, 1), histories.tokens.flatten(0, 1)
+        _, tokens, scores = self._force(clock.step, lprobs, *rows, self._words, W)
+        histories.tokens = tokens.unflatten(0, (-1, W))
+        histories.scores = scores.unflatten(0, (-1, W))
+
+    def keep(self, rows: Tensor) -> None:
+        self._words = self._words[rows]
+        for rule in self._otherwise:
+            rule.keep(rows)
+
+
+@dataclass(frozen=True)
+class Temperature:
+    """--temperature: the scores [n * W, V] of the next word are divided by it."""
+
+    value: float
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        return logits if self.value == 1.0 else logits / self.value
+
+
+class LengthPenalty(Protocol):
+    def __call__(self, total: Tensor, length: int) -> Tensor:
+        """Sum of log-probabilities [] of `length` words with </s> -> score []."""
+
+
+@dataclass(frozen=True)
+class NoPenalty:
+    """--unnormalized."""
+
+    def __call__(self, total: Tensor, length: int) -> Tensor:
+        return total
+
+
+@dataclass(frozen=True)
+class LengthPower:
+    """--lenpen, fairseq's."""
+
+    exponent: float
+
+    def __call__(self, total: Tensor, length: int) -> Tensor:
+        return total / length**self.exponent
+
+
+@dataclass(frozen=True)
+class Gnmt:
+    """--gnmt-alpha: ((5 + length) / 6) ** alpha (Wu et al. 2016, section 7)."""
+
+    alpha: float
+
+    def __call__(self, total: Tensor, length: int) -> Tensor:
+        return total / ((5 + length) / 6) ** self.alpha
+
+
+def rules_of(generator: Any, device: torch.device, prefix: Tensor | None) -> list[Rule]:
+    """The rules of fairseq's generator for one batch, in the order of their effects."""
+    rules: list[Rule] = [NeverPadding(generator.pad)]
+    if generator.unk_penalty:
+        rules.append(UnknownPenalty(generator.unk, generator.unk_penalty))
+    rules.append(MaxLength(generator.eos))
+    after_prefix: list[Rule] = []
+    if generator.min_len:
+        after_prefix.append(MinLength(generator.eos, generator.min_len))
+    if generator.token_indices_to_suppress is not None:
+        after_prefix.append(Suppressed(generator.token_indices_to_suppress.to(device)))
+    if prefix is None:
+        return rules + after_prefix
+    return [*rules, Prefix(prefix, generator._prefix_tokens, after_prefix)]
+
+
+def penalty_of(generator: Any) -> LengthPenalty:
+    """How the generator scores a finished hypothesis."""
+    if generator.gnmt_alpha is not None:
+        return Gnmt(generator.gnmt_alpha)
+    return LengthPower(generator.len_penalty) if generator.normalize_scores else NoPenalty()

@@ -1,0 +1,66 @@
+"""A decoder's weights as decoding steps multiply by them, and when they are made anew."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+from weakref import WeakSet
+
+from torch import nn
+
+from gqa_fairseq.decoding.step import DecoderStep
+
+# Untyped, as fairseq's classes are: nn.Module's own types would forbid what the decoder does.
+_Module: Any = nn.Module
+
+
+class WeightsUser(Protocol):
+    """What keeps memory that is of use with one DecoderStep alone, such as graphs of it."""
+
+    def release(self) -> None: ...
+
+
+class DecodingWeights(_Module):
+    """The part of the decoder that owns its DecoderStep."""
+
+    is_int8 = False  # set by decoding/int8.py
+    is_native = True  # use the native operators where there are any
+    _decoding_weights: DecoderStep
+    _decoding_state: tuple | None = None  # of the parameters that the step was made from
+    _weights_users: WeakSet[WeightsUser]
+
+    def decoding_weights(self, user: WeightsUser | None = None) -> DecoderStep:
+        """The weights fused and packed for decoding: the last ones if the parameters are the same.
+
+        Args:
+            user: its `release` is called when these weights end; it is not kept alive.
+        """
+        state = (
+            self.is_int8,
+            self.is_native,
+            [(p.data_ptr(), p._version, p.dtype) for p in self.parameters()],
+        )
+        if self._decoding_state != state:
+            self._forget()
+            self._decoding_state, self._decoding_weights = state, DecoderStep(self)
+            self._weights_users = WeakSet()
+        if user is not None:
+            self._weights_users.add(user)
+        return self._decoding_weights
+
+    def _forget(self) -> None:
+        if self._decoding_state is not None:
+            for user in list(self._weights_users):
+                user.release()
+            del self._decoding_weights, self._decoding_state, self._weights_users
+
+    def train(self, mode: bool = True) -> DecodingWeights:
+        """Decoding weights end with evaluation: optimizers write through `.data`, uncounted."""
+        if mode:
+            self._forget()
+        return super().train(mode)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles leave the decoding weights behind; packed ones cannot be copied."""
+        state = super().__getstate__()
+        private = ("_decoding_weights", "_decoding_state", "_weights_users")
+        return {k: v for k, v in state.items() if k not in private}
