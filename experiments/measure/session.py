@@ -35,7 +35,7 @@ from experiments.records.measurement import (
     Workload,
 )
 from experiments.records.parts import Provenance
-from gqa_fairseq.decoding.native import operators_name
+from gqa_fairseq.decoding.cpu.native import operators_name
 
 # Title of the workload, rounds done, rounds in all.
 OnRound = Callable[[str, int, int], None]

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import psutil
 import torch
 
-from gqa_fairseq.attention import cache_bytes
+from gqa_fairseq.costs import cache_bytes
 
 
 class Capacity(NamedTuple):
