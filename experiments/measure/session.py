@@ -35,12 +35,13 @@ from experiments.records.measurement import (
     Workload,
 )
 from experiments.records.parts import Provenance
+from gqa_fairseq.architecture import Architecture
 from gqa_fairseq.decoding.native import operators_name
 
 # Title of the workload, rounds done, rounds in all.
 OnRound = Callable[[str, int, int], None]
-# Whose peak, and of which workload.
-Peaks = dict[tuple[RequestedContender, Workload], Peak]
+# By the contender's name and the workload.
+Peaks = dict[tuple[str, Workload], Peak]
 
 
 def run_request(
@@ -106,7 +107,7 @@ def run_request(
             weights = weights_of(contenders, _needed_positions(workload))
             competitors = [decoder.take(workload, weights, text) for decoder in decoders]
             for asked, competitor in zip(contenders, competitors, strict=True):
-                competitor.peak = peaks.get((asked, workload))
+                competitor.peak = peaks.get((asked.name, workload))
             time(competitors, workload, request.repeats)
     finally:
         for decoder in decoders:
@@ -116,7 +117,7 @@ def run_request(
         gc.collect()
         trainers = [Training(asked, training) for asked in trained]
         for asked, trainer in zip(trained, trainers, strict=True):
-            trainer.peak = peaks.get((asked, training))
+            trainer.peak = peaks.get((asked.name, training))
         time(trainers, training, request.training.repeats)
     return result()
 
@@ -141,10 +142,10 @@ def _needed_positions(workload: FixedLengths | TestSet) -> int:
 
 def _one_each_architecture(contenders: Sequence[RequestedContender]) -> list[RequestedContender]:
     """Those with a training command, the first of each architecture."""
-    found: dict[str, RequestedContender] = {}
+    found: dict[Architecture, RequestedContender] = {}
     for contender in contenders:
         if contender.training_command:
-            found.setdefault(contender.architecture.name, contender)
+            found.setdefault(contender.architecture, contender)
     return list(found.values())
 
 
@@ -165,7 +166,7 @@ def _peaks(
             workloads.append(training)
         arguments = (request, asked)
         peaks = in_fresh_process(asked.name, _peaks_here, arguments, workloads)
-        found |= {(asked, w): peak for w, peak in zip(workloads, peaks, strict=True)}
+        found |= {(asked.name, w): peak for w, peak in zip(workloads, peaks, strict=True)}
     return found
 
 
