@@ -148,7 +148,8 @@ def measure_in_process(request: Request, on_measured: Callable[[Measurement], No
         asked, found = Path(folder, "request.json"), Path(folder, "measurement.json")
         write_json(asked, request)
         command = [sys.executable, "-m", "experiments.measure", str(asked), str(found)]
-        last_line, seen = "", 0
+        lines: list[str] = []
+        seen = 0
         with subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
@@ -160,16 +161,19 @@ def measure_in_process(request: Request, on_measured: Callable[[Measurement], No
             assert process.stdout is not None
             try:
                 for line in process.stdout:
-                    last_line = line.strip() or last_line
-                    if last_line.endswith(" rounds"):
-                        _show_progress(last_line)
+                    lines.append(line.rstrip())
+                    if lines[-1].endswith(" rounds"):
+                        _show_progress(lines[-1])
                     seen = _take_new(found, seen, on_measured)
             except BaseException:
                 process.terminate()
                 raise
         if process.returncode:
-            cause = last_line.removeprefix("error: ")
-            raise ExperimentError(cause or f"measuring ended with exit code {process.returncode}")
+            last_line = next((line for line in reversed(lines) if line), "no output")
+            if not last_line.startswith("error: "):  # a fault of this code: all that it said
+                print(*lines, sep="\n", file=sys.stderr)
+                last_line = f"measuring ended with exit code {process.returncode}: {last_line}"
+            raise ExperimentError(last_line.removeprefix("error: "))
         _take_new(found, seen, on_measured)
         return read_measurement(found)
 

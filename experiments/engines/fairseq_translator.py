@@ -54,6 +54,9 @@ class FairseqTranslator(Translator):
     def load(self, inputs: Inputs) -> None:
         self.generator = None  # the last one's memory goes first
         self.generator = self.search(self.timed, self.dictionary, **inputs.search)
+        if hasattr(self.model, "set_beam_size"):
+            # fairseq calls it for beams alone: a greedy search would keep the width of the last.
+            self.model.set_beam_size(inputs.search["beam_size"])
         device = next(self.model.parameters()).device
         self.samples = [
             {"net_input": {key: value.to(device) for key, value in batch.items()}}
