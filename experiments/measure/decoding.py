@@ -179,7 +179,8 @@ class Translating(Competitor):
                 weight_bytes=self.engine.weight_bytes,
             )
             first += sentences
-        return total
+        # The machine's rate is that of products in `dtype`: it says nothing of those in 8 bits.
+        return Work(total.bytes_by_part) if self.engine.weight_bytes else total
 
     def _check_cache(self) -> None:
         """Raise ExperimentError unless the cache held as many bytes as the formula says."""

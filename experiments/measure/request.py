@@ -123,6 +123,10 @@ def check_request(request: Request) -> list[str]:
         find_engine(contender.engine)
         if request.text and not contender.checkpoint:
             raise ExperimentError(f"{contender.name}: real text needs a checkpoint")
+        if contender.checkpoint and not contender.data:
+            raise ExperimentError(
+                f"{contender.name}: a checkpoint without the folder of data that has its dictionary"
+            )
     refused = [(c, _refusal(c, request)) for c in request.contenders]
     reasons = [f"{c.name}: left out: {reason}" for c, reason in refused if reason]
     if len(reasons) == len(request.contenders):
