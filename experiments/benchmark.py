@@ -43,7 +43,12 @@ from experiments.measure.request import (
     check_request,
 )
 from experiments.measure.tables import markdown, terminal_table
-from experiments.records.measurement import Measurement, read_measurement, write_measurement
+from experiments.records.measurement import (
+    Measurement,
+    Timing,
+    read_measurement,
+    write_measurement,
+)
 from experiments.records.storage import write_json
 from gqa_fairseq.architecture import Architecture, Variant
 from gqa_fairseq.parity import BASELINES
@@ -197,23 +202,22 @@ def _show_progress(line: str) -> None:
 def run(args: argparse.Namespace) -> None:
     """Measure, print a table a workload, and write the file anew after each."""
     console = Console(width=None if sys.stdout.isatty() else TABLE_WIDTH)
-    whole: Measurement | None = None
+    finished: list[Timing] = []  # of the requests before this one
+    shown = 0
+
+    def take(measured: Measurement) -> None:
+        nonlocal shown
+        timings = [*finished, *measured.timings]
+        if sys.stderr.isatty():
+            print("\r\x1b[K", end="", file=sys.stderr)
+        for timing in timings[shown:]:
+            console.print(terminal_table(timing))
+        shown = len(timings)
+        if args.out:
+            write_measurement(args.out, msgspec.structs.replace(measured, timings=timings))
+
     for request in requests(args):
-        earlier, shown = whole, 0
-
-        def take(measured: Measurement) -> None:
-            nonlocal whole, shown
-            before = earlier.timings if earlier else []
-            whole = msgspec.structs.replace(measured, timings=[*before, *measured.timings])
-            if sys.stderr.isatty():
-                print("\r\x1b[K", end="", file=sys.stderr)
-            for timing in measured.timings[shown:]:
-                console.print(terminal_table(timing))
-            shown = len(measured.timings)
-            if args.out:
-                write_measurement(args.out, whole)
-
-        measure_in_process(request, take)
+        finished += measure_in_process(request, take).timings
 
 
 def show(paths: list[Path]) -> None:

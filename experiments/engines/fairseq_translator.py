@@ -9,8 +9,8 @@ from fairseq.models import BaseFairseqModel
 from fairseq.sequence_generator import EnsembleModel
 from torch import Tensor
 
-from experiments.engines.engine import Inputs, Translator
 from experiments.engines.clock import now
+from experiments.engines.engine import Inputs, Translator
 
 
 class TimedModel(EnsembleModel):

@@ -78,7 +78,10 @@ class Decoder:
             # In the first run, which is warm-up: who keeps a cache frees its memory later.
             translator.watch_cache()
         contender = Contender(
-            architecture=own, engine=self.engine.name, weights=weights, jobs=self.asked.jobs
+            architecture=own,
+            engine=self.engine.name,
+            weights=weights,
+            jobs=tuple(self.asked.jobs),
         )
         return Translating(contender, self.engine, translator, inputs, self.dtype)
 

@@ -1,4 +1,4 @@
-"""What a measurement needs of a trained job. A stand-in until the layout of job folders is final."""
+"""What a measurement needs of a trained job: a stand-in until job folders have their layout."""
 
 from __future__ import annotations
 

@@ -105,15 +105,15 @@ def run_request(
     try:
         for workload in decoding:
             weights = weights_of(contenders, _needed_positions(workload))
-            competitors = [decoder.take(workload, weights, text) for decoder in decoders]
-            for asked, competitor in zip(contenders, competitors, strict=True):
-                competitor.peak = peaks.get((asked.name, workload))
-            time(competitors, workload, request.repeats)
+            translating = [decoder.take(workload, weights, text) for decoder in decoders]
+            for asked, own in zip(contenders, translating, strict=True):
+                own.peak = peaks.get((asked.name, workload))
+            time(translating, workload, request.repeats)
     finally:
         for decoder in decoders:
             decoder.close()
     if training and request.training:
-        competitors = decoders = []  # their memory goes before the trainers take theirs
+        del decoders, translating, own  # their memory goes before the trainers take theirs
         gc.collect()
         trainers = [Training(asked, training) for asked in trained]
         for asked, trainer in zip(trained, trainers, strict=True):
@@ -193,5 +193,3 @@ def _peaks_here(
         peaks.append(peak_of(competitor.run, request.device))
     decoder.close()
     return peaks
-
-

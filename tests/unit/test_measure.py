@@ -16,7 +16,9 @@ from typing import Any
 
 import msgspec
 import pytest
+import sentencepiece
 import torch
+from fairseq.data import Dictionary, indexed_dataset
 from plugin_models import HEADS, build, dictionary, random_lines, randomize, source_batch
 
 from experiments import benchmark
@@ -32,6 +34,7 @@ from experiments.measure.memory import Peak
 from experiments.measure.request import (
     Request,
     RequestedContender,
+    RequestedText,
     RequestedTraining,
     check_request,
     decoding_workloads,
@@ -42,6 +45,8 @@ from experiments.measure.request import (
 )
 from experiments.measure.session import _peaks_here, run_request
 from experiments.measure.tables import markdown
+from experiments.measure.training import Training
+from experiments.measure.workloads import load_text
 from experiments.records.measurement import (
     Contender,
     FixedLengths,
@@ -364,7 +369,7 @@ def test_the_request_survives_its_file(tmp_path: Path) -> None:
     write_json(path, asked)
     assert read_json(path, Request) == asked
     path.write_bytes(path.read_bytes().replace(b'"beams"', b'"beam"'))
-    with pytest.raises(ExperimentError, match="request.json.*beam"):
+    with pytest.raises(ExperimentError, match=r"request.json.*beam"):
         read_json(path, Request)
 
 
@@ -432,7 +437,7 @@ def test_a_cache_of_another_size_is_an_error(monkeypatch: pytest.MonkeyPatch) ->
         own.translator, "held_cache_bytes", lambda: {"self": 1, "cross": 2}, raising=True
     )
     own.run()
-    with pytest.raises(ExperimentError, match="mqa, gqa: the KV cache holds .*'self': 1"):
+    with pytest.raises(ExperimentError, match=r"mqa, gqa: the KV cache holds .*'self': 1"):
         own.tokens()
 
 
@@ -514,7 +519,7 @@ def test_training_updates_are_a_workload_of_the_same_measurement(tmp_path: Path)
     assert updates.rounds == 4
     (samples,) = updates.samples
     assert samples.contender.name == "mqa, fairseq"
-    assert samples.contender.jobs == ["a" * 64]
+    assert samples.contender.jobs == ("a" * 64,)
     assert samples.tokens_produced == 3 * 7
     assert samples.encoder_s is samples.flops is samples.kv_cache_bytes is None
     assert found.jobs == {"a" * 64}
@@ -522,9 +527,106 @@ def test_training_updates_are_a_workload_of_the_same_measurement(tmp_path: Path)
     assert "training update, 3 sentences" in markdown([found])
 
 
+def trained_on_text(folder: Path) -> tuple[RequestedContender, RequestedText]:
+    """A corpus of seven test sentences, prepared, and a checkpoint of a model for it."""
+    texts = {
+        language: [f"{language} {' '.join('abcdefg'[: i + 1])}" for i in range(7)]
+        for language in ("en", "de")
+    }
+    (folder / "text").mkdir(parents=True)
+    (folder / "bin").mkdir()
+    for language, lines in texts.items():
+        path = folder / f"text/test.{language}"
+        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts["en"] + texts["de"]),
+        model_prefix=str(folder / "spm"),
+        vocab_size=20,
+        minloglevel=2,
+    )
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(folder / "spm.model"))
+    command = training_command(folder / "bin")  # whose words are no pieces: only the ids matter
+    vocabulary = Dictionary()
+    for index in range(3, 20):
+        vocabulary.add_symbol(pieces.id_to_piece(index))
+    for language, lines in texts.items():
+        vocabulary.save(str(folder / f"bin/dict.{language}.txt"))
+        prefix = str(folder / f"bin/test.en-de.{language}")
+        builder = indexed_dataset.make_builder(f"{prefix}.bin", "mmap", len(vocabulary))
+        for line in lines:
+            tokens = " ".join(pieces.encode(line, out_type=str))
+            builder.add_item(vocabulary.encode_line(tokens, add_if_not_exist=False).int())
+        builder.finalize(f"{prefix}.idx")
+    architecture = replace(MQA, vocab_size=len(vocabulary))
+    own = contender(
+        architecture,
+        checkpoint=str(folder / "model.pt"),
+        data=str(folder / "bin"),
+        jobs=["a" * 64],
+        training_command=command,
+    )
+    trainer = Training(own, TrainingUpdates(batch=1, source_tokens=4, target_tokens=4)).trainer
+    trainer.save_checkpoint(str(folder / "model.pt"), {"train_iterator": {"epoch": 1}})
+    text = RequestedText(
+        name="tiny",
+        data=str(folder),
+        source_lang="en",
+        target_lang="de",
+        batch=4,
+        length_alpha=0.6,
+        max_len_a=1.0,
+        max_len_b=3,
+    )
+    return own, text
+
+
+def test_real_text_is_translated_with_trained_weights_and_scored(tmp_path: Path) -> None:
+    own, text = trained_on_text(tmp_path / "first")
+    other = msgspec.structs.replace(own, engine="gqa+stock")
+    found = run_request(request(own, other, shapes=[], text=text, beams=[2, 1]))
+    assert [t.workload.beam for t in found.timings] == [2, 1]
+    for timing in found.timings:
+        assert isinstance(timing.workload, TestSet)
+        assert timing.workload.sentences == 7
+        assert [s.contender.weights for s in timing.samples] == ["trained", "trained"]
+        assert [s.differing for s in timing.samples] == [0, 0]
+        scores = {s.bleu for s in timing.samples}
+        assert len(scores) == 1
+        assert 0 <= scores.pop() <= 100
+        assert {s.kv_cache_bytes for s in timing.samples} == {None}
+    assert "tiny, real text, 7 sentences" in markdown([found])
+
+    lines = load_text(text)
+    vocabulary = Dictionary.load(str(tmp_path / "first/bin/dict.de.txt"))
+    references = (tmp_path / "first/text/test.de").read_text().split("\n")[:-1]
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "first/spm.model"))
+    # The batches begin with the longest sentence, which is the last line.
+    exact = [
+        vocabulary.encode_line(" ".join(pieces.encode(line, out_type=str))).tolist()
+        for line in references[::-1]
+    ]
+    assert lines.bleu(exact) == pytest.approx(100)
+    assert lines.bleu(exact[::-1]) < 100
+
+    wrong = msgspec.structs.replace(own, architecture=replace(own.architecture, bias=True))
+    with pytest.raises(ExperimentError, match=r"model.pt: not mqa: bias is False, not True"):
+        run_request(request(wrong, shapes=[], text=text))
+    (tmp_path / "first/text/test.de").write_text("one\n", encoding="utf-8")
+    with pytest.raises(ExperimentError, match="has 1 lines but 7 binarized ones"):
+        load_text(text)
+
+
+def test_a_shape_beyond_the_positions_of_the_checkpoint_has_random_weights(tmp_path: Path) -> None:
+    own, _ = trained_on_text(tmp_path)
+    found = run_request(request(own, shapes=[(1, 4, 4), (1, 4, 17)], beams=[1], repeats=1))
+    weights = [timing.samples[0].contender.weights for timing in found.timings]
+    assert weights == ["trained", "random"]
+    assert [timing.workload.max_positions for timing in found.timings] == [16, 17]
+
+
 def test_a_training_command_of_another_architecture_is_refused(tmp_path: Path) -> None:
     own = contender(MHA, training_command=training_command(tmp_path))
-    with pytest.raises(ExperimentError, match="the training command: not mha: .*num_kv_heads=1"):
+    with pytest.raises(ExperimentError, match=r"the training command: not mha: .*num_kv_heads=1"):
         run_request(request(own, training=RequestedTraining(batch=1)))
 
 
