@@ -511,7 +511,7 @@ def test_training_updates_are_a_workload_of_the_same_measurement(tmp_path: Path)
     own = contender(MQA, jobs=["a" * 64], training_command=training_command(tmp_path))
     training = RequestedTraining(batch=3, repeats=4, source_tokens=20, target_tokens=7)
     rounds: list[tuple[str, int, int]] = []
-    asked = request(own, contender(MHA), training=training)
+    asked = request(own, contender(MHA), training=training, memory=True)
     found = run_request(asked, on_round=lambda *done: rounds.append(done))
     decoding, updates = found.timings
     assert [s.contender.name for s in decoding.samples] == ["mqa, gqa", "mha, gqa"]
@@ -522,6 +522,7 @@ def test_training_updates_are_a_workload_of_the_same_measurement(tmp_path: Path)
     assert samples.contender.jobs == ("a" * 64,)
     assert samples.tokens_produced == 3 * 7
     assert samples.encoder_s is samples.flops is samples.kv_cache_bytes is None
+    assert all(s.peak_memory_bytes for s in [*decoding.samples, *updates.samples])
     assert found.jobs == {"a" * 64}
     assert rounds[-1] == (updates.workload.title, 5, 5)
     assert "training update, 3 sentences" in markdown([found])
@@ -541,13 +542,13 @@ def trained_on_text(folder: Path) -> tuple[RequestedContender, RequestedText]:
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(texts["en"] + texts["de"]),
         model_prefix=str(folder / "spm"),
-        vocab_size=20,
+        vocab_size=18,
         minloglevel=2,
     )
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(folder / "spm.model"))
     command = training_command(folder / "bin")  # whose words are no pieces: only the ids matter
     vocabulary = Dictionary()
-    for index in range(3, 20):
+    for index in range(3, 18):
         vocabulary.add_symbol(pieces.id_to_piece(index))
     for language, lines in texts.items():
         vocabulary.save(str(folder / f"bin/dict.{language}.txt"))
@@ -566,6 +567,7 @@ def trained_on_text(folder: Path) -> tuple[RequestedContender, RequestedText]:
         training_command=command,
     )
     trainer = Training(own, TrainingUpdates(batch=1, source_tokens=4, target_tokens=4)).trainer
+    trainer.consolidate_optimizer()
     trainer.save_checkpoint(str(folder / "model.pt"), {"train_iterator": {"epoch": 1}})
     text = RequestedText(
         name="tiny",
