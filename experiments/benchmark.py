@@ -1,276 +1,228 @@
-"""Engines side by side: the same weights, one process, interleaved runs.
+"""Engines and architectures side by side: the same work, in turn, in one process.
 
     python -m experiments.benchmark                                # the paper's shape, MHA
     python -m experiments.benchmark --shapes 8x512x512,8x1024x1024 --beams 1 --kv-heads 8,1
     python -m experiments.benchmark --job outputs/runs/quickstart/mha-seed1-0123456789ab
-    python -m experiments.benchmark --show results/engines/*.json  # Markdown from earlier runs
+    python -m experiments.benchmark --show results/measurements/*.json    # Markdown of earlier ones
 
-Every engine does the same work in turn, so that a machine that slows down slows all of them, and
+Every contender does the same work in turn, so that a machine that slows down slows all of them, and
 between two rounds the machine itself is measured. Fixed lengths are forced, and the tokens counted.
 Quote ratios; the JSON of `--out` has every raw sample. docs/decoding.md has the commands behind
 its table.
 
-engines: gqa (the plugin), gqa+torch (with PyTorch's operators in place of its own), gqa+int8 (its
-linear layers in 8 bits), gqa+stock (its model under fairseq's search), stock (fairseq), stock+beams
-(fairseq with its per-sentence cross-attention) and ctranslate2. The last three know multi-head
-attention alone and are left out where G is smaller.
+engines:
+{engines}
+
+What an engine cannot do is left out, and said.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
-import logging
-import multiprocessing
-import resource
+import os
+import subprocess
 import sys
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from datetime import UTC, datetime
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
-from gqa_fairseq.architectures import SHAPES
+import msgspec
 from rich.console import Console
-from rich.progress import track
 
-from experiments import provenance
-from experiments.comparison import (
-    Comparison,
-    ComparisonReport,
-    EngineSamples,
-    markdown,
-    terminal_table,
-)
-from experiments.engines import (
-    ENGINES,
-    EXACT_ENGINES,
-    MULTI_HEAD_ENGINES,
-    Engine,
-    build_engine,
-    is_installed,
-)
+from experiments.engines import ENGINES, EXACT_ENGINES, find_engine, help_lines
+from experiments.environment import compute_environment, usable_cores
 from experiments.errors import ExperimentError
-from experiments.machine import MachineProbe, now
-from experiments.record_parts import MemoryKind
-from experiments.stage import max_rss_bytes
-from experiments.storage import read_json, write_json
-from experiments.workloads import FixedLengths, JobText, Workload, WorkloadSpec
-from gqa_fairseq.decoding.native import operators_name
-from gqa_fairseq.parity import check_kv_heads
+from experiments.measure.job_files import JobFiles, job_files
+from experiments.measure.request import (
+    FixedShape,
+    Request,
+    RequestedContender,
+    RequestedText,
+    check_request,
+)
+from experiments.measure.tables import markdown, terminal_table
+from experiments.records.measurement import (
+    Measurement,
+    Timing,
+    read_measurement,
+    write_measurement,
+)
+from experiments.records.storage import write_json
+from gqa_fairseq.architecture import Architecture, Variant
+from gqa_fairseq.parity import BASELINES
 
 TABLE_WIDTH = 150  # where there is no terminal to ask
-_PROC = Path("/proc/self")
+PAPER_POSITIONS = 256  # Shazeer 2019, section 4.1
+SPECIAL_SYMBOLS = 4  # of fairseq's dictionary, beside the pieces
+DEFAULT_SHAPE: FixedShape = (32, 128, 64)
+DEFAULT_SIZE, DEFAULT_PIECES, DEFAULT_KV_HEADS = "wmt_en_de", 32000, 8
 
 
-def compare(
-    spec: WorkloadSpec,
-    engines: list[str],
-    kv_heads: list[int],
-    repeats: int,
-    with_memory: bool,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> Comparison:
-    """All engines that can do the workload, `repeats` times in turn after one warm-up each.
-
-    Raises:
-        ExperimentError: nothing to run, an engine is not installed, ran out of memory, or produced
-            another number of tokens than it should.
-    """
-    workload = spec.load()
-    chosen = _choose(workload, engines, kv_heads)
-    memory: dict[tuple[str, int], tuple[int, MemoryKind]] = {}
-    if with_memory:  # first: this process still holds one model at most
-        for one in chosen:
-            # CTranslate2 takes a GPU's memory itself, where torch does not see it.
-            if device.type == "cpu" or one[0] != "ctranslate2":
-                memory[one] = peak_memory_in_fresh_process(spec, *one, device, dtype)
-    built = [build_engine(*one, workload, device, dtype) for one in chosen]
-    probe = MachineProbe(device, dtype)
-    return measure(built, workload, probe, repeats, memory)
+def requests(args: argparse.Namespace) -> list[Request]:
+    """One measurement for the shapes, or one a job; raises ExperimentError, one line."""
+    if not args.job:
+        architectures = _architectures(args)
+        return [_request(args, architectures, shapes=args.shapes, beams=args.beams or [4, 1])]
+    for option in ("size", "vocab_size", "kv_heads"):
+        if getattr(args, option) is not None:
+            name = option.replace("_", "-")
+            raise ExperimentError(f"--{name} goes with --shapes: a job has its own (leave it out)")
+    return [_request_of_job(args, job_files(folder)) for folder in args.job]
 
 
-def _choose(workload: Workload, engines: list[str], kv_heads: list[int]) -> list[tuple[str, int]]:
-    """(engine, G) in the order of the table; raises ExperimentError when there is none."""
-    heads = workload.info.num_heads
-    if workload.num_kv_heads is not None:
-        kv_heads = [workload.num_kv_heads]
-    for G in kv_heads:
-        try:
-            check_kv_heads(heads, G)
-        except ValueError as error:
-            raise ExperimentError(f"--kv-heads: {error}") from error
-    chosen = [
-        (e, G) for G in kv_heads for e in engines if heads == G or e not in MULTI_HEAD_ENGINES
-    ]
-    if not chosen:
-        raise ExperimentError(
-            f"{', '.join(engines)}: multi-head only, and G is {', '.join(map(str, kv_heads))} of "
-            f"{heads} (add gqa to --engines)"
-        )
-    return chosen
-
-
-def measure(
-    engines: list[Engine],
-    workload: Workload,
-    probe: MachineProbe,
-    repeats: int,
-    memory: dict[tuple[str, int], tuple[int, MemoryKind]],
-) -> Comparison:
-    """Runs the engines in turn: one warm-up each, then `repeats` rounds, the probe after each.
-
-    Raises:
-        ExperimentError: an engine produced another number of tokens than forced, or than before.
-    """
-    info = workload.info
-    forced = None if info.target_tokens is None else info.sentences * info.target_tokens
-    expected: list[int | None] = [forced] * len(engines)
-    total_s: list[list[float]] = [[] for _ in engines]
-    encoder_s: list[list[float]] = [[] for _ in engines]
-    read, flops = [], []
-    found: list[Any] = [None] * len(engines)
-    for repeat in track(range(repeats + 1), description=info.title, console=Console(stderr=True)):
-        for i, engine in enumerate(engines):
-            started = now(probe.device)
-            found[i] = engine.translate()
-            seconds = now(probe.device) - started
-            tokens = sum(len(sentence[0]) for sentence in engine.hypotheses(found[i]))
-            if expected[i] not in (None, tokens):
-                raise ExperimentError(f"{engine.name}: {tokens} tokens, not {expected[i]}")
-            expected[i] = tokens
-            if repeat:  # the first is the warm-up
-                total_s[i].append(seconds)
-                encoder_s[i] += [] if engine.encoder_s is None else [engine.encoder_s]
-        rates = probe.read_bytes_per_s(), probe.flops_per_s()
-        if repeat:
-            read.append(rates[0])
-            flops.append(rates[1])
-    samples = []
-    best: dict[int, list[list[int]]] = {}  # of the first engine with G kv heads
-    for i, engine in enumerate(engines):
-        own = [sentence[0] for sentence in engine.hypotheses(found[i])]
-        first = best.setdefault(engine.num_kv_heads, own)
-        is_comparable = forced is None or engine.name != "ctranslate2"
-        work = engine.work(found[i])
-        peak, kind = memory.get((engine.name, engine.num_kv_heads), (None, None))
-        samples.append(
-            EngineSamples(
-                engine=engine.name,
-                num_kv_heads=engine.num_kv_heads,
-                tokens_produced=sum(map(len, own)),
-                differing=sum(a != b for a, b in zip(own, first, strict=True))
-                if is_comparable
-                else None,
-                bleu_0_100=workload.bleu(own) if workload.bleu else None,
-                total_s=total_s[i],
-                encoder_s=encoder_s[i] or None,
-                bytes_by_part=work.bytes_by_part,
-                flops=work.flops,
-                peak_memory_bytes=peak,
-                peak_memory_kind=kind,
-            )
-        )
-    return Comparison(
-        workload=info,
-        warmup_runs=1,
-        engines=samples,
-        read_bytes_per_s=read,
-        matrix_flops_per_s=flops,
+def _architectures(args: argparse.Namespace) -> list[Architecture]:
+    pieces = args.vocab_size or DEFAULT_PIECES
+    baseline = replace(
+        BASELINES[args.size or DEFAULT_SIZE],
+        vocab_size=pieces + SPECIAL_SYMBOLS,
+        max_source_positions=PAPER_POSITIONS,
+        max_target_positions=PAPER_POSITIONS,
     )
+    try:
+        return [baseline.resolve(Variant(G)) for G in args.kv_heads or [DEFAULT_KV_HEADS]]
+    except ValueError as error:
+        raise ExperimentError(f"--kv-heads: {error}") from error
 
 
-def peak_memory_in_fresh_process(
-    spec: WorkloadSpec, engine: str, num_kv_heads: int, device: torch.device, dtype: torch.dtype
-) -> tuple[int, MemoryKind]:
-    """Largest memory while one engine does the workload once, alone in a new process.
+def _request_of_job(args: argparse.Namespace, job: JobFiles) -> Request:
+    decode = job.decode
+    text = RequestedText(
+        name=job.name,
+        data=str(job.data),
+        source_lang=job.source_lang,
+        target_lang=job.target_lang,
+        batch=decode.batch_sentences,
+        length_alpha=decode.length_alpha,
+        max_len_a=decode.max_len_a,
+        max_len_b=decode.max_len_b,
+    )
+    weights = {
+        "checkpoint": str(job.checkpoint),
+        "data": str(job.data / "bin"),
+        "jobs": [job.id],
+    }
+    beams = args.beams or [decode.beam, 1]
+    return _request(args, [job.architecture], weights, text=text, beams=beams)
+
+
+def _request(
+    args: argparse.Namespace,
+    architectures: Iterable[Architecture],
+    weights: dict[str, Any] | None = None,
+    **what: Any,
+) -> Request:
+    request = Request(
+        contenders=[
+            RequestedContender(architecture=own, engine=engine, **(weights or {}))
+            for own in architectures
+            for engine in args.engines or EXACT_ENGINES
+        ],
+        repeats=args.repeats,
+        memory=args.memory,
+        device=args.device,
+        dtype=args.dtype,
+        threads=_threads(),
+        **what,
+    )
+    for line in check_request(request):
+        print(line, file=sys.stderr)
+    return request
+
+
+def _threads() -> int:
+    """`OMP_NUM_THREADS` where it is a number, else the cores that this process may use."""
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    return int(given) if given.isascii() and given.isdigit() and int(given) else usable_cores()
+
+
+def measure_in_process(request: Request, on_measured: Callable[[Measurement], None]) -> Measurement:
+    """The measurement of a request, by `python -m experiments.measure` in a process of its own.
+
+    OpenMP reads its variables when it is loaded, so the environment of everything that computes
+    must be there before: a child that is started with it always has it. And this process stays
+    without torch, so that help, refusals and tables come at once.
+
+    `on_measured` gets what is measured so far, after every workload.
 
     Raises:
-        ExperimentError: the process was ended, as by a system that is out of memory.
+        ExperimentError: the process failed, with its last line.
     """
-    context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as folder:
+        asked, found = Path(folder, "request.json"), Path(folder, "measurement.json")
+        write_json(asked, request)
+        command = [sys.executable, "-m", "experiments.measure", str(asked), str(found)]
+        lines: list[str] = []
+        seen = 0
+        with subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=compute_environment(request.threads),
+            encoding="utf-8",
+            errors="replace",
+        ) as process:
+            assert process.stdout is not None
+            try:
+                for line in process.stdout:
+                    lines.append(line.rstrip())
+                    if lines[-1].endswith(" rounds"):
+                        _show_progress(lines[-1])
+                    seen = _take_new(found, seen, on_measured)
+            except BaseException:
+                process.terminate()
+                raise
+        if process.returncode:
+            last_line = next((line for line in reversed(lines) if line), "no output")
+            if not last_line.startswith("error: "):  # a fault of this code: all that it said
+                print(*lines, sep="\n", file=sys.stderr)
+                last_line = f"measuring ended with exit code {process.returncode}: {last_line}"
+            raise ExperimentError(last_line.removeprefix("error: "))
+        _take_new(found, seen, on_measured)
+        return read_measurement(found)
+
+
+def _take_new(path: Path, seen: int, on_measured: Callable[[Measurement], None]) -> int:
+    """Hand on the measurement where its file was written anew; returns when that was."""
     try:
-        with ProcessPoolExecutor(1, mp_context=context) as pool:
-            return pool.submit(_peak_memory, spec, engine, num_kv_heads, device, dtype).result()
-    except BrokenProcessPool:
-        raise ExperimentError(
-            f"{engine}, G = {num_kv_heads}: the process that measures memory ended: out of memory?"
-        ) from None
+        written = path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return seen
+    if written != seen:
+        on_measured(read_measurement(path))
+    return written
 
 
-def _peak_memory(
-    spec: WorkloadSpec, engine: str, num_kv_heads: int, device: torch.device, dtype: torch.dtype
-) -> tuple[int, MemoryKind]:
-    """Runs in the new process. Building the model is over before the count starts."""
-    _quieten_fairseq()
-    built = build_engine(engine, num_kv_heads, spec.load(), device, dtype, is_alone=True)
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        built.translate()
-        return torch.cuda.max_memory_allocated(device), "cuda_allocated"
-    try:
-        (_PROC / "clear_refs").write_text("5", encoding="ascii")  # Linux: the peak starts again
-        built.translate()
-        lines = (_PROC / "status").read_text(encoding="ascii").split("\n")
-        return int(next(x for x in lines if x.startswith("VmHWM")).split()[1]) * 1024, "process_rss"
-    except OSError:
-        built.translate()
-        return max_rss_bytes(resource.getrusage(resource.RUSAGE_SELF)), "process_rss"
-
-
-def _quieten_fairseq() -> None:
-    """Else it has a line for every dictionary."""
-    logging.getLogger("fairseq").setLevel(logging.WARNING)
-
-
-def show(paths: list[Path]) -> None:
-    """Prints the Markdown tables of earlier runs."""
-    print(markdown([read_json(path, ComparisonReport) for path in paths]), end="")
-
-
-def _specs(args: argparse.Namespace) -> list[WorkloadSpec]:
-    if args.job:
-        beams = args.beams or [None, 1]
-        return [JobText(job, beam) for job in args.job for beam in beams]
-    shapes = [(*shape, beam) for shape in args.shapes for beam in args.beams or [4, 1]]
-    return [FixedLengths(args.size, args.vocab_size, *shape) for shape in shapes]
+def _show_progress(line: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Measures, prints a table a workload, and writes the file anew after each."""
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise ExperimentError("no CUDA device is there (use --device cpu)")
-    engines = args.engines or [engine for engine in EXACT_ENGINES if is_installed(engine)]
-    if not args.engines and len(engines) < len(EXACT_ENGINES):
-        print(
-            "ctranslate2 is not installed and left out (pip install ctranslate2)", file=sys.stderr
-        )
-    _quieten_fairseq()
-    device, dtype = torch.device(args.device), getattr(torch, args.dtype)
-    code = provenance.code_info()  # what runs, whatever is committed meanwhile
-    comparisons: list[Comparison] = []
-    for spec in _specs(args):
-        comparison = compare(spec, engines, args.kv_heads, args.repeats, args.memory, device, dtype)
-        comparisons.append(comparison)
-        width = None if sys.stdout.isatty() else TABLE_WIDTH
-        Console(width=width).print(terminal_table(comparison))
+    """Measure, print a table a workload, and write the file anew after each."""
+    console = Console(width=None if sys.stdout.isatty() else TABLE_WIDTH)
+    finished: list[Timing] = []  # of the requests before this one
+    shown = 0
+
+    def take(measured: Measurement) -> None:
+        nonlocal shown
+        timings = [*finished, *measured.timings]
+        if sys.stderr.isatty():
+            print("\r\x1b[K", end="", file=sys.stderr)
+        for timing in timings[shown:]:
+            console.print(terminal_table(timing))
+        shown = len(timings)
         if args.out:
-            report = ComparisonReport(
-                created_utc=datetime.now(UTC),
-                versions=provenance.versions(),
-                hardware=provenance.hardware(),
-                code=code,
-                device=args.device,
-                dtype=args.dtype,
-                threads=torch.get_num_threads(),
-                operators=operators_name(torch.empty(0, device=device, dtype=dtype)),
-                comparisons=comparisons,
-            )
-            write_json(args.out, report)
+            write_measurement(args.out, msgspec.structs.replace(measured, timings=timings))
+
+    for request in requests(args):
+        finished += measure_in_process(request, take).timings
+
+
+def show(paths: list[Path]) -> None:
+    """Print the Markdown tables of earlier measurements."""
+    print(markdown([read_measurement(path) for path in paths]), end="")
 
 
 def _number(text: str) -> int:
@@ -279,20 +231,19 @@ def _number(text: str) -> int:
     return int(text)
 
 
-def _shape(text: str) -> tuple[int, int, int]:
+def _shape(text: str) -> FixedShape:
     parts = text.split("x")
     if len(parts) != 3:
         raise argparse.ArgumentTypeError(f"{text!r} is not BATCHxSOURCExTARGET, such as 32x128x64")
     batch, source, target = map(_number, parts)
-    if target < 2:
-        raise argparse.ArgumentTypeError("a target has 2 tokens at least, one ends the sentence")
     return batch, source, target
 
 
 def _engine(text: str) -> str:
-    if text not in ENGINES:
-        raise argparse.ArgumentTypeError(f"unknown engine {text!r}: choose of {', '.join(ENGINES)}")
-    return text
+    try:
+        return find_engine(text).name
+    except ExperimentError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _list_of(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
@@ -309,29 +260,38 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="python -m experiments.benchmark",
-        description=__doc__,
+        description=(__doc__ or "").format(engines=help_lines()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
         "--shapes",
         type=_list_of(_shape),
-        default=[(32, 128, 64)],
-        help="fixed lengths, BATCHxSOURCExTARGET in tokens, several with commas",
+        default=[DEFAULT_SHAPE],
+        help="fixed lengths, BATCHxSOURCExTARGET in tokens, several with commas "
+        f"(default {'x'.join(map(str, DEFAULT_SHAPE))})",
     )
     what.add_argument(
         "--job", type=Path, action="append", help="the folder of a trained job: its test set"
     )
     what.add_argument("--show", type=Path, nargs="+", metavar="FILE", help="tables of --out files")
     numbers = _list_of(_number)
-    parser.add_argument("--size", choices=sorted(SHAPES), default="wmt_en_de", help="with --shapes")
-    parser.add_argument("--vocab-size", type=_number, default=32000, help="with --shapes")
-    parser.add_argument("--kv-heads", type=numbers, default=[8], help="with --shapes; 8,1")
     parser.add_argument(
-        "--engines", type=_list_of(_engine), help="default: all but gqa+int8 that are installed"
+        "--size", choices=sorted(BASELINES), help=f"with --shapes (default {DEFAULT_SIZE})"
+    )
+    parser.add_argument(
+        "--vocab-size", type=_number, help=f"pieces, with --shapes (default {DEFAULT_PIECES})"
+    )
+    parser.add_argument(
+        "--kv-heads", type=numbers, help=f"such as 8,1, with --shapes (default {DEFAULT_KV_HEADS})"
+    )
+    parser.add_argument(
+        "--engines",
+        type=_list_of(_engine),
+        help=f"some of {', '.join(ENGINES)} (default: all that are exact)",
     )
     parser.add_argument("--beams", type=numbers, help="default: 4 (or the job's) and 1")
-    parser.add_argument("--repeats", type=_number, default=5, help="after one warm-up")
+    parser.add_argument("--repeats", type=_number, default=5, help="rounds, after one warm-up")
     parser.add_argument("--memory", action="store_true", help="peak memory, in fresh processes")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
@@ -340,7 +300,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Compares engines; returns the exit code."""
+    """Measure, or show what was measured; returns the exit code."""
     try:
         args = _parser().parse_args(arguments)
         if args.show:

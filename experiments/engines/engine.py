@@ -50,14 +50,14 @@ class Translator(ABC):
     def hypotheses(self, found: list[list[Any]]) -> list[list[list[int]]]:
         """Each sentence's hypotheses in that order, best first: tokens with the end of sentence."""
 
-    def watch_cache(self) -> None:
+    def watch_cache(self) -> None:  # noqa: B027  most have nothing to do
         """Let the next run, and no later one, keep its cache until `held_cache_bytes` reads it."""
 
     def held_cache_bytes(self) -> dict[str, int] | None:
         """Bytes of K and V at the end of the watched run, `self` and `cross`; None: not known."""
         return None
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027
         """End the processes that it started."""
 
 

@@ -9,8 +9,8 @@ from fairseq.models import BaseFairseqModel
 from fairseq.sequence_generator import EnsembleModel
 from torch import Tensor
 
-from experiments.engines.engine import Inputs, Translator
 from experiments.engines.clock import now
+from experiments.engines.engine import Inputs, Translator
 
 
 class TimedModel(EnsembleModel):
@@ -54,6 +54,9 @@ class FairseqTranslator(Translator):
     def load(self, inputs: Inputs) -> None:
         self.generator = None  # the last one's memory goes first
         self.generator = self.search(self.timed, self.dictionary, **inputs.search)
+        if hasattr(self.model, "set_beam_size"):
+            # fairseq calls it for beams alone: a greedy search would keep the width of the last.
+            self.model.set_beam_size(inputs.search["beam_size"])
         device = next(self.model.parameters()).device
         self.samples = [
             {"net_input": {key: value.to(device) for key, value in batch.items()}}
@@ -76,7 +79,7 @@ class FairseqTranslator(Translator):
         if not self._is_watched:
             return None
         # A search on a GPU has its cache in memory of its own.
-        cache = self._cache or self.generator.static_search.cache
+        cache = self._cache or self.generator.gpu_search.cache
         self._cache, self._is_watched = None, False
         return cache.nbytes
 

@@ -58,7 +58,9 @@ class StockBeams(Stock):
     )
 
     def model_class(self) -> Any:
-        class PerSentenceTransformer(super().model_class()):
+        base = super().model_class()
+
+        class PerSentenceTransformer(base):  # type: ignore[misc, valid-type]
             def set_beam_size(self, beam: int) -> None:
                 for layer in self.decoder.layers:
                     layer.encoder_attn.set_beam_size(beam)

@@ -78,7 +78,10 @@ class Decoder:
             # In the first run, which is warm-up: who keeps a cache frees its memory later.
             translator.watch_cache()
         contender = Contender(
-            architecture=own, engine=self.engine.name, weights=weights, jobs=self.asked.jobs
+            architecture=own,
+            engine=self.engine.name,
+            weights=weights,
+            jobs=tuple(self.asked.jobs),
         )
         return Translating(contender, self.engine, translator, inputs, self.dtype)
 
@@ -179,7 +182,8 @@ class Translating(Competitor):
                 weight_bytes=self.engine.weight_bytes,
             )
             first += sentences
-        return total
+        # The machine's rate is that of products in `dtype`: it says nothing of those in 8 bits.
+        return Work(total.bytes_by_part) if self.engine.weight_bytes else total
 
     def _check_cache(self) -> None:
         """Raise ExperimentError unless the cache held as many bytes as the formula says."""

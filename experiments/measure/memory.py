@@ -93,7 +93,7 @@ def _restart_resident_peak() -> bool:
 
 
 def _return_freed_memory() -> None:
-    """Else the C library may keep what an earlier workload freed, and it would count as resident."""
+    """Else what an earlier workload freed may stay with the C library, and count as resident."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim:
         trim(0)

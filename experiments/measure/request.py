@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from msgspec import Meta
+from msgspec import Meta, field
 
 from experiments.engines import ENGINES, find_engine
 from experiments.errors import ExperimentError
@@ -27,17 +27,17 @@ class RequestedContender(Checked, frozen=True, kw_only=True):
     """An architecture with an engine.
 
     `checkpoint` is the file whose weights are used where it has the positions that are needed;
-    `data` the folder of the binarized corpus with the dictionary of its model. `jobs` are the ids of
-    the jobs whose speed this is. `training_command` is the job's own, from `fairseq-train` on; with
-    it training updates can be measured. The number of processes in it does not count: one is used.
+    `data` the folder of the binarized corpus with the dictionary of its model. `jobs` are the ids
+    of the jobs whose speed this is. `training_command` is the job's own, from `fairseq-train` on:
+    with it training updates can be measured. However many processes it asks for, one is used.
     """
 
     architecture: Architecture
     engine: Text
     checkpoint: str | None = None
     data: str | None = None
-    jobs: list[Sha256] = []
-    training_command: list[str] = []
+    jobs: list[Sha256] = field(default_factory=list)
+    training_command: list[str] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -79,7 +79,7 @@ class Request(Checked, frozen=True, kw_only=True):
     """
 
     contenders: Annotated[list[RequestedContender], Meta(min_length=1)]
-    shapes: list[FixedShape] = []
+    shapes: list[FixedShape] = field(default_factory=list)
     text: RequestedText | None = None
     beams: list[int]
     training: RequestedTraining | None = None
@@ -123,6 +123,10 @@ def check_request(request: Request) -> list[str]:
         find_engine(contender.engine)
         if request.text and not contender.checkpoint:
             raise ExperimentError(f"{contender.name}: real text needs a checkpoint")
+        if contender.checkpoint and not contender.data:
+            raise ExperimentError(
+                f"{contender.name}: a checkpoint without the folder of data that has its dictionary"
+            )
     refused = [(c, _refusal(c, request)) for c in request.contenders]
     reasons = [f"{c.name}: left out: {reason}" for c, reason in refused if reason]
     if len(reasons) == len(request.contenders):
@@ -211,7 +215,7 @@ def _refusal(contender: RequestedContender, request: Request) -> str | None:
     return engine.refusal(contender.architecture, request.device, request.dtype)
 
 
-def _refuse_doubled(field: str, values: Sequence[Any]) -> None:
+def _refuse_doubled(name: str, values: Sequence[Any]) -> None:
     for value in values:
         if values.count(value) > 1:
-            raise ExperimentError(f"{field}: {value} is there twice (remove one)")
+            raise ExperimentError(f"{name}: {value} is there twice (remove one)")

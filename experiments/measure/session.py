@@ -17,6 +17,7 @@ from experiments.measure.loop import Competitor, measure
 from experiments.measure.machine import MachineProbe
 from experiments.measure.memory import Peak, can_restart_peak, in_fresh_process, peak_of
 from experiments.measure.request import (
+    TRAINER,
     Request,
     RequestedContender,
     decoding_workloads,
@@ -35,12 +36,13 @@ from experiments.records.measurement import (
     Workload,
 )
 from experiments.records.parts import Provenance
+from gqa_fairseq.architecture import Architecture
 from gqa_fairseq.decoding.cpu.native import operators_name
 
 # Title of the workload, rounds done, rounds in all.
 OnRound = Callable[[str, int, int], None]
-# Whose peak, and of which workload.
-Peaks = dict[tuple[RequestedContender, Workload], Peak]
+# By the contender's name and the workload.
+Peaks = dict[tuple[str, Workload], Peak]
 
 
 def run_request(
@@ -78,6 +80,8 @@ def run_request(
     timings: list[Timing] = []
 
     def time(competitors: Sequence[Competitor], workload: Workload, repeats: int) -> None:
+        for competitor in competitors:
+            competitor.peak = peaks.get((competitor.contender.name, workload))
         timing = measure(
             competitors,
             workload,
@@ -104,20 +108,14 @@ def run_request(
     try:
         for workload in decoding:
             weights = weights_of(contenders, _needed_positions(workload))
-            competitors = [decoder.take(workload, weights, text) for decoder in decoders]
-            for asked, competitor in zip(contenders, competitors, strict=True):
-                competitor.peak = peaks.get((asked, workload))
-            time(competitors, workload, request.repeats)
+            # No name keeps them: their memory goes before the next ones take theirs.
+            time([d.take(workload, weights, text) for d in decoders], workload, request.repeats)
     finally:
         for decoder in decoders:
             decoder.close()
     if training and request.training:
-        competitors = decoders = []  # their memory goes before the trainers take theirs
         gc.collect()
-        trainers = [Training(asked, training) for asked in trained]
-        for asked, trainer in zip(trained, trainers, strict=True):
-            trainer.peak = peaks.get((asked, training))
-        time(trainers, training, request.training.repeats)
+        time([Training(asked, training) for asked in trained], training, request.training.repeats)
     return result()
 
 
@@ -141,10 +139,10 @@ def _needed_positions(workload: FixedLengths | TestSet) -> int:
 
 def _one_each_architecture(contenders: Sequence[RequestedContender]) -> list[RequestedContender]:
     """Those with a training command, the first of each architecture."""
-    found: dict[str, RequestedContender] = {}
+    found: dict[Architecture, RequestedContender] = {}
     for contender in contenders:
         if contender.training_command:
-            found.setdefault(contender.architecture.name, contender)
+            found.setdefault(contender.architecture, contender)
     return list(found.values())
 
 
@@ -165,7 +163,10 @@ def _peaks(
             workloads.append(training)
         arguments = (request, asked)
         peaks = in_fresh_process(asked.name, _peaks_here, arguments, workloads)
-        found |= {(asked, w): peak for w, peak in zip(workloads, peaks, strict=True)}
+        for workload, peak in zip(workloads, peaks, strict=True):
+            is_training = isinstance(workload, TrainingUpdates)
+            engine = TRAINER if is_training else asked.engine
+            found[f"{asked.architecture.name}, {engine}", workload] = peak
     return found
 
 
@@ -180,17 +181,14 @@ def _peaks_here(
         asked, torch.device(request.device), getattr(torch, request.dtype), is_alone=True
     )
     text = load_text(request.text) if request.text else None
-    peaks = []
-    for workload in workloads if can_restart_peak(request.device) else workloads[:1]:
-        competitor: Competitor
+
+    def ready(workload: Workload) -> Competitor:
         if isinstance(workload, TrainingUpdates):
             decoder.close()
-            competitor = Training(asked, workload)
-        else:
-            weights = weights_of(contenders, _needed_positions(workload))
-            competitor = decoder.take(workload, weights, text)
-        peaks.append(peak_of(competitor.run, request.device))
+            return Training(asked, workload)
+        return decoder.take(workload, weights_of(contenders, _needed_positions(workload)), text)
+
+    told_apart = workloads if can_restart_peak(request.device) else workloads[:1]
+    peaks = [peak_of(ready(workload).run, request.device) for workload in told_apart]
     decoder.close()
     return peaks
-
-

@@ -1,261 +1,235 @@
-"""What a comparison of engines measured, as a file, and the table that is made from it.
+"""Tables of a measurement, for the terminal and in Markdown. Nothing here imports torch.
 
-Raw samples, counts and what the machine could do are kept; every figure of the table is computed
-from them here, on the terminal and in Markdown alike. Nothing here imports torch.
+Every figure is computed from the samples of one timing: microseconds are medians, and a ratio is
+the median of the ratios of its rounds, with its interval.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
-from datetime import datetime
-from typing import Annotated, Literal
+from collections.abc import Iterator, Sequence
 
-import msgspec
-from msgspec import Meta
 from rich.table import Table
 
-from experiments.record_parts import (
-    CodeInfo,
-    Count,
-    Hardware,
-    MemoryKind,
-    Positive,
-    RawSeconds,
-    Text,
-    median_us_per_token,
-    require,
+from experiments.records.measurement import (
+    PHASES,
+    FixedLengths,
+    Measurement,
+    Ratio,
+    Samples,
+    TestSet,
+    Timing,
+    median_ratio,
+    speed_up,
 )
+from gqa_fairseq.architecture import Architecture, Heads
 
-PAPER_POSITIONS = 256  # Shazeer 2019, section 4.1
-Part = Literal["encoder", "decoder", "total"]
-PARTS: tuple[Part, ...] = ("encoder", "decoder", "total")
-Rates = Annotated[list[float], Meta(min_length=1)]
-
-
-class ComparisonPart(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A part of the file; unknown keys are errors."""
+# Engines that others are compared with, beside the plugin's own multi-head attention.
+REFERENCE_ENGINES = ("stock", "ctranslate2")
+OWN_ENGINES = ("gqa", "fairseq")  # of decoding and of training
+_NOTHING = "-"
+_PACKAGES = ("torch", "ctranslate2")
 
 
-class WorkloadInfo(ComparisonPart, frozen=True, kw_only=True):
-    """What every engine translated.
+def references(timing: Timing) -> list[Samples]:
+    """What the others are compared with; none where there is one contender.
 
-    `model` is the name of a shape or the folder of a job. `target_tokens` is what each sentence
-    was decoded to; null for real text, where the search decides. `source_tokens` is the sum over
-    all sentences, without padding.
+    Stock fairseq, CTranslate2 and, where architectures differ, our own multi-head attention; where
+    none of them is there, the first contender.
     """
-
-    model: Text
-    weights: Literal["random", "trained"]
-    num_heads: Positive
-    max_positions: Positive
-    beam: Positive
-    batch: Positive
-    sentences: Positive
-    source_tokens: Positive
-    target_tokens: Positive | None
-
-    @property
-    def title(self) -> str:
-        """One line that says everything but the machine."""
-        positions = f"{self.max_positions:,} positions"
-        if self.weights == "random" and self.max_positions > PAPER_POSITIONS:
-            positions = f"the same shape with {positions}"
-        search = "greedy" if self.beam == 1 else f"beam {self.beam}"
-        start = f"{self.model} ({self.weights} weights, {positions}), {search}, batch {self.batch}"
-        if self.target_tokens is None:
-            return (
-                f"{start}: real text, {self.sentences:,} sentences, "
-                f"{self.source_tokens:,} source tokens"
-            )
-        source = self.source_tokens // self.sentences
-        return f"{start}: {source:,} source and {self.target_tokens:,} target tokens"
+    if len(timing.samples) < 2:
+        return []
+    multi_head = [s for s in timing.samples if s.contender.architecture.is_multi_head]
+    engines = list(REFERENCE_ENGINES)
+    if len({s.contender.architecture for s in timing.samples}) > 1:
+        engines += OWN_ENGINES
+    found = [s for engine in engines for s in multi_head if s.contender.engine == engine]
+    return found or timing.samples[:1]
 
 
-class EngineSamples(ComparisonPart, frozen=True, kw_only=True):
-    """Raw times of one engine with G kv heads, and what its run amounts to.
-
-    `encoder_s` is null where the encoder cannot be told apart. `bytes_by_part` and `flops` are the
-    counts of gqa_fairseq.decoding.traffic for the hypotheses that this engine found: what this
-    plugin's decoder has to move and compute for them, whichever engine it was. `differing` counts
-    best hypotheses that are not those of the first engine with as many kv heads; null where
-    engines end a forced length differently. `bleu_0_100` is sacrebleu's with tokenizer 13a; null
-    where there are no references.
-    """
-
-    engine: Text
-    num_kv_heads: Positive
-    tokens_produced: Positive
-    differing: Count | None
-    bleu_0_100: Annotated[float, Meta(ge=0, le=100)] | None
-    total_s: RawSeconds
-    encoder_s: RawSeconds | None
-    bytes_by_part: dict[str, Count]
-    flops: Positive
-    peak_memory_bytes: Positive | None
-    peak_memory_kind: MemoryKind | None
-
-    def __post_init__(self) -> None:
-        require(
-            self.encoder_s is None or len(self.encoder_s) == len(self.total_s),
-            "encoder_s and total_s have different numbers of runs",
-        )
-
-    @property
-    def name(self) -> str:
-        """As a reference; stock and CTranslate2 are multi-head alone."""
-        own = self.engine.startswith("gqa")
-        return f"{self.engine} with G = {self.num_kv_heads}" if own else self.engine
-
-    @property
-    def decoder_s(self) -> list[float] | None:
-        """Everything but the encoder, run by run."""
-        if self.encoder_s is None:
-            return None
-        return [t - e for t, e in zip(self.total_s, self.encoder_s, strict=True)]
-
-    def us_per_token(self, part: Part) -> float | None:
-        """Microseconds per token of the best hypotheses, or None where it is not known."""
-        raw = {"encoder": self.encoder_s, "decoder": self.decoder_s, "total": self.total_s}[part]
-        return None if raw is None else median_us_per_token(raw, self.tokens_produced)
-
-
-class Comparison(ComparisonPart, frozen=True, kw_only=True):
-    """Engines on one workload, and what memory and matrix products reached between their runs."""
-
-    workload: WorkloadInfo
-    warmup_runs: Positive
-    engines: Annotated[list[EngineSamples], Meta(min_length=1)]
-    read_bytes_per_s: Rates
-    matrix_flops_per_s: Rates
-
-    @property
-    def references(self) -> list[EngineSamples]:
-        """What the others are compared with: stock, CTranslate2 and, with several G, our MHA."""
-        heads = self.workload.num_heads
-        names = ["stock", "ctranslate2"]
-        if len({engine.num_kv_heads for engine in self.engines}) > 1:
-            names.append("gqa")
-        found = [
-            e for name in names for e in self.engines if (e.engine, e.num_kv_heads) == (name, heads)
-        ]
-        return found or self.engines[:1]
-
-    def bandwidth_share(self, engine: EngineSamples) -> float | None:
-        """Bytes counted, over decoder time, as a share of what reading memory reached."""
-        if engine.decoder_s is None:
-            return None
-        reached = sum(engine.bytes_by_part.values()) / statistics.median(engine.decoder_s)
-        return reached / statistics.median(self.read_bytes_per_s)
-
-    def roofline(self, engine: EngineSamples) -> tuple[float, Literal["memory", "arithmetic"]]:
-        """Least decoder time in seconds by the counts and the machine's rates, and which binds."""
-        memory_s = sum(engine.bytes_by_part.values()) / statistics.median(self.read_bytes_per_s)
-        arithmetic_s = engine.flops / statistics.median(self.matrix_flops_per_s)
-        if memory_s >= arithmetic_s:
-            return memory_s, "memory"
-        return arithmetic_s, "arithmetic"
-
-
-class ComparisonReport(ComparisonPart, frozen=True, kw_only=True):
-    """One run of `python -m experiments.benchmark`."""
-
-    created_utc: datetime
-    versions: dict[str, str]
-    hardware: Hardware
-    code: CodeInfo
-    device: Literal["cpu", "cuda"]
-    dtype: Literal["float32", "bfloat16", "float16"]
-    threads: Positive
-    operators: str = "PyTorch"  # whose the plugin's steps take, but for gqa+torch
-    comparisons: Annotated[list[Comparison], Meta(min_length=1)]
-
-    @property
-    def machine(self) -> str:
-        """One line: what it was measured on."""
-        processor = self.hardware.cpu_model
-        if self.device == "cuda":
-            processor = ", ".join(self.hardware.gpus)
-        commit = (self.code.commit or "unknown")[:7] + (" with changes" if self.code.dirty else "")
-        packages = [f"{k} {v}" for k, v in self.versions.items() if k in ("torch", "ctranslate2")]
-        return (
-            f"{processor}, {self.threads} threads, {self.dtype}, {self.operators} operators; "
-            f"{', '.join(packages)}; "
-            f"commit {commit}, {self.created_utc:%Y-%m-%d}"
-        )
-
-
-def headings(comparison: Comparison) -> list[str]:
-    """The columns of a comparison's table."""
-    times = [f"{part} µs/token" for part in PARTS]
-    faster = [f"times as fast as {ref.name}: decoder / total" for ref in comparison.references]
+def headings(timing: Timing) -> list[str]:
+    """The columns of a timing's table; some have nothing to show, see `filled_table`."""
+    names = [f"{phase} µs/token" for phase in PHASES]
+    faster = [
+        f"times as fast as {_reference_name(ref, timing)}: decoder / total"
+        for ref in references(timing)
+    ]
     bounds = ["decoder: times roofline", "decoder: share of bandwidth"]
-    return ["engine", "G", *times, *faster, *bounds, "peak MiB", "other hypotheses", "BLEU"]
+    return [
+        "architecture",
+        "engine",
+        *names,
+        *faster,
+        *bounds,
+        "KV cache MiB",
+        "peak MiB",
+        "other hypotheses",
+        "BLEU",
+    ]
 
 
-def cells(comparison: Comparison) -> Iterable[list[str]]:
-    """One row an engine, under `headings`."""
-    for engine in comparison.engines:
-        decoder_s = engine.decoder_s
-        least_s, bound = comparison.roofline(engine)
-        memory, differing = engine.peak_memory_bytes, engine.differing
+def cells(timing: Timing) -> Iterator[list[str]]:
+    """One row a contender, under `headings`."""
+    for samples in timing.samples:
         yield [
-            engine.engine,
-            str(engine.num_kv_heads),
-            *(
-                _number(engine.us_per_token(part), ",.0f")
-                for part in ("encoder", "decoder", "total")
-            ),
-            *(_times_as_fast(engine, reference) for reference in comparison.references),
-            "-" if decoder_s is None else f"{statistics.median(decoder_s) / least_s:.1f} ({bound})",
-            _number(comparison.bandwidth_share(engine), ".0%"),
-            _number(None if memory is None else memory / 2**20, ",.0f"),
-            "-" if differing is None else f"{differing} of {comparison.workload.sentences}",
-            _number(engine.bleu_0_100, ".2f"),
+            samples.contender.architecture.name,
+            samples.contender.engine,
+            *(_number(samples.us_per_token(phase), ",.0f") for phase in PHASES),
+            *(_times_as_fast(reference, samples) for reference in references(timing)),
+            _roofline(timing, samples),
+            _number(timing.bandwidth_share(samples), ".0%"),
+            _mib(samples.kv_cache_bytes),
+            _mib(samples.peak_memory_bytes),
+            _differing(timing, samples),
+            _number(samples.bleu, ".2f"),
         ]
 
 
-def terminal_table(comparison: Comparison) -> Table:
+def filled_table(timing: Timing) -> list[list[str]]:
+    """The headings and the rows, without the columns that have nothing in any row."""
+    columns = list(zip(headings(timing), *cells(timing), strict=True))
+    filled = [column for column in columns if set(column[1:]) - {_NOTHING, f"{_NOTHING} / -"}]
+    return [list(row) for row in zip(*filled, strict=True)]
+
+
+def title(timing: Timing) -> str:
+    """The workload, and the weights and positions that it was done with."""
+    weights = " and ".join(sorted({s.contender.weights for s in timing.samples}))
+    positions = ""
+    if isinstance(timing.workload, FixedLengths):
+        positions = f", {timing.workload.max_positions:,} positions"
+    return f"{timing.workload.title} ({weights} weights{positions})"
+
+
+def note(timing: Timing) -> str:
+    """What the figures are, and what the machine reached between the rounds."""
+    bandwidth = statistics.median(timing.read_bytes_per_s) / 1e9
+    rate = statistics.median(timing.matrix_flops_per_s) / 1e9
+    rounds = "1 round" if timing.rounds == 1 else f"{timing.rounds} rounds"
+    ratios = ""
+    if references(timing):
+        confidence = median_ratio([1.0] * timing.rounds).confidence
+        ratios = (
+            " Ratios are medians of the ratios of the rounds, in brackets an interval"
+            f" with {confidence:.0%} confidence."
+        )
+        if timing.rounds == 1:
+            ratios = " One round gives no interval."
+    return (
+        f"Medians of {rounds} in which the contenders took turns, after {timing.warmup_runs} "
+        f"warm-up.{ratios} Measured between the rounds: {bandwidth:.1f} GB/s read, "
+        f"{rate:,.0f} GFLOP/s in a large matrix product."
+    )
+
+
+def machine(measurement: Measurement) -> str:
+    """One line: what it was measured on."""
+    made_by = measurement.provenance
+    processor = made_by.hardware.cpu_model
+    if measurement.device == "cuda":
+        processor = ", ".join(made_by.hardware.gpus)
+    packages = [f"{name} {v}" for name, v in made_by.versions.items() if name in _PACKAGES]
+    return (
+        f"{processor}, {made_by.threads} threads, {measurement.dtype}, {measurement.operators} "
+        f"operators; {', '.join(packages)}; commit {made_by.code.label}, "
+        f"{measurement.created_utc:%Y-%m-%d}"
+    )
+
+
+def architectures(measurement: Measurement) -> list[str]:
+    """One line for each architecture: its numbers."""
+    found = {s.contender.architecture for t in measurement.timings for s in t.samples}
+    order = [s.contender.architecture for t in measurement.timings for s in t.samples]
+    return [_in_numbers(own) for own in sorted(found, key=order.index)]
+
+
+def terminal_table(timing: Timing) -> Table:
     """For rich."""
-    table = Table(title=comparison.workload.title, title_justify="left", caption=_note(comparison))
-    for heading in headings(comparison):
-        is_name = heading == "engine"
+    table = Table(title=title(timing), title_justify="left", caption=note(timing))
+    head, *rows = filled_table(timing)
+    for heading in head:
+        is_name = heading in ("architecture", "engine")
         table.add_column(heading, justify="left" if is_name else "right", no_wrap=is_name)
-    for row in cells(comparison):
+    for row in rows:
         table.add_row(*row)
     return table
 
 
-def markdown(reports: Sequence[ComparisonReport]) -> str:
-    """All tables of the reports, as the documents show them."""
+def markdown(measurements: Sequence[Measurement]) -> str:
+    """All tables of the measurements, as the documents show them."""
     blocks = []
-    for report in reports:
-        blocks.append(f"{report.machine}.\n")
-        for comparison in report.comparisons:
-            columns = headings(comparison)
-            rows = [columns, ["---", *["---:"] * (len(columns) - 1)], *cells(comparison)]
-            table = "".join(f"| {' | '.join(row)} |\n" for row in rows)
-            blocks.append(f"**{comparison.workload.title}**\n\n{table}\n{_note(comparison)}\n")
+    for measurement in measurements:
+        known = "".join(f"- {line}\n" for line in architectures(measurement))
+        blocks.append(f"{machine(measurement)}.\n\n{known}")
+        for timing in measurement.timings:
+            head, *rows = filled_table(timing)
+            ruler = ["---" if name in ("architecture", "engine") else "---:" for name in head]
+            table = "".join(f"| {' | '.join(row)} |\n" for row in [head, ruler, *rows])
+            blocks.append(f"**{title(timing)}**\n\n{table}\n{note(timing)}\n")
     return "\n".join(blocks)
 
 
-def _note(comparison: Comparison) -> str:
-    repeats = len(comparison.engines[0].total_s)
-    bandwidth = statistics.median(comparison.read_bytes_per_s) / 1e9
-    rate = statistics.median(comparison.matrix_flops_per_s) / 1e9
+def _in_numbers(own: Architecture) -> str:
+    widths = f"{own.encoder_d_ff:,}"
+    if own.encoder_d_ff != own.decoder_d_ff:
+        widths = f"{own.encoder_d_ff:,} (encoder) and {own.decoder_d_ff:,} (decoder)"
+    heads = _heads(own.decoder_heads)
+    if own.encoder_heads != own.decoder_heads:
+        heads = f"{_heads(own.encoder_heads)} (encoder) and {heads} (decoder)"
     return (
-        f"Medians of {repeats} interleaved runs after {comparison.warmup_runs} warm-up; measured "
-        f"between them: {bandwidth:.1f} GB/s read, {rate:,.0f} GFLOP/s in a large matrix product."
+        f"{own.name}: {own.encoder_layers} + {own.decoder_layers} layers, d_model {own.d_model:,}, "
+        f"d_ff {widths}, {heads}, vocabulary {own.vocab_size:,}, {own.parameters:,} parameters"
     )
 
 
-def _times_as_fast(engine: EngineSamples, reference: EngineSamples) -> str:
-    ratios = []
-    for part in PARTS[1:]:
-        own, other = engine.us_per_token(part), reference.us_per_token(part)
-        ratios.append(_number(None if own is None or other is None else other / own, ".2f"))
-    return " / ".join(ratios)
+def _heads(heads: Heads) -> str:
+    return f"{heads.num_heads} heads of {heads.head_dim} on {heads.num_kv_heads}"
+
+
+def _reference_name(reference: Samples, timing: Timing) -> str:
+    """Stock and CTranslate2 are multi-head alone; others are named by their architecture."""
+    contender = reference.contender
+    if contender.engine in REFERENCE_ENGINES:
+        return contender.engine
+    if len({s.contender.engine for s in timing.samples}) == 1:
+        return contender.architecture.name
+    return contender.name
+
+
+def _times_as_fast(reference: Samples, own: Samples) -> str:
+    """Of the decoder and in total; of the reference itself 1, by definition."""
+    if reference is own:
+        return "1 / 1" if own.encoder_s else f"{_NOTHING} / 1"
+    return " / ".join(_ratio(speed_up(reference, own, phase)) for phase in PHASES[1:])
+
+
+def _ratio(ratio: Ratio | None) -> str:
+    if ratio is None:
+        return _NOTHING
+    if ratio.confidence == 0:
+        return f"{ratio.median:.2f}"
+    return f"{ratio.median:.2f} ({ratio.low:.2f}-{ratio.high:.2f})"
+
+
+def _roofline(timing: Timing, samples: Samples) -> str:
+    decoder_s, least = samples.raw_s("decoder"), timing.roofline(samples)
+    if decoder_s is None or least is None:
+        return _NOTHING
+    least_s, bound = least
+    return f"{statistics.median(decoder_s) / least_s:.1f} ({bound})"
+
+
+def _differing(timing: Timing, samples: Samples) -> str:
+    if samples.differing is None:
+        return _NOTHING
+    workload = timing.workload
+    sentences = workload.sentences if isinstance(workload, TestSet) else workload.batch
+    return f"{samples.differing} of {sentences}"
+
+
+def _mib(size_bytes: int | None) -> str:
+    return _number(None if size_bytes is None else size_bytes / 2**20, ",.0f")
 
 
 def _number(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
+    return _NOTHING if value is None else format(value, form)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -32,14 +32,19 @@ class Training(Competitor):
 
     def __init__(self, asked: RequestedContender, workload: TrainingUpdates) -> None:
         self.contender = Contender(
-            architecture=asked.architecture, engine=TRAINER, weights="random", jobs=asked.jobs
+            architecture=asked.architecture,
+            engine=TRAINER,
+            weights="random",
+            jobs=tuple(asked.jobs),
         )
         longest = max(workload.source_tokens, workload.target_tokens)
         architecture = with_positions(asked.architecture, longest)
         cfg = one_process_config(
             asked.training_command,
-            ["--max-source-positions", str(architecture.max_source_positions)]
-            + ["--max-target-positions", str(architecture.max_target_positions)],
+            {
+                "--max-source-positions": architecture.max_source_positions,
+                "--max-target-positions": architecture.max_target_positions,
+            },
         )
         task = tasks.setup_task(cfg.task)
         torch.manual_seed(SEED)
@@ -65,14 +70,15 @@ class Training(Competitor):
         return self.sample["target"].numel()
 
 
-def one_process_config(command: Sequence[str], extra: Sequence[str]) -> DictConfig:
+def one_process_config(command: Sequence[str], extra: Mapping[str, int]) -> DictConfig:
     """fairseq's own config of a training command with `extra` options, for one process.
 
     Args:
         command: `fairseq-train` or what stands for it, then its options.
         extra: options that replace those of the command.
     """
-    arguments = [*command[1:], *extra, "--distributed-world-size", "1"]
+    replaced = {**extra, "--distributed-world-size": 1}
+    arguments = [*command[1:], *(str(part) for option in replaced.items() for part in option)]
     try:
         parsed = options.parse_args_and_arch(options.get_training_parser(), arguments)
     except SystemExit as error:

@@ -111,8 +111,10 @@ def _test_set(asked: RequestedText) -> tuple[Any, Dictionary]:
         data=str(folder),
         source_lang=asked.source_lang,
         target_lang=asked.target_lang,
+        # fairseq takes these from other sections of its config, which are not here.
         dataset_impl=None,
         train_subset="train",
+        required_seq_len_multiple=1,
     )
     try:
         task = GroupedQueryTranslationTask.setup_task(config)

@@ -115,7 +115,8 @@ class Samples(Checked, frozen=True, kw_only=True):
 
     `encoder_s` is null where the encoder is not told apart. `bytes_by_part` and `flops` are the
     counts of gqa_fairseq.costs for the hypotheses that were found: what this plugin's decoder has
-    to move and compute for them, whichever engine it was; empty and null for training.
+    to move and compute for them, whichever engine it was; empty and null for training. `flops` is
+    null as well where products are in 8 bits: the rate of the measured product does not bind them.
     `kv_cache_bytes` counts self- and cross-attention at the full length; null where lengths vary.
     `peak_memory_bytes` is from a fresh process in which the contender was alone; null where it was
     not measured. `differing` counts best hypotheses that are not those of the first contender with
@@ -208,10 +209,10 @@ class Timing(Checked, frozen=True, kw_only=True):
 
     def roofline(self, samples: Samples) -> tuple[float, Literal["memory", "arithmetic"]] | None:
         """Least decoder time in seconds by the counts and the machine's rates, and which binds."""
-        if samples.flops is None:
+        if not samples.bytes_by_part:
             return None
         memory_s = sum(samples.bytes_by_part.values()) / statistics.median(self.read_bytes_per_s)
-        arithmetic_s = samples.flops / statistics.median(self.matrix_flops_per_s)
+        arithmetic_s = (samples.flops or 0) / statistics.median(self.matrix_flops_per_s)
         if memory_s >= arithmetic_s:
             return memory_s, "memory"
         return arithmetic_s, "arithmetic"
