@@ -9,7 +9,6 @@ from datetime import UTC, datetime
 
 import torch
 
-from experiments.records import provenance
 from experiments.engines import find_engine
 from experiments.errors import ExperimentError
 from experiments.measure.decoding import Decoder
@@ -27,6 +26,7 @@ from experiments.measure.request import (
 )
 from experiments.measure.training import Training
 from experiments.measure.workloads import Text, load_text
+from experiments.records import provenance
 from experiments.records.measurement import (
     FixedLengths,
     Measurement,

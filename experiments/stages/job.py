@@ -6,10 +6,8 @@ A job that fails leaves the others of its sweep alone; what it did is there for 
 import shutil
 import sys
 import traceback
-from pathlib import Path
 
 import msgspec
-
 
 from experiments.environment import usable_cores
 from experiments.errors import ExperimentError

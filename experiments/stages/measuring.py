@@ -25,6 +25,8 @@ from experiments.stages.process import run_command
 from experiments.stages.runner import Attempt, run_stage
 from experiments.stages.training_command import train_command
 
+# By decode.engine: `stock` is this plugin's model under fairseq's search.
+ENGINES_OF = {"gqa": "gqa", "stock": "gqa+stock"}
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
@@ -56,7 +58,7 @@ def contender(job: Job) -> RequestedContender:
     command = train_command(job.config, data.binarized, Path("unused"))
     return RequestedContender(
         architecture=job.config.architecture,
-        engine=job.config.decode.engine,
+        engine=ENGINES_OF[job.config.decode.engine],
         checkpoint=str(folder.checkpoint()),
         data=str(data.binarized),
         jobs=[job.id],

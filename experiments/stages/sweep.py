@@ -19,7 +19,6 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-
 from experiments.config import SuiteConfig, parse_config
 from experiments.errors import ExperimentError
 from experiments.metrics import METRICS
