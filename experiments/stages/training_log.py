@@ -14,7 +14,7 @@ from experiments.records.parts import TrainPoint
 _LOG_LINE = re.compile(r"\| INFO \| (train_inner|valid) \| (\{.*\})$")
 NATS_PER_BIT = math.log(2)
 # What fairseq raises when a loss or a gradient is no number.
-_NOT_FINITE = re.compile(r"^FloatingPointError: (.+)$")
+_NOT_FINITE = re.compile(r"^FloatingPointError: (.+)$", re.MULTILINE)
 
 
 class TrainUpdates(msgspec.Struct, frozen=True, kw_only=True):
@@ -143,6 +143,6 @@ def divergence(log: Path) -> str | None:
     for event in read_events(log):
         if not math.isfinite(event.nll_nats_per_token):
             return f"the loss at update {event.update} is {event.nll_nats_per_token}"
-    lines = log.read_text(encoding="utf-8", errors="replace").strip().split("\n")
-    found = _NOT_FINITE.match(lines[-1])
+    # fairseq looks for the first such number in a second pass, which may fail with another error.
+    found = _NOT_FINITE.search(log.read_text(encoding="utf-8", errors="replace"))
     return found[1] if found else None

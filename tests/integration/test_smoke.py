@@ -1,7 +1,8 @@
-"""From text files to records, twice: every stage in a process of its own, on a tiny model."""
+"""From text to records and a measurement, on a tiny model, and what an interruption leaves."""
 
 import lzma
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,24 +19,35 @@ import torch
 from hydra import compose, initialize_config_dir
 from wandb_files import runs
 
-from experiments import benchmark, tracking
-from experiments.comparison import ComparisonReport
+from experiments import benchmark, evaluate, tracking
 from experiments.config import SuiteConfig
-from experiments.corpus import prepare_data
-from experiments.engines import FAIRSEQ_ENGINES, MULTI_HEAD_ENGINES
-from experiments.layout import JobFolder
-from experiments.progress import StageView
-from experiments.record_parts import Training
-from experiments.records import Record, read_records
-from experiments.run import resolve
-from experiments.storage import read_json
-from experiments.train import average_checkpoints, train, train_along
-from gqa_fairseq.checkpoint import allow_fairseq_checkpoints
+from experiments.measure.tables import markdown
+from experiments.records.hypotheses import read_hypotheses
+from experiments.records.measurement import (
+    FixedLengths,
+    Measurement,
+    TestSet as RealText,
+    TrainingUpdates,
+    read_measurement,
+    read_measurements,
+)
+from experiments.records.parts import Training
+from experiments.records.record import Diverged, Record, read_records
+from experiments.records.storage import write_json
+from experiments.stages.corpus import prepare_data
+from experiments.stages.folders import JobFolder, ModelFolder, Trained, TrainResult
+from experiments.stages.graph import Job, job_of
+from experiments.stages.outcome import Outcome
+from experiments.stages.runner import Attempt, run_stage
+from experiments.stages.sweep import resolve
+from experiments.stages.training import train, train_along
+from gqa_fairseq.checkpoints.allowlist import allow_fairseq_checkpoints
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
 LINES = {"train": (0, 400), "dev": (400, 417), "test": (417, 440)}
+FOLDERS = ("data", "stages", "runs", "measurements", "report")
 
 
 @pytest.fixture(scope="module")
@@ -54,11 +66,15 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return overrides
 
 
+def command(folder: Path, *overrides: str) -> list[str]:
+    paths = [f"paths.{name}={folder}/{name}" for name in FOLDERS]
+    start = [sys.executable, "-m", "experiments.run"]
+    return [*start, "experiment=smoke", "hardware.threads=1", *paths, *overrides]
+
+
 def run(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "experiments.run", "-m", "experiment=smoke"]
-    paths = [f"paths.data={folder}/data", f"paths.runs={folder}/runs"]
     return subprocess.run(
-        [*command, "hardware.threads=1", *paths, *overrides],
+        [*command(folder, *overrides), "-m"],
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -68,71 +84,155 @@ def run(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
 
 
 def jobs_of(folder: Path) -> dict[str, Record]:
-    return {record.job.variant: record for record in read_records(folder / "runs")}
+    return {record.variant: record for record in read_records(folder / "runs")}
 
 
-def test_a_multirun_gives_records_is_skipped_and_repeats(corpus: list[str], tmp_path: Path) -> None:
-    sweep = [*corpus, "attention.num_kv_heads=1,4"]
-    first = run(tmp_path, *sweep, "tracking=offline")
-    assert first.returncode == 0, first.stderr
-    records = jobs_of(tmp_path)
+def job_path(folder: Path, record: Record) -> Path:
+    return folder / "runs/smoke" / record.name
+
+
+@pytest.fixture(scope="module")
+def swept(corpus: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a sweep over MQA and MHA."""
+    folder = tmp_path_factory.mktemp("sweep")
+    done = run(folder, *corpus, "attention.num_kv_heads=1,4", "tracking=offline")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_a_sweep_gives_records_and_one_measurement(swept: Path) -> None:
+    records = jobs_of(swept)
     assert set(records) == {"mha", "mqa"}
-    check_wandb(records, runs(tmp_path))
     for record in records.values():
-        check_record(record, tmp_path)
-    assert records["mha"].model.parameters == records["mqa"].model.parameters
-    check_engines(tmp_path, records)
+        check_record(record, swept)
+    assert records["mha"].architecture.parameters == records["mqa"].architecture.parameters
+    [measurement] = read_measurements(swept / "measurements")
+    check_measurement(measurement, records)
+    assert (swept / "report/report.md").exists()
+    check_wandb(records, measurement, runs(swept))
 
-    again = run(tmp_path, *sweep)
+
+def test_what_is_done_is_not_done_again(swept: Path, corpus: list[str]) -> None:
+    before = files_and_times(swept / "stages") | files_and_times(swept / "measurements")
+    again = run(swept, *corpus, "attention.num_kv_heads=1,4")
     assert again.returncode == 0, again.stderr
-    assert again.stderr.count("skipped") == 2
-    assert jobs_of(tmp_path) == records
+    assert again.stderr.count("has its record, skipped") == 2
+    assert files_and_times(swept / "stages") | files_and_times(swept / "measurements") == before
 
-    forced = run(tmp_path, *corpus, "attention.num_kv_heads=1", "force=true")
-    assert forced.returncode == 0, forced.stderr
-    same, repeated = records["mqa"], jobs_of(tmp_path)["mqa"]
-    assert repeated.job.started_utc > same.job.started_utc
-    assert repeated.job.id == same.job.id
-    assert losses(repeated.training) == losses(same.training)
-    assert repeated.evaluation == same.evaluation
+    # Another beam evaluates and measures, and does not train.
+    narrow = run(swept, *corpus, "attention.num_kv_heads=1", "decode.beam=2")
+    assert narrow.returncode == 0, narrow.stderr
+    assert len(list((swept / "stages/train").iterdir())) == 2
+    assert len(list((swept / "stages/evaluate").iterdir())) == 3
+    shutil.rmtree(next((swept / "runs/smoke").glob(f"*-{newest(swept / 'stages/evaluate')}")))
 
 
-def check_engines(folder: Path, records: dict[str, Record]) -> None:
+def newest(folder: Path) -> str:
+    """The key of the newest stage in a folder."""
+    return max(folder.iterdir(), key=lambda path: path.stat().st_mtime).name.split("-")[-1]
+
+
+def test_a_rerun_gives_the_same(swept: Path, corpus: list[str]) -> None:
+    before = jobs_of(swept)["mqa"]
+    again = run(swept, *corpus, "attention.num_kv_heads=1", "rerun=train")
+    assert again.returncode == 0, again.stderr
+    after = jobs_of(swept)["mqa"]
+    assert after.job.started_utc > before.job.started_utc
+    assert after.job.id == before.job.id
+    assert losses(after.training) == losses(before.training)
+    assert after.evaluation == before.evaluation
+
+
+def test_a_job_can_be_moved_measured_and_evaluated(
+    swept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """From another current folder, after `outputs` has moved."""
+    moved = tmp_path / "moved"
+    shutil.copytree(swept, moved)
+    shutil.move(swept, swept.with_name("gone"))
+    try:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("PYTHONPATH", str(ROOT))
+        records = jobs_of(moved)
+        folders = {variant: job_path(moved, record) for variant, record in records.items()}
+        check_engines(tmp_path / "engines.json", folders, records)
+        assert evaluate.main([str(folders["mqa"])]) == 0
+        assert "the translations are the same" in capsys.readouterr().out
+
+        # Other data in the place of the job's is refused by every command on it.
+        [manifest] = (moved / "data").glob("*/manifest.json")
+        other = manifest.read_text().replace(records["mqa"].data.checksum, "0" * 64)
+        manifest.write_text(other)
+        assert evaluate.main([str(folders["mqa"])]) == 2
+        assert "this data has the checksum 000000000000" in capsys.readouterr().err
+        assert benchmark.main(["--job", str(folders["mqa"])]) == 2
+        assert "this data has the checksum 000000000000" in capsys.readouterr().err
+    finally:
+        shutil.move(swept.with_name("gone"), swept)
+
+
+def files_and_times(folder: Path) -> dict[str, int]:
+    return {
+        path.as_posix(): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()
+    }
+
+
+def check_engines(out: Path, folders: dict[str, Path], records: dict[str, Record]) -> None:
     """The engines on each job's test set, with its weights: multi-head ones where G = heads."""
-    out = folder / "engines.json"
-    folders = {variant: job_path(folder, record) for variant, record in records.items()}
     jobs = [option for path in folders.values() for option in ("--job", str(path))]
-    chosen = ["--engines", ",".join(FAIRSEQ_ENGINES), "--repeats", "1"]
+    plugin, others = ("gqa", "gqa+stock", "gqa+torch"), ("stock", "stock+beams")
+    chosen = ["--engines", ",".join((*plugin, *others)), "--repeats", "1"]
     assert benchmark.main([*jobs, *chosen, "--out", str(out)]) == 0
-    comparisons = read_json(out, ComparisonReport).comparisons
+    timings = read_measurement(out).timings
+    workloads = [timing.workload for timing in timings]
+    assert all(isinstance(workload, RealText) for workload in workloads)
     expected = [(f"smoke/{path.name}", beam) for path in folders.values() for beam in (4, 1)]
-    assert [(c.workload.model, c.workload.beam) for c in comparisons] == expected
-    for comparison in comparisons:
-        assert comparison.workload.sentences == 23
-        assert comparison.workload.target_tokens is None
-        variant = next(
-            v for v, path in folders.items() if comparison.workload.model.endswith(path.name)
-        )
-        names = [e for e in FAIRSEQ_ENGINES if variant == "mha" or e not in MULTI_HEAD_ENGINES]
-        heads = records[variant].model.num_kv_heads
-        found = [(e.engine, e.num_kv_heads) for e in comparison.engines]
-        assert found == [(name, heads) for name in names]
-        assert {e.differing for e in comparison.engines} == {0}
+    assert [(w.name, w.beam) for w in workloads if isinstance(w, RealText)] == expected
+    for timing in timings:
+        assert isinstance(timing.workload, RealText)
+        assert timing.workload.sentences == 23
+        name = timing.workload.name
+        variant = next(v for v, path in folders.items() if name.endswith(path.name))
+        names = [*plugin, *(others if variant == "mha" else ())]
+        assert sorted(s.contender.engine for s in timing.samples) == sorted(names)
+        assert {s.contender.architecture.name for s in timing.samples} == {variant}
+        assert {s.differing for s in timing.samples} == {0}
         evaluation = records[variant].evaluation
         assert evaluation is not None
         [bleu] = [
-            score.value_0_100
+            score.value
             for score in evaluation.scores
-            if (score.split, score.tokenize, score.beam)
-            == ("test", "13a", comparison.workload.beam)
+            if (score.split, score.metric, score.beam) == ("test", "bleu", timing.workload.beam)
         ]
-        assert {e.bleu_0_100 for e in comparison.engines} == {bleu}
+        assert {s.bleu for s in timing.samples} == {bleu}
 
 
-def check_wandb(records: dict[str, Record], found: dict[str, dict[str, Any]]) -> None:
-    assert set(found) == {tracking.run_name(record) for record in records.values()}
+def check_measurement(measurement: Measurement, records: dict[str, Record]) -> None:
+    assert measurement.jobs == {record.job.id for record in records.values()}
+    kinds = [type(timing.workload) for timing in measurement.timings]
+    assert kinds == [FixedLengths, FixedLengths, TrainingUpdates]
+    for timing in measurement.timings:
+        assert timing.rounds == 5
+        for record in records.values():
+            samples = timing.of_job(record.job.id)
+            assert samples is not None
+            assert samples.contender.architecture.name == record.variant
+            assert samples.peak_memory_bytes is not None
+    greedy = measurement.timings[0]
     for record in records.values():
-        shown = found[tracking.run_name(record)]
+        samples = greedy.of_job(record.job.id)
+        assert samples is not None
+        heads = record.architecture.num_kv_heads
+        assert samples.kv_cache_bytes == 2 * 2 * heads * 8 * 4 * (16 + 16)  # batch, K, V, D, fp32
+    assert "training update" in markdown([measurement])
+
+
+def check_wandb(
+    records: dict[str, Record], measurement: Measurement, found: dict[str, dict[str, Any]]
+) -> None:
+    assert set(found) == {record.name for record in records.values()}
+    for record in records.values():
+        shown = found[record.name]
         assert shown["config"]["config"]["attention"] == record.config["attention"]
         assert record.training is not None
         assert set(shown["history"]) == {point.update for point in record.training.curve}
@@ -146,42 +246,31 @@ def losses(training: Training | None) -> list[tuple[float | None, float | None]]
     return [(p.train_nll_nats_per_token, p.dev_nll_nats_per_token) for p in training.curve]
 
 
-def job_path(folder: Path, record: Record) -> Path:
-    return folder / "runs/smoke" / f"{record.job.variant}-seed1-{record.job.id[:12]}"
-
-
 def check_record(record: Record, folder: Path) -> None:
     assert record.training is not None
     assert record.evaluation is not None
-    assert record.benchmark is not None
+    assert [stage.name for stage in record.stages] == ["train", "evaluate"]
     assert record.training.updates == 12
     # The loss of our evaluation is fairseq's last validation, which is logged to 1e-3 bits.
     last = record.training.curve[-1].dev_nll_nats_per_token
     assert record.evaluation.dev_nll_nats_per_token == pytest.approx(last, abs=1e-3)
     scores = record.evaluation.scores
-    found = {(s.split, s.search, s.metric, s.tokenize) for s in scores}
-    metrics = [("bleu", "13a"), ("bleu", "intl"), ("chrf", None)]
+    found = {(s.split, s.search, s.metric) for s in scores}
     searches = [("dev", "greedy"), ("test", "greedy"), ("test", "beam4")]
-    assert found == {(*search, *metric) for search in searches for metric in metrics}
+    metrics = ("bleu", "bleu_intl", "chrf")
+    assert found == {(*search, metric) for search in searches for metric in metrics}
     assert {score.lines for score in scores if score.split == "test"} == {23}
-    assert {(t.source_tokens, t.search) for t in record.benchmark.timings} == {
-        (16, "greedy"),
-        (16, "beam4"),
-    }
-    heads = record.model.num_kv_heads
-    greedy = record.benchmark.timings[0]
-    assert greedy.kv_cache_bytes == 2 * 2 * heads * 8 * 4 * (16 + 16)  # batch, K and V, D, fp32
 
     job = JobFolder(job_path(folder, record))
-    assert job.record.exists()
-    for hypotheses in ("dev.greedy", "test.greedy", "test.beam4"):
-        text = (job.hypotheses / f"{hypotheses}.de").read_text(encoding="utf-8")
-        assert text.count("\n") == record.data.splits[hypotheses.split(".")[0]].read
-    assert {path.name for path in (job.path / "logs").iterdir()} == {
-        "train.log",
-        "evaluate.log",
-        "benchmark.log",
-    }
+    assert job.record() == record
+    assert job.checkpoint().exists()
+    for score in scores:
+        kept = read_hypotheses(job.hypotheses, score.hypotheses_sha256)
+        assert len(kept.lines) == len(kept.of(score.metric).lines) == score.lines
+    for free in record.evaluation.model_free:
+        kept = read_hypotheses(job.hypotheses, free.hypotheses_sha256)
+        assert kept.lines == []  # the text is the corpus's own
+        assert len(kept.of(free.metric).lines) == free.lines
 
 
 @pytest.fixture(scope="module")
@@ -190,109 +279,200 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def config(corpus: list[str], prepared: Path) -> SuiteConfig:
+def config(corpus: list[str], prepared: Path, tmp_path: Path) -> SuiteConfig:
     lengths = ["train.max_updates=60", "train.validate_every_updates=10"]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         overrides = ["experiment=smoke", "attention=gqa2", "train.average_checkpoints=3", *lengths]
-        return resolve(compose("suite", overrides=[*overrides, *corpus, f"paths.data={prepared}"]))
+        paths = [f"paths.data={prepared}", f"paths.stages={tmp_path}/whole"]
+        return resolve(compose("suite", overrides=[*overrides, *corpus, *paths]))
+
+
+def with_stages(config: SuiteConfig, folder: Path) -> Job:
+    paths = msgspec.structs.replace(config.paths, stages=str(folder))
+    return job_of(msgspec.structs.replace(config, paths=paths))
+
+
+def trained(job: Job) -> Trained:
+    """The job's model, whose training does what is left."""
+    data = prepare_data(job.config, job.prepare)
+
+    def work(attempt: Attempt) -> TrainResult:
+        return train(attempt, job.config, data)
+
+    result = run_stage(job.train, TrainResult, work, threads=1).result
+    assert isinstance(result, Trained)
+    return result
 
 
 def test_an_interrupted_training_ends_as_if_it_had_not_been(
-    config: SuiteConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: SuiteConfig, tmp_path: Path
 ) -> None:
-    data = prepare_data(config)
-    whole, broken = JobFolder(tmp_path / "whole"), JobFolder(tmp_path / "broken")
-    train(config, whole, data, threads=1)
+    """Killed in its middle with half a checkpoint, after its last update, and with all results."""
+    whole, broken = (with_stages(config, tmp_path / name) for name in ("whole", "broken"))
+    one = trained(whole)
+    kept, model = ModelFolder(whole.train.folder), ModelFolder(broken.train.folder)
+    assert set(kept.checkpoints.iterdir()) == {kept.last, kept.average}
 
-    def interrupt(view: StageView, text: str) -> None:
-        if text.startswith("update 30"):
-            raise KeyboardInterrupt
+    interrupt_after(broken, config, update=30)
+    assert not model.result.exists()
+    last = model.last.read_bytes()
+    model.last.write_bytes(last[: len(last) // 2])  # killed while copying it
+    two = trained(broken)
 
-    with monkeypatch.context() as patched:
-        patched.setattr(StageView, "note", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            train(config, broken, data, threads=1)
-    assert not broken.training.exists()
-    last = broken.checkpoint.read_bytes()
-    broken.checkpoint.write_bytes(last[: len(last) // 2])  # killed while copying it
-    train(config, broken, data, threads=1)
-
-    log = broken.log("train").read_text(encoding="utf-8")
+    log = model.log("train").read_text(encoding="utf-8")
     assert "Loaded checkpoint" in log  # it went on and did not start over
-    one, two = (read_json(job.training, Training) for job in (whole, broken))
-    assert losses(one) == losses(two)
-    assert one.target_tokens == two.target_tokens
-    assert_same_weights(whole.checkpoint, broken.checkpoint)
-
-    assert one.averaged_updates == two.averaged_updates == [40, 50, 60]
-    last_three = [weights(path) for path in sorted(whole.checkpoints.glob("checkpoint_*_*.pt"))]
-    assert len(last_three) == 3
-    for job in (whole, broken):
-        average_checkpoints(job, threads=1)
-        assert set(job.checkpoints.iterdir()) == {job.checkpoint, job.average}
-        assert job.trained == job.average
-    assert_same_weights(whole.average, broken.average)
-    for name, mean in weights(whole.average).items():
-        expected = sum(each[name].double() for each in last_three) / 3
-        torch.testing.assert_close(mean.double(), expected, rtol=0, atol=1e-6)
-
-    # Stopped between the last update and the result: not one update more than asked for.
-    broken.training.unlink()
-    train(config, broken, data, threads=1)
-    assert losses(read_json(broken.training, Training)) == losses(one)
-    assert_same_weights(whole.checkpoint, broken.checkpoint)
+    assert losses(one.training) == losses(two.training)
+    assert one.training.target_tokens == two.training.target_tokens
+    assert one.training.averaged_updates == two.training.averaged_updates == [40, 50, 60]
+    assert one.checkpoint == two.checkpoint == "checkpoints/checkpoint_average.pt"
+    assert_same_weights(kept.last, model.last)
+    assert_same_weights(kept.average, model.average)
 
 
-def test_a_suite_that_is_ended_ends_its_training(corpus: list[str], tmp_path: Path) -> None:
+def test_a_training_that_was_killed_after_its_last_checkpoint_is_kept(
+    config: SuiteConfig, tmp_path: Path
+) -> None:
+    """Not one update more than asked for, and none again."""
+    last_alone = msgspec.structs.replace(config.train, average_checkpoints=None)
+    job = with_stages(msgspec.structs.replace(config, train=last_alone), tmp_path / "stages")
+    before, model = trained(job), ModelFolder(job.train.folder)
+    written = model.last.stat().st_mtime_ns
+    model.result.write_text("")  # half a result counts as none
+    after = trained(job)
+    assert model.last.stat().st_mtime_ns == written
+    assert losses(after.training) == losses(before.training)
+
+    # A checkpoint of more updates than asked for is another training's: it is made again.
+    longer = msgspec.structs.replace(last_alone, max_updates=70)
+    other = with_stages(msgspec.structs.replace(config, train=longer), tmp_path / "stages")
+    trained(other)
+    shutil.copyfile(ModelFolder(other.train.folder).last, model.last)
+    model.result.unlink()
+    again = trained(job)
+    assert losses(again.training) == losses(before.training)
+    assert again.training.updates == 60
+
+
+def interrupt_after(job: Job, config: SuiteConfig, update: int) -> None:
+    """Train in a process that is killed, with SIGKILL, when `update` was validated."""
+    code = (
+        "import sys; from pathlib import Path; from experiments.config import SuiteConfig\n"
+        "from experiments.records.storage import read_json\n"
+        "from experiments.stages.corpus import prepare_data\n"
+        "from experiments.stages.graph import job_of\n"
+        "from experiments.stages.folders import TrainResult\n"
+        "from experiments.stages.runner import run_stage\n"
+        "from experiments.stages.training import train\n"
+        "job = job_of(read_json(Path(sys.argv[1]), SuiteConfig))\n"
+        "data = prepare_data(job.config, job.prepare)\n"
+        "run_stage(job.train, TrainResult, lambda a: train(a, job.config, data), 1)\n"
+    )
+    path = job.train.folder.parent / "config.json"
+    write_json(path, job.config)
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(path)],
+        stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, cwd=ROOT,
+    ) as process:  # fmt: skip
+        assert process.stderr is not None
+        for line in process.stderr:
+            if f"update {update}: dev" in line:
+                break
+        # The checkpoint of this update is written just after its validation.
+        checkpoints = ModelFolder(job.train.folder).checkpoints
+        while not list(checkpoints.glob(f"checkpoint_*_{update}.pt")):
+            assert process.poll() is None
+            time.sleep(0.01)
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert not alive
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_a_suite_that_is_ended_ends_its_training(
+    corpus: list[str], prepared: Path, tmp_path: Path, number: signal.Signals
+) -> None:
     """A training left behind would go on in the folder of the next run."""
-    command = [sys.executable, "-m", "experiments.run", "experiment=smoke", "hardware.threads=1"]
-    paths = [f"paths.data={tmp_path}/data", f"paths.runs={tmp_path}/runs"]
     endless = ["train.max_updates=1000000", "train.validate_every_updates=1000000"]
     with subprocess.Popen(
-        [*command, *paths, *corpus, *endless],
+        [*command(tmp_path, *corpus, *endless), f"paths.data={prepared}"],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
         cwd=ROOT,
     ) as process:
-        while not list(tmp_path.glob("runs/smoke/*/logs/train.log")):
+        while not list(tmp_path.glob("stages/train/*/logs/train.log")):
             assert process.poll() is None
             time.sleep(0.05)
-        children = psutil.Process(process.pid).children(recursive=True)
-        assert any("fairseq_cli.train" in child.cmdline() for child in children)
-        process.terminate()
+        children = training_of(process)
+        process.send_signal(number)
         _, errors = process.communicate()
-    assert process.returncode == 128 + signal.SIGTERM
+    assert process.returncode == (-number if number == signal.SIGKILL else 128 + number)
     assert "Traceback" not in errors
     _, alive = psutil.wait_procs(children, timeout=20)
     assert not alive
 
 
+def training_of(process: subprocess.Popen) -> list[psutil.Process]:
+    """The processes below one, when fairseq's is among them."""
+    while True:
+        children = psutil.Process(process.pid).children(recursive=True)
+        if any("fairseq_cli.train" in child.cmdline() for child in children):
+            return children
+        assert process.poll() is None
+        time.sleep(0.05)
+
+
+def test_a_training_that_diverges_is_a_result(corpus: list[str], tmp_path: Path) -> None:
+    """The others of the sweep go on; the same command does not train it again."""
+    sweep = [*corpus, "attention=mqa", "train.clip_norm=0", "train.learning_rate=1e-4,1e8"]
+    for words in ("training diverged after update", "has its record, skipped"):
+        done = run(tmp_path, *sweep, "train.warmup_updates=2")
+        assert done.returncode == 0, done.stderr
+        assert words in done.stderr
+    records = read_records(tmp_path / "runs")
+    assert sorted(isinstance(record.result, Diverged) for record in records) == [False, True]
+    outcomes = [
+        msgspec.json.decode(path.read_bytes(), type=Outcome)
+        for path in (tmp_path / "runs").rglob("outcome.json")
+    ]
+    assert sorted(outcome.status for outcome in outcomes) == ["diverged", "skipped"]
+
+
+def test_data_that_cannot_be_prepared_fails_its_job_alone(
+    corpus: list[str], tmp_path: Path
+) -> None:
+    done = run(tmp_path, *corpus, "attention=mqa", "data.vocab_size=200,100000")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "the data could not be prepared" in done.stderr
+    assert len(read_records(tmp_path / "runs")) == 1
+
+
 def test_two_machines_train_one_model(config: SuiteConfig, tmp_path: Path) -> None:
     """As two jobs of `hardware.nodes=2` do, here on the CPU: half of an update each."""
-    data = prepare_data(config)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         master = f"127.0.0.1:{probe.getsockname()[1]}"
-    job = JobFolder(tmp_path / "job")
     short = msgspec.structs.replace(config.train, max_updates=20, average_checkpoints=None)
-    configs = []
+    jobs = []
     for rank in (0, 1):
         hardware = msgspec.structs.replace(config.hardware, nodes=2, master=master, node_rank=rank)
-        configs.append(msgspec.structs.replace(config, train=short, hardware=hardware))
+        jobs.append(job_of(msgspec.structs.replace(config, train=short, hardware=hardware)))
+    assert jobs[0].train.key == jobs[1].train.key
+    folder = jobs[0].train.folder
+    data = prepare_data(config, jobs[0].prepare)
     with ThreadPoolExecutor() as pool:
-        along = pool.submit(train_along, configs[1], job, data, 1)
-        train(configs[0], job, data, threads=1)
+        along = pool.submit(train_along, jobs[1].config, folder, data, 1)
+        result = trained(jobs[0]).training
         along.result()
-    result = read_json(job.training, Training)
     assert result.processes == 2
     assert result.target_tokens_per_update == pytest.approx(512, rel=0.05)
     assert result.curve[-1].dev_nll_nats_per_token is not None
-    assert list(job.checkpoints.iterdir()) == [job.checkpoint]
-    assert {path.name for path in job.log("train").parent.iterdir()} == {
-        "train.log",
-        "train-node1.log",
-    }
+    model = ModelFolder(folder)
+    assert list(model.checkpoints.iterdir()) == [model.last]
+    logs = {path.name for path in model.log("train").parent.iterdir()}
+    assert logs == {"train.log", "train-node1.log", "check.log"}
 
 
 def assert_same_weights(one: Path, two: Path) -> None:
