@@ -11,7 +11,6 @@ from datetime import UTC, datetime, timedelta
 
 import msgspec
 
-from data_prep.manifest import Overlap, SplitCounts, Subset
 from data_prep.spec import Manifest
 from experiments.records.measurement import (
     Contender,
@@ -78,10 +77,8 @@ def wmt14_record(num_kv_heads: int = NUM_HEADS, placement: str = "all", seed: in
             gnmt(model_score(4, metric, base + gain + 2, "test_filtered")),
             gnmt(model_score(4, metric, base + gain + 3)),
         ]
-    subsets = {"filtered": Subset(file="filtered.lines", lines=FILTERED_LINES)}
-    return with_evaluation(
-        replace(plain, data=replace(plain.data, subsets=subsets)), scores=scores, engine="gqa"
-    )
+    data = manifest("wmt14_en_de", FILTERED_LINES)
+    return with_evaluation(replace(plain, data=data), scores=scores)
 
 
 def finished(record: Record) -> Finished:
@@ -101,43 +98,47 @@ def gnmt(score: ModelScore) -> ModelScore:
     return replace(score, length_penalty="gnmt", length_alpha=0.6)
 
 
-def manifest(name: str = "sample_en_de") -> Manifest:
-    return Manifest(
-        name=name,
-        source_lang="en",
-        target_lang="de",
-        licence="synthetic",
-        vocab_size=4000,
-        max_pieces=250,
-        max_ratio=1.5,
-        request=sha256(name + "request"),
-        inputs={"train.en": sha256(name + "input")},
-        splits={
-            "train": SplitCounts(
-                read=10_000,
-                kept=9_900,
-                dropped={"too long": 60, "ratio": 40},
-                source_pieces=200_000,
-                target_pieces=210_000,
-            ),
-            "dev": SplitCounts(
-                read=400, kept=400, dropped={}, source_pieces=8_000, target_pieces=9_000
-            ),
-            "test": SplitCounts(
-                read=TEST_LINES,
-                kept=TEST_LINES,
-                dropped={},
-                source_pieces=10_000,
-                target_pieces=11_000,
-            ),
+def manifest(name: str = "sample_en_de", filtered_lines: int = 0) -> Manifest:
+    """With `filtered_lines`, a part of test that is scored by itself."""
+    counts = {"train": (10_000, {"too long": 60, "ratio": 40}), "dev": (400, {})}
+    counts["test"] = (TEST_LINES, {})
+    fields = {
+        "name": name,
+        "source_lang": "en",
+        "target_lang": "de",
+        "licence": "synthetic",
+        "vocab_size": 4000,
+        "max_pieces": 250,
+        "max_ratio": 1.5,
+        "request": sha256(name + "request"),
+        "inputs": {"train.en": sha256(name + "input")},
+        "splits": {
+            split: {
+                "read": read,
+                "kept": read - sum(dropped.values()),
+                "dropped": dropped,
+                "source_pieces": 20 * read,
+                "target_pieces": 21 * read,
+            }
+            for split, (read, dropped) in counts.items()
         },
-        overlap={
-            "test": Overlap(four_grams_seen_share=0.21, lines_covered_share=0.02, duplicate_lines=0)
+        "overlap": {
+            "test": {
+                "four_grams_seen_share": 0.21,
+                "lines_covered_share": 0.02,
+                "duplicate_lines": 0,
+            }
         },
-        files={"text/train.en": sha256(name + "train.en")},
-        checksum=sha256(name),
-        versions={"sentencepiece": "0.2.0"},
-    )
+        "subsets": (
+            {"filtered": {"file": "filtered.lines", "lines": filtered_lines}}
+            if filtered_lines
+            else {}
+        ),
+        "files": {"text/train.en": sha256(name + "train.en")},
+        "checksum": sha256(name),
+        "versions": {"sentencepiece": "0.2.0"},
+    }
+    return msgspec.convert(fields, Manifest)
 
 
 def curve(num_kv_heads: int = NUM_HEADS, seed: int = 1, updates: int = 600) -> list[TrainPoint]:
@@ -285,9 +286,7 @@ def record(
         done = stages(identity, started, "prepare", "train")
     return Record(
         schema_version=SCHEMA_VERSION,
-        job=JobInfo(
-            id=sha256(identity), experiment="synthetic", started_utc=started, wall_s=321.5
-        ),
+        job=JobInfo(id=sha256(identity), experiment="synthetic", started_utc=started, wall_s=321.5),
         config={
             "attention": {"num_kv_heads": num_kv_heads, "placement": placement},
             "model": {
@@ -330,7 +329,7 @@ def decoding_samples(
     decoder_s = [decoder_us * tokens * 1e-6 * factor for factor in shared]
     return Samples(
         contender=Contender(
-            architecture=architecture, engine="gqa", weights="trained", jobs=list(jobs)
+            architecture=architecture, engine="gqa", weights="trained", jobs=tuple(jobs)
         ),
         tokens_produced=tokens,
         total_s=[e + d for e, d in zip(encoder_s, decoder_s, strict=True)],
@@ -346,7 +345,7 @@ def decoding_samples(
 def training_samples(architecture: Architecture, jobs: Sequence[str]) -> Samples:
     return Samples(
         contender=Contender(
-            architecture=architecture, engine="training", weights="random", jobs=list(jobs)
+            architecture=architecture, engine="training", weights="random", jobs=tuple(jobs)
         ),
         tokens_produced=32 * 128,
         total_s=[
