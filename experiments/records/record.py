@@ -109,7 +109,7 @@ class Record(Checked, frozen=True, kw_only=True):
             of_test = self.lines("test") or 0
             require(
                 subset.lines <= of_test,
-                f"data.subsets.{name} has {subset.lines} lines, more than test, which has {of_test}",
+                f"data.subsets.{name} has {subset.lines} lines, more than test with {of_test}",
             )
         if self.evaluation is None:
             return
