@@ -102,6 +102,15 @@ class Record(Checked, frozen=True, kw_only=True):
             f"schema_version is {self.schema_version}, this code reads {SCHEMA_VERSION}",
         )
         require(self.config.get("seed", self.seed) == self.seed, "seed is not config's seed")
+        for split, counts in self.data.splits.items():
+            is_whole = split == "train" or counts.kept == counts.read
+            require(is_whole, f"data.splits.{split} drops lines, which only train may")
+        for name, subset in self.data.subsets.items():
+            of_test = self.lines("test") or 0
+            require(
+                subset.lines <= of_test,
+                f"data.subsets.{name} has {subset.lines} lines, more than test with {of_test}",
+            )
         if self.evaluation is None:
             return
         require(

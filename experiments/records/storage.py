@@ -85,7 +85,9 @@ def decode_json(raw: bytes, struct_type: type[StructT], path: Path) -> StructT:
     except msgspec.ValidationError as error:
         raise ExperimentError(f"{path}: {_in_words(error)}") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ExperimentError(f"{path}: not JSON: {error}") from error
+        raise ExperimentError(
+            f"{path}: not JSON: {error} (the file is damaged: remove it and make it again)"
+        ) from error
 
 
 def _path_to_text(value: Any) -> str:

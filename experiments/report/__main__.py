@@ -7,7 +7,8 @@ from pathlib import Path
 from rich.console import Console
 
 from experiments.errors import ExperimentError
-from experiments.records import read_records
+from experiments.records.record import read_records
+from experiments.records.speed import find_measurements
 from experiments.report.groups import group_records
 from experiments.report.reference import read_papers
 from experiments.report.render import terminal_table, write_report
@@ -25,6 +26,15 @@ def main(arguments: list[str] | None = None) -> int:
         help="folder of record.json files, at any depth (may be given several times)",
     )
     parser.add_argument(
+        "--measurements",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="folder of measurements, which all speeds come from (may be given several times; "
+        "default: measurements/ beside the records)",
+    )
+    parser.add_argument(
         "--out", type=Path, default=Path("outputs/report"), help="folder (%(default)s)"
     )
     options = parser.parse_args(arguments)
@@ -36,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
                 f"{folders}: no record.json in it (run an experiment first, such as "
                 "`make quickstart`)"
             )
-        groups = group_records(records)
+        groups = group_records(records, find_measurements(options.records, options.measurements))
         path = write_report(groups, read_papers(), options.out)
     except ExperimentError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,25 +1,38 @@
-"""What may be compared with what: records into groups, and in a group one row a variant.
+"""What may be compared with what: records into groups, and in a group one row an architecture.
 
-Two records stand in one table only where data, hardware, code, versions and config agree in all
-but the attention, the seed and what a result does not depend on. Runs of one variant that differ
-in their seed are one row: mean and standard deviation.
+Two records stand in one table only where their data and their config agree in all but the
+attention, the seed and what says how a job is run. What made them (code, versions, machine) does
+not part them: where it differs, made_by.py names it. Runs that differ in their seed alone are one
+row: mean and standard deviation. A diverged training is never averaged.
 """
 
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import msgspec
 
-from experiments.config import MACHINE_ROLE_KEYS
-from experiments.records import Record
+from experiments.records.measurement import Measurement, Samples, Timing
+from experiments.records.record import Diverged, Finished, Record
+from gqa_fairseq.architecture import Architecture
 
 # What may differ within a group: the attention and the seed are the question, the data is compared
-# by its checksum, the others say how a job was named, kept and shown.
+# by its checksum, speed is in measurements, and the others say how a job is named, run and shown.
 FREE_CONFIG_KEYS = frozenset(
-    {"attention", "seed", "data", "experiment_name", "force", "dry_run", "paths", "tracking"}
+    {
+        "attention",
+        "data",
+        "dry_run",
+        "experiment_name",
+        "measure",
+        "paths",
+        "rerun",
+        "seed",
+        "tracking",
+    }
 )
-DECISIVE_VERSIONS = ("python", "torch", "ve-fairseq", "fairseq-fixed")
+# Precision, number of devices and tokens per device belong to training. These do not.
+FREE_HARDWARE_KEYS = frozenset({"device", "master", "node_rank", "threads"})
 
 
 @dataclass(frozen=True)
@@ -33,103 +46,126 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Row:
-    """The runs of one variant, by seed."""
+    """The finished runs of one architecture, by seed."""
 
     records: tuple[Record, ...]
 
     @property
-    def first(self) -> Record:
-        """Any of the runs, for what they have in common."""
-        return self.records[0]
+    def architecture(self) -> Architecture:
+        return self.records[0].architecture
 
     @property
     def name(self) -> str:
-        """The variant's name."""
-        return self.first.model.variant
+        """The architecture's name."""
+        return self.architecture.name
 
-    def estimate(self, value: Callable[[Record], float | None]) -> Estimate | None:
+    @property
+    def results(self) -> list[Finished]:
+        return [r.result for r in self.records if isinstance(r.result, Finished)]
+
+    def estimate(self, value: Callable[[Finished], float | None]) -> Estimate | None:
         """Mean and deviation over the runs that have the value; None when none has it."""
-        values = [found for record in self.records if (found := value(record)) is not None]
+        values = [found for result in self.results if (found := value(result)) is not None]
         if not values:
             return None
         deviation = statistics.stdev(values) if len(values) > 1 else None
         return Estimate(statistics.fmean(values), deviation, len(values))
 
+    def samples(self, timing: Timing | None) -> Samples | None:
+        """What the timing has of the jobs of this row."""
+        found = (timing.of_job(record.job.id) for record in self.records) if timing else ()
+        return next(filter(None, found), None)
+
 
 @dataclass(frozen=True)
 class Group:
-    """Comparable records: the rows from most key/value heads to fewest."""
+    """Comparable records: the rows from most key/value heads to fewest.
+
+    `measurement` is the one that all speeds of the group come from.
+    """
 
     rows: tuple[Row, ...]
+    diverged: tuple[Record, ...]
     repeats_left_out: int
+    measurement: Measurement | None = None
 
     @property
-    def records(self) -> list[Record]:
+    def finished(self) -> list[Record]:
         """All records that the rows hold."""
         return [record for row in self.rows for record in row.records]
 
     @property
+    def records(self) -> list[Record]:
+        """All records, diverged ones last."""
+        return [*self.finished, *self.diverged]
+
+    @property
     def first(self) -> Record:
         """Any of the records, for what the group has in common."""
-        return self.rows[0].first
+        return self.records[0]
 
-    def mha(self, row: Row) -> Row | None:
-        """The multi-head row with as many heads as `row`, when it is the only one."""
-        heads = row.first.model.num_heads
-        found = [
-            other
-            for other in self.rows
-            if other.name == "mha" and other.first.model.num_heads == heads
-        ]
-        return found[0] if len(found) == 1 else None
+    @property
+    def results(self) -> list[Finished]:
+        return [result for row in self.rows for result in row.results]
 
 
-def group_records(records: Iterable[Record]) -> list[Group]:
+def group_records(
+    records: Iterable[Record], measurements: Sequence[Measurement] = ()
+) -> list[Group]:
     """Groups, the one with the newest record first.
 
-    Of several records of one variant and seed in a group the newest counts.
+    Of several records of one architecture and seed in a group the newest counts. A group takes the
+    measurement that has most of its rows; of several such, the newest.
     """
     by_key: dict[bytes, list[Record]] = {}
     for record in sorted(records, key=lambda record: record.job.started_utc, reverse=True):
         by_key.setdefault(_group_key(record), []).append(record)
-    return [_group(members) for members in by_key.values()]
+    return [_group(members, measurements) for members in by_key.values()]
 
 
-def _group(newest_first: list[Record]) -> Group:
-    rows: dict[tuple[object, ...], dict[int, Record]] = {}
-    for record in newest_first:
-        rows.setdefault(_row_key(record), {}).setdefault(record.seed, record)
-    kept = sum(len(by_seed) for by_seed in rows.values())
-    return Group(
-        rows=tuple(
-            Row(tuple(by_seed[seed] for seed in sorted(by_seed)))
-            for _, by_seed in sorted(rows.items(), key=lambda item: item[0])
-        ),
-        repeats_left_out=len(newest_first) - kept,
-    )
+def shared_config(record: Record) -> dict[str, object]:
+    """The part of a record's config that is the same in its whole group."""
+    config = {key: value for key, value in record.config.items() if key not in FREE_CONFIG_KEYS}
+    hardware = config.get("hardware", {}).items()
+    config["hardware"] = {key: value for key, value in hardware if key not in FREE_HARDWARE_KEYS}
+    return config
 
 
 def _group_key(record: Record) -> bytes:
-    config = {key: value for key, value in record.config.items() if key not in FREE_CONFIG_KEYS}
-    hardware = config.get("hardware", {}).items()
-    config["hardware"] = {key: value for key, value in hardware if key not in MACHINE_ROLE_KEYS}
-    versions = {name: record.versions.get(name) for name in DECISIVE_VERSIONS}
-    # The kernel's share of the memory differs from boot to boot: gibibytes are enough.
-    memory_gib = round(record.hardware.memory_bytes / 2**30)
-    machine = msgspec.structs.replace(record.hardware, memory_bytes=max(1, memory_gib))
-    key = (record.data.checksum, machine, record.code.version, config, versions)
+    key = (record.data.checksum, shared_config(record))
     return msgspec.json.encode(key, order="deterministic")
 
 
-def _row_key(record: Record) -> tuple[object, ...]:
-    model = record.model
-    # With as many key/value heads as heads the placement makes no difference.
-    placement = "all" if model.num_kv_heads == model.num_heads else model.placement
-    return (
-        -model.num_kv_heads,
-        placement,
-        model.num_heads,
-        model.encoder_d_ff,
-        model.decoder_d_ff,
-        model.parameters,
+def _group(newest_first: list[Record], measurements: Sequence[Measurement]) -> Group:
+    newest: dict[tuple[Architecture, int], Record] = {}
+    for record in newest_first:
+        newest.setdefault((record.architecture, record.seed), record)
+    ordered = sorted(newest.values(), key=lambda record: (*_order(record), record.seed))
+    rows: dict[Architecture, list[Record]] = {}
+    for record in ordered:
+        if isinstance(record.result, Finished):
+            rows.setdefault(record.architecture, []).append(record)
+    found = tuple(Row(tuple(members)) for members in rows.values())
+    return Group(
+        rows=found,
+        diverged=tuple(record for record in ordered if isinstance(record.result, Diverged)),
+        repeats_left_out=len(newest_first) - len(ordered),
+        measurement=_chosen(found, measurements),
+    )
+
+
+def _order(record: Record) -> tuple[object, ...]:
+    architecture = record.architecture
+    return -architecture.num_kv_heads, architecture.placement, architecture.name
+
+
+def _chosen(rows: Sequence[Row], measurements: Sequence[Measurement]) -> Measurement | None:
+    def rows_covered(measurement: Measurement) -> int:
+        jobs = measurement.jobs
+        return sum(any(record.job.id in jobs for record in row.records) for row in rows)
+
+    return max(
+        filter(rows_covered, measurements),
+        key=lambda measurement: (rows_covered(measurement), measurement.created_utc),
+        default=None,
     )

@@ -12,17 +12,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from experiments.record_parts import Engine, TrainPoint
-from experiments.records import Record
+from experiments.records.measurement import Timing, search_label
+from experiments.records.parts import TrainPoint
+from experiments.records.record import Record
+from experiments.report.cells import NOT_MEASURED
 from experiments.report.groups import Group, Row
+from experiments.report.made_by import distinct
 from experiments.report.selection import (
-    Shape,
-    decoder_us,
+    HEADLINE_METRIC,
     find_timing,
-    group_engine,
     headline_kind,
+    headline_timing,
     score_value,
-    search_label,
     searches,
     test_splits,
     timed_shapes,
@@ -54,36 +55,27 @@ def _png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def _labels(group: Group) -> list[str]:
-    """The rows' names, with the width where a name alone is not unique."""
-    names = [row.name for row in group.rows]
-    return [
-        name if names.count(name) == 1 else f"{name} d_ff {row.first.model.decoder_d_ff}"
-        for name, row in zip(names, group.rows, strict=True)
-    ]
-
-
 def _style(index: int) -> tuple[str, str]:
     return COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
 
 
 def bleu_latency(group: Group) -> Figure | None:
     """BLEU over decoder time: one panel a search; every run small, the mean large."""
-    engine, shapes, splits = group_engine(group), timed_shapes(group), test_splits(group)
-    beams = searches(group)
+    shapes, splits, beams = timed_shapes(group), test_splits(group), searches(group)
     if not shapes or not splits:
         return None
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     panels = figure.subplots(1, len(beams), sharey=True)
     drawn = [
-        _bleu_latency_panel(axes, group, engine, shapes[0], splits[0], beam)
+        _bleu_latency_panel(axes, group, splits[0], beam)
         for axes, beam in zip(panels, beams, strict=True)
     ]
-    panels[0].set_ylabel(f"BLEU 13a on {splits[0]} (0 to 100)")
+    metric = HEADLINE_METRIC
+    panels[0].set_ylabel(f"{metric.label} on {splits[0]} ({metric.lowest:g} to {metric.highest:g})")
     batch, source, target = shapes[0]
     figure.supxlabel(
-        f"decoder µs per output token (engine {engine}, batch {batch}, {source}/{target} tokens; "
-        "left is faster)",
+        f"decoder µs per output token ({_engine_label(group)}, batch {batch}, {source}/{target} "
+        "tokens; left is faster)",
         fontsize=10,
     )
     if not any(drawn):
@@ -94,34 +86,38 @@ def bleu_latency(group: Group) -> Figure | None:
     return figure
 
 
-def _bleu_latency_panel(
-    axes: Axes, group: Group, engine: Engine, shape: Shape, split: str, beam: int
-) -> bool:
-    kind = headline_kind(group, split, beam)
+def _bleu_latency_panel(axes: Axes, group: Group, split: str, beam: int) -> bool:
     axes.set_title(search_label(beam))
+    kind, timing = headline_kind(group, split, beam), headline_timing(group, beam)
     drawn = False
-    for index, (label, row) in enumerate(zip(_labels(group), group.rows, strict=True)):
+    for index, row in enumerate(group.rows):
         colour, marker = _style(index)
-        if kind is None:
+        samples = row.samples(timing)
+        us = samples.us_per_token("decoder") if samples else None
+        values = [v for r in row.results if kind and (v := score_value(split, kind)(r)) is not None]
+        if us is None or not values:
             continue
-        us, bleu = decoder_us(engine, beam, shape), score_value(split, kind)
-        points = [
-            (x, y)
-            for record in row.records
-            if (x := us(record)) is not None and (y := bleu(record)) is not None
-        ]
-        if not points:
-            continue
-        xs, ys = [x for x, _ in points], [y for _, y in points]
-        mean_x, mean_y = statistics.fmean(xs), statistics.fmean(ys)
-        if len(points) > 1:
-            axes.scatter(xs, ys, s=16, color=colour, alpha=0.5, linewidths=0)
+        # One contender is timed for all seeds of a variant.
+        if len(values) > 1:
+            axes.scatter([us] * len(values), values, s=16, color=colour, alpha=0.5, linewidths=0)
         axes.scatter(
-            [mean_x], [mean_y], s=80, color=colour, marker=marker, edgecolor="white", label=label
+            [us],
+            [statistics.fmean(values)],
+            s=80,
+            color=colour,
+            marker=marker,
+            edgecolor="white",
+            label=row.name,
         )
         drawn = True
     axes.margins(x=0.12, y=0.15)
     return drawn
+
+
+def _engine_label(group: Group) -> str:
+    timings = [timing for beam in searches(group) if (timing := headline_timing(group, beam))]
+    found = (row.samples(timing) for timing in timings for row in group.rows)
+    return f"engine {', '.join(distinct(s.contender.engine for s in found if s))}"
 
 
 def training_curves(group: Group) -> Figure | None:
@@ -129,14 +125,14 @@ def training_curves(group: Group) -> Figure | None:
 
     The later half has no panel where the earlier one has no point.
     """
-    validated = [point.update for record in group.records for point in _dev_points(record)]
+    validated = [point.update for record in group.finished for point in _dev_points(record)]
     if not validated:
         return None
-    half = max(r.training.updates for r in group.records if r.training) / 2
+    half = max(result.training.updates for result in group.results) / 2
     starts = {"all updates": 0.0} | ({"second half": half} if min(validated) < half else {})
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     panels = figure.subplots(1, len(starts), squeeze=False)[0]
-    for index, (label, row) in enumerate(zip(_labels(group), group.rows, strict=True)):
+    for index, row in enumerate(group.rows):
         colour, marker = _style(index)
         for run, record in enumerate(row.records):
             for axes, first in zip(panels, starts.values(), strict=True):
@@ -149,7 +145,7 @@ def training_curves(group: Group) -> Figure | None:
                     markersize=4,
                     linewidth=1.4,
                     alpha=1.0 if len(row.records) == 1 else 0.7,
-                    label=_with_seeds(label, row) if run == 0 else None,
+                    label=_with_seeds(row) if run == 0 else None,
                 )
     panels[0].set_ylabel("dev loss (nats per target token)")
     for axes, title in zip(panels, starts, strict=True):
@@ -162,53 +158,53 @@ def training_curves(group: Group) -> Figure | None:
 
 def _dev_points(record: Record) -> list[TrainPoint]:
     """The points of the training curve that have a dev loss."""
-    curve = record.training.curve if record.training else []
-    return [point for point in curve if point.dev_nll_nats_per_token is not None]
+    return [p for p in record.result.curve if p.dev_nll_nats_per_token is not None]
 
 
-def _with_seeds(label: str, row: Row) -> str:
-    return label if len(row.records) == 1 else f"{label} ({len(row.records)} seeds)"
+def _with_seeds(row: Row) -> str:
+    return row.name if len(row.records) == 1 else f"{row.name} ({len(row.records)} seeds)"
 
 
 def raw_latency(group: Group) -> Figure | None:
-    """Every timed decoder run: one panel a shape and search, a bar at the mean of the medians."""
-    engine, shapes, beams = group_engine(group), timed_shapes(group), searches(group)
+    """Every timed round of the decoder: one panel a shape and search, a bar at the median."""
+    shapes, beams = timed_shapes(group), searches(group)
     if not shapes:
         return None
-    labels = _labels(group)
+    names = [row.name for row in group.rows]
     figure = Figure(figsize=(9, 3.1 * len(shapes)), layout="constrained")
     panels = figure.subplots(len(shapes), len(beams), squeeze=False)
     for line, shape in zip(panels, shapes, strict=True):
         for axes, beam in zip(line, beams, strict=True):
             for index, row in enumerate(group.rows):
-                _raw_runs(axes, index, row, engine, beam, shape)
+                _raw_rounds(axes, index, row, find_timing(group, beam, shape))
             batch, source, target = shape
             axes.set_title(f"{search_label(beam)}: batch {batch}, {source}/{target} tokens")
-            axes.set_xticks(range(len(labels)), labels)
-            axes.set_xlim(-0.6, len(labels) - 0.4)
+            axes.set_xticks(range(len(names)), names)
+            axes.set_xlim(-0.6, len(names) - 0.4)
             axes.set_ylim(bottom=0)
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axes.grid(visible=False, axis="x")
-    figure.supylabel(f"decoder µs per output token (engine {engine})", fontsize=10)
+    figure.supylabel(f"decoder µs per output token ({_engine_label(group)})", fontsize=10)
     return figure
 
 
-def _raw_runs(axes: Axes, index: int, row: Row, engine: Engine, beam: int, shape: Shape) -> None:
-    timings = [timing for r in row.records if (timing := find_timing(r, engine, beam, shape))]
-    if not timings:
-        axes.text(index, 0, "not run", ha="center", va="bottom", color=GREY)
+def _raw_rounds(axes: Axes, index: int, row: Row, timing: Timing | None) -> None:
+    samples = row.samples(timing)
+    decoder_s = samples.raw_s("decoder") if samples else None
+    if samples is None or decoder_s is None:
+        axes.text(index, 0, NOT_MEASURED, ha="center", va="bottom", color=GREY)
         return
     colour, marker = _style(index)
-    us = [1e6 * raw_s / timing.tokens_produced for timing in timings for raw_s in timing.decoder_s]
+    us = [1e6 * raw_s / samples.tokens_produced for raw_s in decoder_s]
     # Spread sideways in order of measurement, so that a drift shows and no sample hides another.
     places = [index + 0.44 * ((i + 0.5) / len(us) - 0.5) for i in range(len(us))]
-    mean = statistics.fmean(timing.decoder_us_per_token for timing in timings)
-    axes.bar(index, mean, width=0.62, color=colour, alpha=0.18)
-    axes.hlines(mean, index - 0.31, index + 0.31, color=colour, linewidth=1.6)
+    median = statistics.median(us)
+    axes.bar(index, median, width=0.62, color=colour, alpha=0.18)
+    axes.hlines(median, index - 0.31, index + 0.31, color=colour, linewidth=1.6)
     axes.scatter(places, us, s=18, color=colour, marker=marker, edgecolor="white", linewidths=0.4)
     axes.annotate(
-        f"{mean:,.1f}",
-        (index, max([*us, mean])),
+        f"{median:,.1f}",
+        (index, max(us)),
         xytext=(0, 5),
         textcoords="offset points",
         ha="center",

@@ -8,27 +8,26 @@ import msgspec
 import rich.box
 import rich.table
 
-from experiments.records import Record
-from experiments.report.groups import FREE_CONFIG_KEYS, Group
-from experiments.report.plots import group_plots
+from experiments.records.record import Diverged
+from experiments.records.storage import write_bytes, write_text
+from experiments.report.cells import NOT_MEASURED, Table
+from experiments.report.groups import Group, shared_config
+from experiments.report.made_by import made_by
 from experiments.report.reference import NOT_COMPARABLE, Paper, paper_tables
 from experiments.report.tables import (
-    NOT_RUN,
-    Table,
+    BELOW,
+    diverged_name,
     group_tables,
-    hardware_text,
     overview,
     overview_columns,
-    provenance,
 )
 from experiments.report.wmt14 import INTRODUCTION, wmt14_tables
-from experiments.storage import write_bytes, write_text
 
 TEMPLATE = Path(__file__).with_name("report.md.j2")
 CAPTIONS = {
     "bleu-latency": "BLEU against decoding time: small dots are runs, large ones their means.",
     "training-curves": "Dev loss during training, one line a run.",
-    "raw-latency": "Every timed run of the decoder; bars are the means of the runs' medians.",
+    "raw-latency": "Every timed round of the decoder; bars are the medians of the rounds.",
 }
 
 
@@ -91,9 +90,9 @@ def terminal_table(group: Group) -> rich.table.Table:
         title=group_heading(group),
         caption=" ".join(
             [
-                "µs/token: decoder, per output token (speed-up over MHA).",
+                "µs/token: decoder, per output token (below it the speed-up over MHA).",
                 *table.notes,
-                provenance(group),
+                *made_by(group.records),
             ]
         ),
         box=rich.box.SIMPLE_HEAD,
@@ -111,38 +110,52 @@ def terminal_table(group: Group) -> rich.table.Table:
             min_width=9 if name else None,
         )
     for row in table.rows:
-        # Deviation and speed-up go below their number: the table fits 80 characters.
-        cells = [cell for cell, heading in zip(row, short, strict=True) if heading]
+        cells: list[str] = []
+        for cell, under in zip(row, short, strict=True):
+            if under == BELOW and cell != cells[-1]:
+                cells[-1] += f"\n{cell}"
+            elif under:
+                cells.append(cell)
+        # What is beside a number goes below it: the table fits 80 characters.
         shown.add_row(
-            *(c.replace(" ± ", "\n±").replace(" (", "\n(").replace(" / ", "\n") for c in cells)
+            *(
+                c.replace(" ± ", "\n±")
+                .replace(" (", "\n(")
+                .replace(" / ", "\n")
+                .replace(NOT_MEASURED, NOT_MEASURED.replace(" ", "\n"))
+                for c in cells
+            )
         )
     return shown
 
 
 def group_heading(group: Group) -> str:
-    """Data, model and machine in a line."""
+    """Data and model in a line."""
     record = group.first
-    model = record.model
+    model = record.architecture
     return (
         f"{record.data.name}: {model.encoder_layers} + {model.decoder_layers} layers, d_model "
-        f"{model.d_model}, {model.num_heads} heads, on {hardware_text(record.hardware)}"
+        f"{model.d_model}, {model.decoder_heads.num_heads} heads"
     )
 
 
 def _section(number: int, group: Group, out: Path) -> Section:
+    # Here alone, because matplotlib takes long to import and only plots need it.
+    from experiments.report.plots import group_plots
+
     plots = []
     for name, content in group_plots(group).items():
         path = f"plots/{number}-{name}.png"
         write_bytes(out / path, content)
         plots.append(Plot(path, CAPTIONS[name]))
-    config = group.first.config
-    shared = {key: value for key, value in config.items() if key not in FREE_CONFIG_KEYS}
     return Section(
         heading=group_heading(group),
         facts=_facts(group),
         tables=group_tables(group),
         plots=plots,
-        config=msgspec.json.format(msgspec.json.encode(shared), indent=2).decode(),
+        config=msgspec.json.format(
+            msgspec.json.encode(shared_config(group.first)), indent=2
+        ).decode(),
     )
 
 
@@ -161,16 +174,16 @@ def _facts(group: Group) -> list[str]:
         f"covered, {overlap.duplicate_lines:,} lines are duplicates"
         for name, overlap in sorted(data.overlap.items())
     ]
-    missing = sorted({f"{row.name} {stage}" for row in group.rows for stage in _not_run(row.first)})
-    if missing:
-        facts.append(f'Shown as "{NOT_RUN}": {", ".join(missing)}')
+    for record in group.diverged:
+        assert isinstance(record.result, Diverged)
+        facts.append(
+            f"{diverged_name(record)} (seed {record.seed}): {record.result.reason}; it is in no "
+            "mean"
+        )
+    if group.rows and group.measurement is None:
+        facts.append(f'Shown as "{NOT_MEASURED}": no measurement names a job of these rows')
     if group.repeats_left_out:
         facts.append(
             f"{group.repeats_left_out} older records of the same variant and seed are left out"
         )
     return facts
-
-
-def _not_run(record: Record) -> list[str]:
-    stages = ("training", "evaluation", "benchmark")
-    return [stage for stage in stages if getattr(record, stage) is None]

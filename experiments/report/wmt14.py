@@ -6,56 +6,48 @@ What has no run is shown as not run.
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
-from experiments.headline import main_engine
-from experiments.record_parts import variant_name
-from experiments.records import Record
+from experiments.metrics import METRICS
+from experiments.records.measurement import Timing
+from experiments.records.record import Finished, Record
+from experiments.records.speed import Shape, training_timing
+from experiments.report.cells import NOT_APPLICABLE, NOT_MEASURED, NOT_RUN, Table, number
 from experiments.report.groups import Group, Row
+from experiments.report.made_by import made_by
 from experiments.report.reference import Cell, Paper, PublishedTable, find_table
-from experiments.report.selection import (
-    Shape,
-    Value,
-    fixed_shape_training_us,
-    group_engine,
-    stage_value,
-    timed_shapes,
-    timing_value,
-)
-from experiments.report.tables import (
-    NOT_APPLICABLE,
-    NOT_RUN,
-    Table,
-    number,
-    provenance,
-    signatures,
-    timing_notes,
-)
+from experiments.report.selection import Value, find_timing, timed_shapes
+from experiments.report.tables import signatures, timing_notes
+from gqa_fairseq.architecture import FEED_FORWARDS, PLACEMENTS, Architecture, Variant
+from gqa_fairseq.parity import BASELINES, parity_table
 
 DATA_NAME = "wmt14_en_de"
-# Shazeer 2019, section 4.1, as in conf/model/paper.yaml (a test compares); d_ff follows from it.
-PAPER_SHAPE = {
-    "num_heads": 8,
-    "d_model": 1024,
-    "encoder_layers": 6,
-    "decoder_layers": 6,
-    "mha_d_ff": 4096,
+# Shazeer 2019, section 4.1: the baseline, and every architecture that it resolves to.
+BASELINE = BASELINES["wmt_en_de"]
+KV_HEADS = [architecture.num_kv_heads for architecture in parity_table(BASELINE, "all")]
+ARCHITECTURES = {
+    BASELINE.resolve(Variant(num_kv_heads, placement, d_ff=d_ff))
+    for num_kv_heads in KV_HEADS
+    for placement in PLACEMENTS
+    for d_ff in FEED_FORWARDS
 }
-KV_HEADS = (8, 4, 2, 1)
-HEAD_DIM = PAPER_SHAPE["d_model"] // PAPER_SHAPE["num_heads"]
+# The rows of the section, from most key/value heads to fewest.
+VARIANTS = [a.name for a in reversed(parity_table(BASELINE, "all"))]
 # The rows of Shazeer's tables that have a variant here; his "local" ones are another attention.
 SHAZEER_ROWS = {"mha": "multi-head", "mqa": "multi-query"}
 SHAZEER, AINSLIE = "1911.02150", "2305.13245"
 FILTERED = "test_filtered"
-TOKENIZE = "intl"
+METRIC = METRICS["bleu_intl"]
+TOKENIZE = METRIC.tokenizer("de")
 BEAM, LENGTH_PENALTY, LENGTH_ALPHA = 4, "gnmt", 0.6
 TIMED_TOKENS = (128, 128)  # source, target
 SIDES = ("encoder", "decoder")
 
 INTRODUCTION = (
     "Published rows beside runs of this suite on the same data and at the same shape "
-    f"({PAPER_SHAPE['encoder_layers']} + {PAPER_SHAPE['decoder_layers']} layers, d_model "
-    f"{PAPER_SHAPE['d_model']}, {PAPER_SHAPE['num_heads']} heads of {HEAD_DIM}, MHA's d_ff "
-    f'{PAPER_SHAPE["mha_d_ff"]:,}). "{NOT_RUN}": no such record is there. '
+    f"({BASELINE.encoder_layers} + {BASELINE.decoder_layers} layers, d_model {BASELINE.d_model}, "
+    f"{BASELINE.num_heads} heads of {BASELINE.heads.head_dim}, MHA's d_ff {BASELINE.mha_d_ff:,}). "
+    f'"{NOT_RUN}": no such record is there. "{NOT_MEASURED}": no measurement has such a row. '
     f'"{NOT_APPLICABLE}": the paper has no such row. Runs on other data never stand here.'
 )
 
@@ -65,9 +57,13 @@ def is_eligible(record: Record) -> bool:
 
     A note of data_prep's says that the text was not checked to be WMT14.
     """
-    model = record.config.get("model", {})
-    is_paper_shape = all(model.get(key) == value for key, value in PAPER_SHAPE.items())
+    is_paper_shape = _layers_alone(record.architecture) in ARCHITECTURES
     return record.data.name == DATA_NAME and not record.data.note and is_paper_shape
+
+
+def _layers_alone(architecture: Architecture) -> Architecture:
+    """Without vocabulary and positions, which the paper does not state."""
+    return replace(architecture, vocab_size=0, max_source_positions=0, max_target_positions=0)
 
 
 def wmt14_tables(groups: list[Group], papers: list[Paper]) -> list[Table]:
@@ -90,10 +86,10 @@ def wmt14_tables(groups: list[Group], papers: list[Paper]) -> list[Table]:
 
 def _quality(group: Group | None, paper: PublishedTable, which: str) -> Table:
     digits_and_values: dict[str, tuple[int, Value]] = {
-        "ln(PPL) dev": (3, stage_value("evaluation", "dev_nll_nats_per_token")),
-        "BLEU dev": (1, _bleu("dev", 1)),
-        "BLEU test beam 1": (1, _bleu(FILTERED, 1)),
-        "BLEU test beam 4": (1, _bleu(FILTERED, BEAM)),
+        "ln(PPL) dev": (3, lambda result: result.evaluation.dev_nll_nats_per_token),
+        "BLEU dev": (METRIC.digits, _bleu("dev", 1)),
+        "BLEU test beam 1": (METRIC.digits, _bleu(FILTERED, 1)),
+        "BLEU test beam 4": (METRIC.digits, _bleu(FILTERED, BEAM)),
     }
     columns = ["variant"]
     for name in digits_and_values:
@@ -102,15 +98,16 @@ def _quality(group: Group | None, paper: PublishedTable, which: str) -> Table:
     for name, row in _rows(group):
         cells = [name]
         attention = SHAZEER_ROWS.get(name)
-        where = {"attention": attention, "h": PAPER_SHAPE["num_heads"], "d_k = d_v": HEAD_DIM}
+        heads = BASELINE.heads
+        where = {"attention": attention, "h": heads.num_heads, "d_k = d_v": heads.head_dim}
         for column, (digits, value) in digits_and_values.items():
             cells += [
                 _published(paper, where, column),
                 number(row.estimate(value) if row else None, digits),
             ]
-        cells.append(number(row.estimate(stage_value("training", "updates")) if row else None, 0))
+        cells.append(number(row.estimate(lambda r: r.training.updates) if row else None, 0))
         rows.append(cells)
-    lines = group.first.data.lines(FILTERED) if group else None
+    lines = group.first.lines(FILTERED) if group else None
     scored = f"{lines:,}" if lines else NOT_RUN
     vocabulary = f"{group.first.data.vocab_size:,} pieces" if group else NOT_RUN
     notes = [
@@ -127,7 +124,7 @@ def _quality(group: Group | None, paper: PublishedTable, which: str) -> Table:
     ]
     if group:
         shown = (s for s in signatures(group, FILTERED) if f"tok:{TOKENIZE}" in s)
-        notes += [*(f"`{signature}`" for signature in shown), provenance(group)]
+        notes += [*(f"`{signature}`" for signature in shown), *made_by(group.records)]
     return Table(f"Quality{which}", [*columns, "updates here"], rows, notes)
 
 
@@ -140,24 +137,21 @@ def _speed(group: Group | None, paper: PublishedTable, which: str) -> Table:
     rows = []
     for name, row in _rows(group):
         where = {"attention": SHAZEER_ROWS.get(name)}
-        cells = [
-            name,
-            _published(paper, where, "training"),
-            number(row.estimate(fixed_shape_training_us) if row else None, 1),
-        ]
+        cells = [name, _published(paper, where, "training"), _training_us(group, row)]
         for search, beam in searches.items():
             published = [_published(paper, where, f"{search} {side}") for side in SIDES]
-            cells += [_sum(published), _measured(group, row, beam, shape)]
+            timing = find_timing(group, beam, shape) if group else None
+            cells += [_sum(published), _measured(row, timing)]
         rows.append(cells)
     notes = [
         "Compare the rows of one column: the machines are not the same.",
         *(f"Shazeer 2019, on a TPUv2: {condition}." for condition in paper.conditions),
     ]
     if group:
-        if shape:
-            notes += [f"Here: batch {shape[0]}, engine {group_engine(group)}."]
-            notes += timing_notes(group, group_engine(group), shape)
-        notes.append(provenance(group))
+        timings = [t for beam in searches.values() if (t := find_timing(group, beam, shape))]
+        if shape and timings:
+            notes += [f"Here: batch {shape[0]}.", *timing_notes(group, timings)]
+        notes += made_by(group.records)
     return Table(f"Speed{which}", columns, rows, notes)
 
 
@@ -179,12 +173,9 @@ def _ainslie(paper: PublishedTable) -> Table:
 
 def _rows(group: Group | None) -> Iterable[tuple[str, Row | None]]:
     """The papers' four variants, run or not, then the others that the group has."""
-    names = [variant_name(PAPER_SHAPE["num_heads"], heads, "all") for heads in KV_HEADS]
-    found = list(group.rows) if group else []
-    for name in names:
-        rows: list[Row | None] = [row for row in found if row.name == name]
-        yield from ((name, row) for row in rows or [None])
-    yield from ((row.name, row) for row in found if row.name not in names)
+    found = {row.name: row for row in group.rows} if group else {}
+    yield from ((name, found.get(name)) for name in VARIANTS)
+    yield from ((name, row) for name, row in found.items() if name not in VARIANTS)
 
 
 def _published(paper: PublishedTable, where: Mapping[str, Cell], column: str) -> str:
@@ -194,16 +185,15 @@ def _published(paper: PublishedTable, where: Mapping[str, Cell], column: str) ->
 
 
 def _bleu(split: str, beam: int) -> Value:
-    """Reads a record's BLEU as the paper counts it."""
+    """Reads a result's BLEU as the paper counts it."""
 
-    def value(record: Record) -> float | None:
-        for score in record.evaluation.scores if record.evaluation else []:
-            what = (score.split, score.metric, score.tokenize, score.beam, score.engine)
+    def value(result: Finished) -> float | None:
+        for score in result.evaluation.scores:
             penalty = (score.length_penalty, score.length_alpha)
-            if what == (split, "bleu", TOKENIZE, beam, main_engine(record)) and (
+            if (score.split, score.metric, score.beam) == (split, METRIC.name, beam) and (
                 beam == 1 or penalty == (LENGTH_PENALTY, LENGTH_ALPHA)
             ):
-                return score.value_0_100
+                return score.value
         return None
 
     return value
@@ -214,18 +204,29 @@ def _timed_shape(group: Group) -> Shape | None:
     return max((shape for shape in timed_shapes(group) if shape[1:] == TIMED_TOKENS), default=None)
 
 
-def _measured(group: Group | None, row: Row | None, beam: int, shape: Shape | None) -> str:
-    if group is None or row is None or shape is None:
+def _training_us(group: Group | None, row: Row | None) -> str:
+    if group is None or row is None:
         return NOT_RUN
-    engine = group_engine(group)
-    return _sum(
-        number(row.estimate(timing_value(engine, beam, shape, f"{side}_us_per_token")), 1)
-        for side in SIDES
-    )
+    timing = training_timing(group.measurement) if group.measurement else None
+    samples = row.samples(timing)
+    return _us(samples.us_per_token("total")) if samples else NOT_MEASURED
+
+
+def _measured(row: Row | None, timing: Timing | None) -> str:
+    if row is None:
+        return NOT_RUN
+    samples = row.samples(timing)
+    if samples is None:
+        return NOT_MEASURED
+    return _sum([_us(samples.us_per_token("encoder")), _us(samples.us_per_token("decoder"))])
+
+
+def _us(us_per_token: float | None) -> str:
+    return NOT_MEASURED if us_per_token is None else f"{us_per_token:,.1f}"
 
 
 def _sum(cells: Iterable[str]) -> str:
     """`encoder + decoder`, or what stands for them when one has no number."""
     encoder, decoder = cells
-    missing = [cell for cell in (encoder, decoder) if cell in (NOT_RUN, NOT_APPLICABLE)]
+    missing = [cell for cell in (encoder, decoder) if cell in (NOT_MEASURED, NOT_APPLICABLE)]
     return missing[0] if missing else f"{encoder} + {decoder}"

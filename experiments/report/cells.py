@@ -1,0 +1,42 @@
+"""Tables as text, and how their cells show a number."""
+
+from dataclasses import dataclass
+
+from experiments.records.measurement import Ratio
+from experiments.report.groups import Estimate
+
+NOT_RUN = "not run"
+NOT_MEASURED = "not measured"
+NOT_APPLICABLE = "–"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells as text; `notes` say what the numbers need to be understood."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+    notes: list[str]
+
+
+def number(estimate: Estimate | None, digits: int) -> str:
+    """Mean, with ± the standard deviation where there are several runs."""
+    if estimate is None:
+        return NOT_RUN
+    mean = f"{estimate.mean:,.{digits}f}"
+    if estimate.deviation is None:
+        return mean
+    return f"{mean} ± {estimate.deviation:.{digits}f}"
+
+
+def mebibytes(size_bytes: float) -> str:
+    """Bytes as MiB with one digit."""
+    return f"{size_bytes / 2**20:,.1f}"
+
+
+def times_as_fast(ratio: Ratio) -> str:
+    """Such as `1.38x (1.31-1.45)`; without an interval where there is none."""
+    median = f"{ratio.median:.2f}x"
+    has_interval = ratio.confidence > 0 and ratio.low < ratio.high
+    return f"{median} ({ratio.low:.2f}-{ratio.high:.2f})" if has_interval else median

@@ -1,0 +1,1 @@
+"""Records and measurements as runs in Weights & Biases: a view, made after the files."""
