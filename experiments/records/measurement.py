@@ -292,9 +292,3 @@ def read_measurement(path: Path) -> Measurement:
             "again)"
         )
     return decode_json(raw, Measurement, path)
-
-
-def read_measurements(folder: Path) -> list[Measurement]:
-    """Every measurement below `folder`, newest first; none where there is no such folder."""
-    found = [read_measurement(path) for path in sorted(folder.rglob("*.json"))]
-    return sorted(found, key=lambda m: m.created_utc, reverse=True)

@@ -12,7 +12,7 @@ from experiments.records.measurement import (
     median_ratio,
     search_label,
 )
-from experiments.records.parts import MODEL_FREE
+from experiments.records.parts import MODEL_FREE, ModelFree
 from experiments.records.record import Diverged, Record
 from experiments.records.speed import decoder_speed_up, training_timing
 from experiments.report.cells import (
@@ -298,7 +298,7 @@ def _speed(timing: Timing | None, samples: Samples | None) -> list[str]:
     return [_us(samples.us_per_token("decoder")), faster]
 
 
-def _free_name(name: str) -> str:
+def _free_name(name: ModelFree) -> str:
     return f"baseline: {MODEL_FREE[name]}"
 
 

@@ -6,6 +6,7 @@ A job that fails leaves the others of its sweep alone; what it did is there for 
 import shutil
 import sys
 import traceback
+from pathlib import Path
 
 import msgspec
 
@@ -37,6 +38,7 @@ from experiments.stages.process import run_command
 from experiments.stages.runner import Attempt, run_stage
 from experiments.stages.training import train, train_along
 from experiments.stages.training_command import train_command
+from experiments.tracking.runs import log_record
 
 HYPOTHESES = "hypotheses"
 
@@ -113,7 +115,7 @@ def _run(job: Job, folder: JobFolder) -> Outcome:
     write_record(folder.record_path, record)
     _summarize(record, folder)
     outcome = _outcome_of(job, record, "done")
-    #tracking.log_record(record, config.tracking.mode, Path(config.paths.runs).parent)
+    log_record(record, config.tracking.mode, Path(config.paths.runs).parent)
     return outcome
 
 

@@ -3,6 +3,7 @@
 Its result is a measurement, to which the jobs are linked by their ids.
 """
 
+import hashlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,8 +18,9 @@ from experiments.measure.request import (
     check_request,
 )
 from experiments.progress import StageView
+from experiments.records.checked import Checked, Sha256
 from experiments.records.measurement import MEASUREMENT_NAME, Measurement
-from experiments.records.storage import read_json, write_json
+from experiments.records.storage import read_bytes, read_json, write_json
 from experiments.stages.folders import JobFolder
 from experiments.stages.graph import Job, Stage
 from experiments.stages.process import run_command
@@ -30,13 +32,19 @@ ENGINES_OF = {"gqa": "gqa", "stock": "gqa+stock"}
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
+class Measured(Checked, frozen=True, kw_only=True):
+    """The measurement is a file of its own, whose digest this is."""
+
+    sha256: Sha256
+
+
 def measure(stage: Stage, jobs: Sequence[Job]) -> Measurement:
     """The measurement of the jobs, which are trained; raises ExperimentError when it fails."""
     config = jobs[0].config
     request = measure_request(config, [contender(job) for job in jobs])
     check_request(request)
 
-    def work(attempt: Attempt) -> Measurement:
+    def work(attempt: Attempt) -> Measured:
         asked, found = attempt.folder / "request.json", attempt.folder / MEASUREMENT_NAME
         write_json(asked, request)
         command = [sys.executable, "-m", "experiments.measure", str(asked), str(found)]
@@ -46,9 +54,11 @@ def measure(stage: Stage, jobs: Sequence[Job]) -> Measurement:
                 run_command(command, log, attempt.threads, view.status, attempt.lock)
             except ExperimentError as error:
                 raise ExperimentError(f"measure failed: {error}") from error
-        return read_json(found, Measurement)
+        read_json(found, Measurement)  # it can be read
+        return Measured(sha256=hashlib.sha256(read_bytes(found)).hexdigest())
 
-    return run_stage(stage, Measurement, work, config.hardware.threads).result
+    run_stage(stage, Measured, work, config.hardware.threads)
+    return read_json(stage.folder / MEASUREMENT_NAME, Measurement)
 
 
 def contender(job: Job) -> RequestedContender:

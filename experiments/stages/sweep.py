@@ -32,6 +32,7 @@ from experiments.stages.graph import Job, Stage, ancestors, measurements_of, pla
 from experiments.stages.measuring import measure
 from experiments.stages.outcome import Outcome
 from experiments.stages.runner import empty
+from experiments.tracking.runs import check_account, log_measurement
 
 CONFIG_NAME = "suite"
 
@@ -104,7 +105,7 @@ def start(configs: list[SuiteConfig]) -> list[Job]:
         print_plan(jobs, stages)
         sys.exit(0)
     for config in configs:
-        #tracking.check_account(config.tracking.mode)
+        check_account(config.tracking.mode)
         check_gpus(config)
         for metric in METRICS.values():
             metric.scorer(config.data.target_lang)
@@ -155,7 +156,7 @@ def _measure(stage: Stage, jobs: list[Job]) -> None:
     config = jobs[0].config
     records = [JobFolder(job.folder).record() for job in jobs]
     directory = Path(config.paths.runs).parent
-    #tracking.log_measurement(measurement, records, config.tracking.mode, directory)
+    log_measurement(measurement, records, config.tracking.mode, directory)
 
 
 def _report(jobs: Sequence[Job]) -> int:

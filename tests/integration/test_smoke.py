@@ -19,20 +19,22 @@ import torch
 from hydra import compose, initialize_config_dir
 from wandb_files import runs
 
-from experiments import benchmark, evaluate, tracking
+from experiments import benchmark, evaluate
 from experiments.config import SuiteConfig
 from experiments.measure.tables import markdown
 from experiments.records.hypotheses import read_hypotheses
 from experiments.records.measurement import (
     FixedLengths,
     Measurement,
-    TestSet as RealText,
     TrainingUpdates,
     read_measurement,
-    read_measurements,
+)
+from experiments.records.measurement import (
+    TestSet as RealText,
 )
 from experiments.records.parts import Training
 from experiments.records.record import Diverged, Record, read_records
+from experiments.records.speed import find_measurements
 from experiments.records.storage import write_json
 from experiments.stages.corpus import prepare_data
 from experiments.stages.folders import JobFolder, ModelFolder, Trained, TrainResult
@@ -41,6 +43,7 @@ from experiments.stages.outcome import Outcome
 from experiments.stages.runner import Attempt, run_stage
 from experiments.stages.sweep import resolve
 from experiments.stages.training import train, train_along
+from experiments.tracking.keys import summary
 from gqa_fairseq.checkpoints.allowlist import allow_fairseq_checkpoints
 
 pytestmark = pytest.mark.slow
@@ -106,7 +109,7 @@ def test_a_sweep_gives_records_and_one_measurement(swept: Path) -> None:
     for record in records.values():
         check_record(record, swept)
     assert records["mha"].architecture.parameters == records["mqa"].architecture.parameters
-    [measurement] = read_measurements(swept / "measurements")
+    [measurement] = find_measurements([swept / "runs/smoke"])
     check_measurement(measurement, records)
     assert (swept / "report/report.md").exists()
     check_wandb(records, measurement, runs(swept))
@@ -236,7 +239,7 @@ def check_wandb(
         assert shown["config"]["config"]["attention"] == record.config["attention"]
         assert record.training is not None
         assert set(shown["history"]) == {point.update for point in record.training.curve}
-        expected = tracking.summary(record)
+        expected = summary(record)
         assert {"dev/perplexity", "test/bleu_beam4"} <= set(expected)
         assert {key: shown["summary"][key] for key in expected} == pytest.approx(expected)
 

@@ -3,6 +3,11 @@
 from pathlib import Path
 
 import pytest
+from experiments.corpus import read_data_info, read_lines
+from experiments.layout import JobFolder, data_folder
+from experiments.record_parts import Evaluation
+from experiments.storage import read_json, write_json
+from experiments.train import train
 from hydra import compose, initialize_config_dir
 from rich.console import Console
 from sacrebleu.metrics import BLEU, CHRF
@@ -11,13 +16,8 @@ from wmt14_mirror import small_mirror
 from data_prep.corpora.wmt14_en_de import Wmt14
 from data_prep.pipeline import prepare
 from experiments.config import SuiteConfig
-from experiments.corpus import read_data_info, read_lines
 from experiments.evaluate import evaluate
-from experiments.layout import JobFolder, data_folder
-from experiments.record_parts import Evaluation
 from experiments.run import resolve
-from experiments.storage import read_json, write_json
-from experiments.train import train
 
 pytestmark = pytest.mark.slow
 

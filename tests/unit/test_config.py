@@ -13,13 +13,13 @@ from typing import Any
 
 import msgspec
 import pytest
+from experiments.layout import data_folder, job_folder
+from experiments.train import train_command
 from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments.config import SuiteConfig, job_id, parse_config, scientific_config
 from experiments.errors import ExperimentError
-from experiments.layout import data_folder, job_folder
-from experiments.train import train_command
 
 ROOT = Path(__file__).resolve().parents[2]
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf/experiment").glob("*.yaml"))

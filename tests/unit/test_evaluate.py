@@ -10,6 +10,8 @@ import msgspec
 import pytest
 import sentencepiece
 import torch
+from experiments.corpus import check_lengths, read_data_info, read_lines, read_subsets
+from experiments.layout import DataFolder
 from fairseq.data import LanguagePairDataset
 from fairseq.models import BaseFairseqModel
 from fairseq.sequence_generator import SequenceGenerator
@@ -17,10 +19,8 @@ from plugin_models import build, dictionary, randomize, task
 from sacrebleu.metrics import BLEU
 
 from experiments.config import DecodeConfig, ModelConfig
-from experiments.corpus import check_lengths, read_data_info, read_lines, read_subsets
 from experiments.errors import ExperimentError
 from experiments.evaluate import batches, nll_nats, score_file, searches, translate
-from experiments.layout import DataFolder
 
 
 def dataset(lengths: list[tuple[int, int]]) -> LanguagePairDataset:

@@ -6,15 +6,15 @@ from pathlib import Path
 import msgspec
 import pytest
 import synthetic_records as synthetic
+from experiments.layout import DataFolder, JobFolder
+from experiments.storage import write_json
 from hydra import compose, initialize_config_dir
 
 from experiments import jobs
 from experiments.config import SuiteConfig, parse_config
 from experiments.errors import ExperimentError
-from experiments.layout import DataFolder, JobFolder
 from experiments.records import read_records
 from experiments.run import resolve
-from experiments.storage import write_json
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 

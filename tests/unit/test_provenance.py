@@ -6,9 +6,9 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from experiments.record_parts import CodeInfo, Hardware
 
 from experiments import provenance
-from experiments.record_parts import CodeInfo, Hardware
 
 SOURCES = {
     "gqa_fairseq/attention.py": "a",

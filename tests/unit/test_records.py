@@ -11,10 +11,6 @@ from typing import Any
 import msgspec
 import pytest
 import synthetic_records as synthetic
-from hypothesis import given
-from hypothesis import strategies as st
-
-from experiments.errors import ExperimentError
 from experiments.record_parts import (
     DataInfo,
     ModelInfo,
@@ -23,8 +19,12 @@ from experiments.record_parts import (
     TrainPoint,
     median_us_per_token,
 )
-from experiments.records import Record, read_record, read_records, write_record
 from experiments.storage import read_json, write_json, write_text
+from hypothesis import given
+from hypothesis import strategies as st
+
+from experiments.errors import ExperimentError
+from experiments.records import Record, read_record, read_records, write_record
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ from pathlib import Path
 import msgspec
 import pytest
 import synthetic_records as synthetic
+from experiments.record_parts import Hardware
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.record_parts import Hardware
 from experiments.records import Record, write_record
 from experiments.report.__main__ import main
 from experiments.report.groups import Row, group_records

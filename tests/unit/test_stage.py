@@ -5,9 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from experiments.stage import run_stage
 
 from experiments.errors import ExperimentError
-from experiments.stage import run_stage
 
 
 def python(code: str) -> list[str]:

@@ -4,8 +4,6 @@ import math
 
 import msgspec
 import pytest
-
-from experiments.progress import in_words
 from experiments.train import (
     TrainUpdates,
     Validation,
@@ -14,6 +12,8 @@ from experiments.train import (
     read_curve,
     us_per_target_token,
 )
+
+from experiments.progress import in_words
 
 # As fairseq wrote them.
 TRAIN_LINE = (
