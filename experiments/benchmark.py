@@ -34,7 +34,7 @@ from rich.console import Console
 from experiments.engines import ENGINES, EXACT_ENGINES, find_engine, help_lines
 from experiments.environment import compute_environment, usable_cores
 from experiments.errors import ExperimentError
-from experiments.measure.job_files import JobFiles, job_files
+from experiments.stages.job_files import JobFiles, job_files
 from experiments.measure.request import (
     FixedShape,
     Request,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from experiments.metrics import METRICS, Metric
 from experiments.records.measurement import TestSet, Timing, search_label
-from experiments.records.parts import LengthPenalty, ModelFreeScore, ModelScore, Score
+from experiments.records.parts import LengthPenalty, ModelFree, ModelFreeScore, ModelScore, Score
 from experiments.records.record import Finished
 from experiments.records.speed import Shape, fixed_length_timings, shape_of
 from experiments.report.groups import Group
@@ -127,9 +127,9 @@ def score_value(split: str, kind: ScoreKind) -> Value:
     return value
 
 
-def model_free_scores(group: Group, split: str) -> dict[str, dict[str, ModelFreeScore]]:
+def model_free_scores(group: Group, split: str) -> dict[ModelFree, dict[str, ModelFreeScore]]:
     """Scores on `split` by name and metric; the same text is scored whatever the model."""
-    found: dict[str, dict[str, ModelFreeScore]] = {}
+    found: dict[ModelFree, dict[str, ModelFreeScore]] = {}
     for result in group.results:
         for score in result.evaluation.model_free:
             if score.split == split:
