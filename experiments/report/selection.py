@@ -127,14 +127,14 @@ def score_value(split: str, kind: ScoreKind) -> Value:
     return value
 
 
-def model_free_scores(group: Group, split: str) -> dict[str, dict[str, ModelFreeScore]]:
-    """Scores on `split` by name and metric; the same text is scored whatever the model."""
+def model_free_scores(group: Group, split: str) -> list[dict[str, ModelFreeScore]]:
+    """For each such translation its scores on `split` by metric: the same whatever the model."""
     found: dict[str, dict[str, ModelFreeScore]] = {}
     for result in group.results:
         for score in result.evaluation.model_free:
             if score.split == split:
                 found.setdefault(score.name, {}).setdefault(score.metric, score)
-    return dict(sorted(found.items()))
+    return [found[name] for name in sorted(found)]
 
 
 def all_scores(group: Group, split: str) -> list[Score]:
