@@ -52,11 +52,10 @@ def report(found: Evaluation, recorded: Evaluation) -> bool:
     print(f"{'dev nats/token':<28} {now:>10.3f} {then:>10.3f}")
     same = True
     for score in found.scores:
-        other = next(
-            s
-            for s in recorded.scores
-            if (s.split, s.metric, s.search) == (score.split, score.metric, score.search)
-        )
+        key = (score.split, score.metric, score.search)
+        other = next((s for s in recorded.scores if (s.split, s.metric, s.search) == key), None)
+        if other is None:  # a metric that is younger than the record
+            continue
         metric = METRICS[score.metric]
         name = f"{score.split} {metric.label} {score.search}"
         digits = metric.digits

@@ -46,6 +46,7 @@ def read_run(path: Path) -> dict[str, Any]:
         kind = record.WhichOneof("record_type")
         if kind == "run":
             run |= {"name": record.run.display_name, "group": record.run.run_group}
+            run["id"] = record.run.run_id
             run["project"] = record.run.project
             run["config"] = {
                 item.key: json.loads(item.value_json) for item in record.run.config.update
@@ -64,6 +65,11 @@ def read_run(path: Path) -> dict[str, Any]:
     return run
 
 
+def all_runs(folder: Path) -> list[dict[str, Any]]:
+    """Every offline run, in the order in which `wandb sync` sends those of one id."""
+    return [read_run(path) for path in sorted(folder.glob("wandb/offline-run-*/run-*.wandb"))]
+
+
 def runs(folder: Path) -> dict[str, dict[str, Any]]:
-    found = [read_run(path) for path in folder.glob("wandb/offline-run-*/run-*.wandb")]
-    return {run["name"]: run for run in found}
+    """The runs by name as they are after syncing: the last of one id replaces the others."""
+    return {run["name"]: run for run in all_runs(folder)}

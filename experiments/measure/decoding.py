@@ -14,7 +14,7 @@ from experiments.errors import ExperimentError
 from experiments.measure.loop import Best, Competitor
 from experiments.measure.request import RequestedContender, with_positions
 from experiments.measure.workloads import Text, fixed_inputs
-from experiments.records.measurement import Contender, FixedLengths, TestSet
+from experiments.records.measurement import Contender, FixedLengths, RealText
 from gqa_fairseq.architecture import Architecture
 from gqa_fairseq.checkpoints.load import load_model
 from gqa_fairseq.costs import Work, cache_bytes, decoding_work
@@ -46,7 +46,7 @@ class Decoder:
         self._dictionary: Dictionary | None = None
 
     def take(
-        self, workload: FixedLengths | TestSet, weights: Weights, text: Text | None
+        self, workload: FixedLengths | RealText, weights: Weights, text: Text | None
     ) -> Translating:
         """Ready for a workload.
 

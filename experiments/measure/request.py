@@ -14,7 +14,7 @@ from msgspec import Meta, field
 from experiments.engines import ENGINES, find_engine
 from experiments.errors import ExperimentError
 from experiments.records.checked import Checked, Device, Positive, Sha256, Text
-from experiments.records.measurement import FixedLengths, TestSet, TrainingUpdates, Workload
+from experiments.records.measurement import FixedLengths, RealText, TrainingUpdates, Workload
 from gqa_fairseq.architecture import Architecture
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -166,7 +166,7 @@ def decoding_workloads(request: Request, sentences: int = 0, source_tokens: int 
         ]
     if request.text:
         found += [
-            TestSet(
+            RealText(
                 name=request.text.name,
                 batch=request.text.batch,
                 sentences=sentences,

@@ -30,7 +30,7 @@ from experiments.records import provenance
 from experiments.records.measurement import (
     FixedLengths,
     Measurement,
-    TestSet,
+    RealText,
     Timing,
     TrainingUpdates,
     Workload,
@@ -88,7 +88,7 @@ def run_request(
             probe,
             warmup_runs=request.warmup_runs,
             repeats=repeats,
-            bleu=text.bleu if text and isinstance(workload, TestSet) else None,
+            bleu=text.bleu if text and isinstance(workload, RealText) else None,
             on_round=lambda done, rounds: on_round(workload.title, done, rounds),
         )
         timings.append(timing)
@@ -124,15 +124,15 @@ def quieten_fairseq() -> None:
     logging.getLogger("fairseq").setLevel(logging.WARNING)
 
 
-def _decoding_workloads(request: Request, text: Text | None) -> list[FixedLengths | TestSet]:
+def _decoding_workloads(request: Request, text: Text | None) -> list[FixedLengths | RealText]:
     if text is None:
         return decoding_workloads(request)
     return decoding_workloads(request, text.sentences, text.source_tokens)
 
 
-def _needed_positions(workload: FixedLengths | TestSet) -> int:
+def _needed_positions(workload: FixedLengths | RealText) -> int:
     """0 for real text: what is prepared for a model fits it."""
-    if isinstance(workload, TestSet):
+    if isinstance(workload, RealText):
         return 0
     return max(workload.source_tokens, workload.target_tokens)
 
@@ -149,7 +149,7 @@ def _one_each_architecture(contenders: Sequence[RequestedContender]) -> list[Req
 def _peaks(
     request: Request,
     contenders: Sequence[RequestedContender],
-    decoding: Sequence[FixedLengths | TestSet],
+    decoding: Sequence[FixedLengths | RealText],
     trained: Sequence[RequestedContender],
     training: TrainingUpdates | None,
 ) -> Peaks:

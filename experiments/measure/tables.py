@@ -17,7 +17,7 @@ from experiments.records.measurement import (
     Measurement,
     Ratio,
     Samples,
-    TestSet,
+    RealText,
     Timing,
     median_ratio,
     speed_up,
@@ -223,7 +223,7 @@ def _differing(timing: Timing, samples: Samples) -> str:
     if samples.differing is None:
         return _NOTHING
     workload = timing.workload
-    sentences = workload.sentences if isinstance(workload, TestSet) else workload.batch
+    sentences = workload.sentences if isinstance(workload, RealText) else workload.batch
     return f"{samples.differing} of {sentences}"
 
 

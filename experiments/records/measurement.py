@@ -58,7 +58,7 @@ class FixedLengths(Checked, frozen=True, kw_only=True, tag="fixed_lengths", tag_
         )
 
 
-class TestSet(Checked, frozen=True, kw_only=True, tag="test_set", tag_field="kind"):
+class RealText(Checked, frozen=True, kw_only=True, tag="real_text", tag_field="kind"):
     """Real text: `sentences` with `source_tokens` in all, padding not counted."""
 
     name: Text
@@ -90,7 +90,7 @@ class TrainingUpdates(Checked, frozen=True, kw_only=True, tag="training", tag_fi
         )
 
 
-Workload = FixedLengths | TestSet | TrainingUpdates
+Workload = FixedLengths | RealText | TrainingUpdates
 
 
 class Contender(Checked, frozen=True, kw_only=True):

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from experiments.metrics import METRICS, Metric
-from experiments.records.measurement import TestSet, Timing, search_label
-from experiments.records.parts import LengthPenalty, ModelFree, ModelFreeScore, ModelScore, Score
+from experiments.records.measurement import RealText, Timing, search_label
+from experiments.records.parts import LengthPenalty, ModelFreeScore, ModelScore, Score
 from experiments.records.record import Finished
 from experiments.records.speed import Shape, fixed_length_timings, shape_of
 from experiments.report.groups import Group
@@ -85,7 +85,7 @@ def decoding_timings(group: Group) -> list[Timing]:
     if group.measurement is None:
         return []
     fixed = [timing for _, timing in fixed_length_timings(group.measurement)]
-    return fixed + [t for t in group.measurement.timings if isinstance(t.workload, TestSet)]
+    return fixed + [t for t in group.measurement.timings if isinstance(t.workload, RealText)]
 
 
 def score_kind(score: ModelScore) -> ScoreKind:
@@ -127,14 +127,14 @@ def score_value(split: str, kind: ScoreKind) -> Value:
     return value
 
 
-def model_free_scores(group: Group, split: str) -> dict[ModelFree, dict[str, ModelFreeScore]]:
-    """Scores on `split` by name and metric; the same text is scored whatever the model."""
-    found: dict[ModelFree, dict[str, ModelFreeScore]] = {}
+def model_free_scores(group: Group, split: str) -> list[dict[str, ModelFreeScore]]:
+    """For each such translation its scores on `split` by metric: the same whatever the model."""
+    found: dict[str, dict[str, ModelFreeScore]] = {}
     for result in group.results:
         for score in result.evaluation.model_free:
             if score.split == split:
                 found.setdefault(score.name, {}).setdefault(score.metric, score)
-    return dict(sorted(found.items()))
+    return [found[name] for name in sorted(found)]
 
 
 def all_scores(group: Group, split: str) -> list[Score]:

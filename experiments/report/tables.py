@@ -12,7 +12,7 @@ from experiments.records.measurement import (
     median_ratio,
     search_label,
 )
-from experiments.records.parts import MODEL_FREE, ModelFree
+from experiments.records.parts import MODEL_FREE, ModelFreeScore
 from experiments.records.record import Diverged, Record
 from experiments.records.speed import decoder_speed_up, training_timing
 from experiments.report.cells import (
@@ -93,10 +93,10 @@ def overview(group: Group) -> Table:
         known = [diverged_name(record), *_size(record.architecture), str(record.seed)]
         rows.append(known + [NOT_APPLICABLE] * (len(columns) - len(known)))
     if split:
-        for name, scores in model_free_scores(group, split).items():
+        for scores in model_free_scores(group, split):
             if HEADLINE_METRIC.name in scores:
                 value = f"{scores[HEADLINE_METRIC.name].value:.{HEADLINE_METRIC.digits}f}"
-                cells = dict.fromkeys(columns, NOT_APPLICABLE) | {columns[0]: _free_name(name)}
+                cells = dict.fromkeys(columns, NOT_APPLICABLE) | {columns[0]: _free_name(scores)}
                 scored = f"{split} {HEADLINE_METRIC.label} "
                 cells |= {column: value for column in columns if column.startswith(scored)}
                 rows.append(list(cells.values()))
@@ -127,12 +127,12 @@ def quality(group: Group, split: str) -> Table:
         ]
         for row in group.rows
     ]
-    for name, scores in model_free_scores(group, split).items():
+    for scores in model_free_scores(group, split):
         cells = [
             f"{scores[kind.name].value:.{kind.metric.digits}f}" if kind.name in scores else NOT_RUN
             for kind in kinds
         ]
-        rows.append([_free_name(name), *cells])
+        rows.append([_free_name(scores), *cells])
     part = " of test" if split not in group.first.data.splits else ""
     notes = [f"{group.first.lines(split):,} lines{part}, engine {group_engine(group)}."]
     if len(penalties) == 1:
@@ -298,8 +298,10 @@ def _speed(timing: Timing | None, samples: Samples | None) -> list[str]:
     return [_us(samples.us_per_token("decoder")), faster]
 
 
-def _free_name(name: ModelFree) -> str:
-    return f"baseline: {MODEL_FREE[name]}"
+def _free_name(scores: dict[str, ModelFreeScore]) -> str:
+    """Such as `baseline: copied source`, of its scores by metric."""
+    any_score, *_ = scores.values()
+    return f"baseline: {MODEL_FREE[any_score.name]}"
 
 
 def _penalty_text(kind: ScoreKind) -> str:

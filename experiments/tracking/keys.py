@@ -2,7 +2,7 @@
 
 import msgspec
 
-from experiments.records.measurement import FixedLengths, Measurement, TestSet, TrainingUpdates
+from experiments.records.measurement import FixedLengths, Measurement, RealText, TrainingUpdates
 from experiments.records.parts import Evaluation, search_name
 from experiments.records.record import Finished, Record
 from experiments.records.speed import HEADLINE_SHAPE, decoder_speed_up
@@ -82,11 +82,11 @@ def _quality(evaluation: Evaluation) -> dict[str, float]:
     return values
 
 
-def _suffix(workload: FixedLengths | TestSet) -> str:
+def _suffix(workload: FixedLengths | RealText) -> str:
     """The search, then what is not the headline's: the lengths or the text, and the batch."""
     batch, *lengths = HEADLINE_SHAPE
     suffix = search_name(workload.beam)
-    if isinstance(workload, TestSet):
+    if isinstance(workload, RealText):
         suffix += f"_{workload.name}"
     elif [workload.source_tokens, workload.target_tokens] != lengths:
         suffix += f"_{workload.source_tokens}x{workload.target_tokens}"

@@ -30,7 +30,7 @@ from experiments.records.measurement import (
     read_measurement,
 )
 from experiments.records.measurement import (
-    TestSet as RealText,
+    RealText,
 )
 from experiments.records.parts import Training
 from experiments.records.record import Diverged, Finished, Record, read_records

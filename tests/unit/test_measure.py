@@ -52,7 +52,7 @@ from experiments.records.measurement import (
     FixedLengths,
     Measurement,
     Samples,
-    TestSet,
+    RealText,
     Timing,
     TrainingUpdates,
     median_ratio,
@@ -114,7 +114,7 @@ def fixed(**changes: Any) -> FixedLengths:
     return FixedLengths(**(values | changes))
 
 
-def test_set(**changes: Any) -> TestSet:
+def test_set(**changes: Any) -> RealText:
     values: dict[str, Any] = {
         "name": "job",
         "batch": 4,
@@ -122,11 +122,10 @@ def test_set(**changes: Any) -> TestSet:
         "source_tokens": 12,
         "beam": 4,
     }
-    return TestSet(**(values | changes))
+    return RealText(**(values | changes))
 
 
 # Not tests, whatever their names say.
-TestSet.__test__ = False  # type: ignore[attr-defined]
 test_set.__test__ = False  # type: ignore[attr-defined]
 
 
@@ -278,7 +277,7 @@ def probe(log: list[str]) -> Any:
 
 
 def run_fakes(competitors: list[Fake], workload: Any, log: list[str], **more: Any) -> Timing:
-    bleu = (lambda best: float(len(best))) if isinstance(workload, TestSet) else None
+    bleu = (lambda best: float(len(best))) if isinstance(workload, RealText) else None
     options = {"warmup_runs": 1, "repeats": 2} | more
     return measure(competitors, workload, probe(log), bleu=bleu, **options)
 
@@ -588,7 +587,7 @@ def test_real_text_is_translated_with_trained_weights_and_scored(tmp_path: Path)
     found = run_request(request(own, other, shapes=[], text=text, beams=[2, 1]))
     assert [t.workload.beam for t in found.timings] == [2, 1]
     for timing in found.timings:
-        assert isinstance(timing.workload, TestSet)
+        assert isinstance(timing.workload, RealText)
         assert timing.workload.sentences == 7
         assert [s.contender.weights for s in timing.samples] == ["trained", "trained"]
         assert [s.differing for s in timing.samples] == [0, 0]

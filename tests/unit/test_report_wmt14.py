@@ -1,5 +1,6 @@
 """WMT14 beside the papers: what stands there, and what never does."""
 
+import dataclasses
 from pathlib import Path
 
 import msgspec
@@ -8,12 +9,15 @@ import synthetic_records as synthetic
 from omegaconf import OmegaConf
 
 from experiments.errors import ExperimentError
-from experiments.records import Record
+from experiments.records.measurement import Measurement
+from experiments.records.record import Record
+from experiments.report.cells import Table
 from experiments.report.groups import group_records
 from experiments.report.reference import find_table, read_papers
 from experiments.report.render import write_report
-from experiments.report.tables import Table, group_tables
-from experiments.report.wmt14 import PAPER_SHAPE, is_eligible, wmt14_tables
+from experiments.report.tables import group_tables
+from experiments.report.wmt14 import ARCHITECTURES, BASELINE, is_eligible, wmt14_tables
+from gqa_fairseq.parity import Baseline
 
 ROOT = Path(__file__).resolve().parents[2]
 replace = msgspec.structs.replace
@@ -24,8 +28,8 @@ def cells(table: Table) -> dict[str, dict[str, str]]:
     return {row[0]: dict(zip(table.columns, row, strict=True)) for row in table.rows}
 
 
-def tables_of(records: list[Record]) -> list[Table]:
-    return wmt14_tables(group_records(records), read_papers())
+def tables_of(records: list[Record], *measurements: Measurement) -> list[Table]:
+    return wmt14_tables(group_records(records, measurements), read_papers())
 
 
 def here(table: Table) -> set[str]:
@@ -43,15 +47,29 @@ def unchecked_text(record: Record) -> Record:
 
 
 def smaller_model(record: Record) -> Record:
-    return replace(record, config=record.config | {"model": {"num_heads": 8, "d_model": 512}})
+    return of_baseline(record, dataclasses.replace(synthetic.PAPER, d_model=512))
 
 
 def narrower_baseline(record: Record) -> Record:
-    model = record.config["model"] | {"mha_d_ff": 2048}
-    return replace(record, config=record.config | {"model": model})
+    return of_baseline(record, dataclasses.replace(synthetic.PAPER, mha_d_ff=2048))
 
 
-@pytest.mark.parametrize("change", [other_corpus, unchecked_text, smaller_model, narrower_baseline])
+def with_biases(record: Record) -> Record:
+    return of_baseline(record, dataclasses.replace(synthetic.PAPER, bias=True))
+
+
+def of_baseline(record: Record, baseline: Baseline) -> Record:
+    """The record as that of a model of another baseline."""
+    other = synthetic.record(1, data_name="wmt14_en_de", baseline=baseline)
+    parameters = other.architecture.parameters
+    evaluation = replace(synthetic.finished(record).evaluation, parameters=parameters)
+    result = replace(synthetic.finished(record), evaluation=evaluation)
+    return replace(other, data=record.data, result=result)
+
+
+@pytest.mark.parametrize(
+    "change", [other_corpus, unchecked_text, smaller_model, narrower_baseline, with_biases]
+)
 def test_nothing_else_stands_beside_the_papers(change) -> None:
     record = synthetic.wmt14_record(1)
     assert is_eligible(record)
@@ -81,7 +99,8 @@ def test_the_papers_rows_stand_beside_not_run() -> None:
 
 def test_runs_stand_beside_the_papers_as_the_paper_scored() -> None:
     records = [synthetic.wmt14_record(heads) for heads in (8, 1)]
-    quality, speed, _ = tables_of([synthetic.record(), *records])
+    measurement = synthetic.measurement(records)
+    quality, speed, _ = tables_of([synthetic.record(), *records], measurement)
     assert quality.title == "Quality (runs of section 2)"  # the report's first is another corpus
     rows = cells(quality)
     # Tokenizer intl, the filtered lines, and beam 4 with GNMT's penalty: no other score.
@@ -89,20 +108,35 @@ def test_runs_stand_beside_the_papers_as_the_paper_scored() -> None:
     assert rows["mqa"]["BLEU test beam 1: here"] == "20.6"
     assert rows["mqa"]["BLEU test beam 4: here"] == "22.6"
     assert rows["mqa"]["updates here"] == "600"
-    evaluation = records[1].evaluation
-    assert evaluation is not None
+    evaluation = synthetic.finished(records[1]).evaluation
     assert rows["mqa"]["ln(PPL) dev: here"] == f"{evaluation.dev_nll_nats_per_token:.3f}"
     assert rows["mqa"]["ln(PPL) dev: Shazeer 2019"] == "1.439"
     assert rows["gqa4"]["BLEU test beam 4: here"] == "not run"
-    benchmark = records[0].benchmark
-    assert benchmark is not None
-    greedy = benchmark.timings[0]
-    assert (greedy.beam, greedy.source_tokens, greedy.target_tokens) == (1, 128, 128)
-    assert benchmark.training is not None
+    greedy = measurement.timings[0].samples[0]
+    updates = measurement.timings[-1].samples[0]
     mha = cells(speed)["mha"]
-    assert mha["training µs/token: here"] == f"{benchmark.training.us_per_target_token:.1f}"
-    both = f"{greedy.encoder_us_per_token:.1f} + {greedy.decoder_us_per_token:.1f}"
+    assert mha["training µs/token: here"] == f"{updates.us_per_token('total'):.1f}"
+    both = f"{greedy.us_per_token('encoder'):.1f} + {greedy.us_per_token('decoder'):.1f}"
     assert mha["greedy, encoder + decoder µs/token: here"] == both
+    assert cells(speed)["gqa4"]["greedy, encoder + decoder µs/token: here"] == "not run"
+
+
+def test_runs_that_no_measurement_has_say_so() -> None:
+    records = [synthetic.wmt14_record(heads) for heads in (8, 1)]
+    _, speed, _ = tables_of(records, synthetic.measurement(records[:1]))
+    assert {text for name, text in cells(speed)["mqa"].items() if "here" in name} == {
+        "not measured"
+    }
+    assert "not measured" not in cells(speed)["mha"].values()
+
+
+def test_the_largest_batch_at_the_papers_lengths_is_shown() -> None:
+    record = synthetic.wmt14_record(8)
+    workloads = [synthetic.fixed_lengths(1, 128, batch) for batch in (32, 256, 64)]
+    workloads.append(synthetic.fixed_lengths(1, 512, 512))
+    _, speed, _ = tables_of([record], synthetic.measurement([record], workloads))
+    assert "Here: batch 256." in speed.notes
+    assert cells(speed)["mha"]["beam 4, encoder + decoder µs/token: here"] == "not measured"
 
 
 def test_the_notes_say_what_can_be_compared() -> None:
@@ -123,15 +157,13 @@ def test_the_notes_say_what_can_be_compared() -> None:
 
 def test_an_unpenalized_or_unfiltered_score_does_not_take_the_papers_place() -> None:
     record = synthetic.wmt14_record(1)
-    assert record.evaluation is not None
-    scores = [s for s in record.evaluation.scores if s.search != "beam4_gnmt"]
-    evaluation = replace(record.evaluation, scores=scores)
-    row = cells(tables_of([replace(record, evaluation=evaluation)])[0])["mqa"]
+    all_scores = synthetic.finished(record).evaluation.scores
+    scores = [s for s in all_scores if s.search != "beam4_gnmt"]
+    row = cells(tables_of([synthetic.with_evaluation(record, scores=scores)])[0])["mqa"]
     assert row["BLEU test beam 4: here"] == "not run"
     assert row["BLEU test beam 1: here"] == "20.6"
-    scores = [s for s in record.evaluation.scores if s.split != "test_filtered"]
-    evaluation = replace(record.evaluation, scores=scores)
-    row = cells(tables_of([replace(record, evaluation=evaluation)])[0])["mqa"]
+    scores = [s for s in all_scores if s.split != "test_filtered"]
+    row = cells(tables_of([synthetic.with_evaluation(record, scores=scores)])[0])["mqa"]
     assert {row["BLEU test beam 1: here"], row["BLEU test beam 4: here"]} == {"not run"}
 
 
@@ -148,7 +180,7 @@ def test_the_gqa_papers_placement_is_a_row_below() -> None:
 def test_runs_that_cannot_be_compared_have_tables_of_their_own() -> None:
     one = synthetic.wmt14_record(8)
     other = synthetic.wmt14_record(1)
-    other = replace(other, code=replace(other.code, version=synthetic.sha256("other")))
+    other = replace(other, config=other.config | {"train": {"max_updates": 700}})
     titles = [table.title for table in tables_of([one, other])]
     assert titles[:4] == [
         "Quality (runs of section 1)", "Speed (runs of section 1)",
@@ -156,10 +188,24 @@ def test_runs_that_cannot_be_compared_have_tables_of_their_own() -> None:
     ]  # fmt: skip
 
 
-def test_the_shape_is_that_of_the_paper_model() -> None:
+def test_the_baseline_is_that_of_the_paper_model() -> None:
     paper = OmegaConf.to_container(OmegaConf.load(ROOT / "conf/model/paper.yaml"))
     assert isinstance(paper, dict)
-    assert {key: paper[key] for key in PAPER_SHAPE} == PAPER_SHAPE
+    settings = {key: paper[key] for key in paper if key not in ("norm_before", "max_positions")}
+    assert settings.items() <= dataclasses.asdict(BASELINE).items()
+    assert paper["norm_before"] == BASELINE.pre_norm
+    assert len(settings) == 6
+
+
+def test_every_variant_of_the_baseline_may_stand_there() -> None:
+    assert {architecture.name for architecture in ARCHITECTURES} == {
+        "mha", "gqa4", "gqa2", "mqa", "gqa4-dec", "gqa2-dec", "mqa-dec",
+        "gqa4-ff4096", "gqa2-ff4096", "mqa-ff4096",
+        "gqa4-dec-ff4096", "gqa2-dec-ff4096", "mqa-dec-ff4096",
+    }  # fmt: skip
+    for heads in (8, 4, 2, 1):
+        for placement in ("all", "decoder"):
+            assert is_eligible(synthetic.wmt14_record(heads, placement))
 
 
 def test_subsets_have_a_table_in_the_runs_own_section() -> None:

@@ -7,12 +7,21 @@ from pathlib import Path
 import msgspec
 import pytest
 import synthetic_records as synthetic
-from wandb_files import runs
+from wandb_files import all_runs, runs
 
-from experiments import tracking
 from experiments.errors import ExperimentError
-from experiments.records import write_record
+from experiments.records import measurement as schema
+from experiments.records.measurement import (
+    MEASUREMENT_NAME,
+    speed_up,
+    write_measurement,
+)
+from experiments.records.record import write_record
+from experiments.tracking.__main__ import main
+from experiments.tracking.keys import curve, speed_summary, summary
+from experiments.tracking.runs import PROJECT, log_measurement, log_record, run_id
 
+replace = msgspec.structs.replace
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -29,134 +38,159 @@ def _no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_two_jobs_of_one_process_are_two_whole_runs(tmp_path: Path) -> None:
     records = [synthetic.record(num_kv_heads=8), synthetic.record(num_kv_heads=1, seed=2)]
     for record in records:
-        tracking.log_record(record, "offline", tmp_path)
+        log_record(record, "offline", tmp_path)
     found = runs(tmp_path)
-    assert set(found) == {tracking.run_name(record) for record in records}
+    assert set(found) == {record.name for record in records}
     for record in records:
-        run = found[tracking.run_name(record)]
-        assert run["name"].startswith(f"{record.job.variant}-seed{record.seed}-")
+        run = found[record.name]
+        assert run["name"].startswith(f"{record.variant}-seed{record.seed}-")
+        assert run["id"] == f"{record.job.id}-{record.job.started_utc:%Y%m%d%H%M%S}"
         assert run["group"] == "synthetic"
-        assert run["project"] == tracking.PROJECT
+        assert run["project"] == PROJECT
         assert run["exit"] == 0
         assert run["config"]["config"] == record.config
-        assert run["config"]["model"] == msgspec.to_builtins(record.model)
-        assert run["config"]["code"]["commit"] == record.code.commit
-        assert record.training is not None
-        assert len(run["history"]) == len(record.training.curve)
-        for point in record.training.curve:
+        assert run["config"]["architecture"] == msgspec.to_builtins(record.architecture)
+        assert run["config"]["stages"] == msgspec.to_builtins(record.stages)
+        training = synthetic.finished(record).training
+        assert len(run["history"]) == len(training.curve)
+        for point in training.curve:
             values = run["history"][point.update]
             assert values["train/nll_nats_per_token"] == point.train_nll_nats_per_token
             assert values.get("dev/nll_nats_per_token") == point.dev_nll_nats_per_token
         # The final evaluation, not the curve's last point, is the summary's dev loss.
-        expected = tracking.summary(record)
+        expected = summary(record)
         assert {key: run["summary"][key] for key in expected} == pytest.approx(expected)
+        assert not [key for key in run["summary"] if key.startswith("decode/")]
+
+
+def test_a_measurement_adds_speed_to_the_runs_of_its_jobs(tmp_path: Path) -> None:
+    """wandb replaces a run by a later one of its id, so the later one is whole."""
+    mha, mqa, other = records = [synthetic.record(8), synthetic.record(1), synthetic.record(2)]
+    for record in records:
+        log_record(record, "offline", tmp_path)
+    measurement = synthetic.measurement([mha, mqa])
+    log_measurement(measurement, records, "offline", tmp_path)
+    made = all_runs(tmp_path)
+    assert sorted(run["id"] for run in made) == sorted(
+        [run_id(mha), run_id(mha), run_id(mqa), run_id(mqa), run_id(other)]
+    )
+    found = runs(tmp_path)
+    for record in (mha, mqa):
+        expected = summary(record) | speed_summary(measurement, record.job.id)
+        shown = found[record.name]
+        assert {key: shown["summary"][key] for key in expected} == pytest.approx(expected)
+        assert set(shown["history"]) == {point.update for point in record.result.curve}
+        assert shown["config"]["config"] == record.config
+    assert "decode/us_per_token_greedy" not in found[other.name]["summary"]
 
 
 def test_keys_are_those_documented() -> None:
     documented = (ROOT / "docs" / "tracking.md").read_text(encoding="utf-8")
     record = synthetic.wmt14_record()
-    keys = set(tracking.summary(record)) | set(tracking.summary(synthetic.record()))
-    for _, values in tracking.curve(record):
+    diverged = synthetic.record(1, diverged_after=150)
+    keys = set(summary(record)) | set(summary(synthetic.record())) | set(summary(diverged))
+    keys |= set(speed_summary(synthetic.measurement([record]), record.job.id))
+    for _, values in curve(record):
         keys |= set(values)
     missing = [key for key in keys if f"`{key}`" not in documented]
     assert missing == []
+    assert len(keys) > 50
 
 
 def test_the_keys_of_the_scatter_hold_their_values() -> None:
     record = synthetic.record(num_kv_heads=2)
-    values = tracking.summary(record)
-    assert record.evaluation is not None
-    assert record.benchmark is not None
-    bleu = {
-        score.search: score.value_0_100
-        for score in record.evaluation.scores
-        if score.tokenize == "13a"
-    }
-    us = {
-        timing.search: timing.decoder_us_per_token
-        for timing in record.benchmark.timings
-        if timing.source_tokens == 128
-    }
-    for search in ("greedy", "beam4"):
+    evaluation = synthetic.finished(record).evaluation
+    measurement = synthetic.measurement([synthetic.record(8), record])
+    values = summary(record) | speed_summary(measurement, record.job.id)
+    bleu = {s.search: s.value for s in evaluation.scores if s.metric == "bleu"}
+    for timing, search in zip(measurement.timings, ("greedy", "beam4"), strict=False):
+        mha, own = timing.samples
         assert values[f"test/bleu_{search}"] == bleu[search]
-        assert values[f"decode/us_per_token_{search}"] == us[search]
-    assert values["dev/perplexity"] == record.evaluation.dev_perplexity
+        assert values[f"decode/us_per_token_{search}"] == own.us_per_token("decoder")
+        assert values[f"encode/us_per_token_{search}"] == own.us_per_token("encoder")
+        assert values[f"decode/kv_cache_bytes_{search}"] == own.kv_cache_bytes
+        ratio = speed_up(mha, own, "decoder")
+        assert ratio is not None
+        assert values[f"decode/speed_up_{search}"] == ratio.median
+    assert values["dev/perplexity"] == evaluation.dev_perplexity
+    assert values["test/bleu_baseline_copy"] == 3.1
+    updates = measurement.timings[-1].samples[1]
+    assert values["benchmark/train_us_per_target_token"] == updates.us_per_token("total")
+    decoding = [timing.samples[1].peak_memory_bytes or 0 for timing in measurement.timings[:-1]]
+    assert values["benchmark/peak_memory_bytes"] == max(decoding)
 
 
 def test_a_subset_and_a_penalty_have_keys_of_their_own() -> None:
     record = synthetic.wmt14_record()
-    values = tracking.summary(record)
-    assert record.evaluation is not None
+    evaluation = synthetic.finished(record).evaluation
+    values = summary(record)
     (shazeer,) = (
-        score.value_0_100
-        for score in record.evaluation.scores
-        if (score.split, score.tokenize, score.search) == ("test_filtered", "intl", "beam4_gnmt")
+        score.value
+        for score in evaluation.scores
+        if (score.split, score.metric, score.search) == ("test_filtered", "bleu_intl", "beam4_gnmt")
     )
     assert values["test_filtered/bleu_intl_beam4_gnmt"] == shazeer
     # No two scores share a key.
     scored = [key for key in values if key.startswith(("dev/bleu", "test"))]
-    known = len(record.evaluation.scores) + len(record.evaluation.baselines)
-    assert len(scored) == known
+    assert len(scored) == len(evaluation.scores) + len(evaluation.model_free)
 
 
 def test_what_differs_has_a_key_of_its_own() -> None:
-    """Other engines, penalties, shapes and batches never take the unsuffixed key."""
+    """Other penalties, lengths, texts and batches never take the unsuffixed key."""
     record = synthetic.record()
-    evaluation, benchmark = record.evaluation, record.benchmark
-    assert evaluation is not None
-    assert benchmark is not None
-    beam4 = evaluation.scores[3]
-    changed = msgspec.structs.replace(
-        record,
-        evaluation=msgspec.structs.replace(
-            evaluation,
-            scores=[
-                *evaluation.scores,
-                msgspec.structs.replace(beam4, engine="gqa", value_0_100=1.0),
-                msgspec.structs.replace(
-                    beam4, engine="gqa", length_penalty="gnmt", length_alpha=0.6, value_0_100=2.0
-                ),
-            ],
-        ),
-        benchmark=msgspec.structs.replace(
-            benchmark,
-            timings=[
-                *benchmark.timings,
-                msgspec.structs.replace(benchmark.timings[0], engine="gqa", kv_cache_bytes=3),
-            ],
-        ),
-    )
-    values = tracking.summary(changed)
-    assert values["test/bleu_beam4"] == 1.0
+    scores = synthetic.finished(record).evaluation.scores
+    beam4 = scores[3]
+    gnmt = replace(beam4, length_penalty="gnmt", length_alpha=0.6, value=2.0)
+    values = summary(synthetic.with_evaluation(record, scores=[*scores, gnmt]))
+    assert values["test/bleu_beam4"] == beam4.value
     assert values["test/bleu_beam4_gnmt"] == 2.0
-    assert values["test/bleu_beam4_stock"] == beam4.value_0_100
-    assert values["decode/kv_cache_bytes_greedy"] == 3
-    assert values["decode/kv_cache_bytes_greedy_stock"] == benchmark.timings[0].kv_cache_bytes
-    per_batch = msgspec.structs.replace(
-        benchmark.timings[0],
-        batch=1,
-        tokens_produced=128,
-        encoder_us_per_token=benchmark.timings[0].encoder_us_per_token * 64,
-        decoder_us_per_token=benchmark.timings[0].decoder_us_per_token * 64,
+    measurement = synthetic.measurement(
+        [record],
+        [
+            synthetic.fixed_lengths(1, 512),
+            synthetic.fixed_lengths(4, batch=1),
+            synthetic.fixed_lengths(1, 512, batch=32),
+        ],
     )
-    only = msgspec.structs.replace(benchmark, timings=[per_batch])
-    assert "decode/us_per_token_greedy_batch1" in tracking.summary(
-        msgspec.structs.replace(record, benchmark=only)
-    )
+    text = schema.RealText(name="newstest", batch=64, sentences=9, source_tokens=99, beam=4)
+    on_text = replace(measurement.timings[0], workload=text)
+    measurement = replace(measurement, timings=[*measurement.timings, on_text])
+    found = {
+        key.removeprefix("decode/us_per_token_")
+        for key in speed_summary(measurement, record.job.id)
+        if key.startswith("decode/us_per_token_")
+    }
+    assert found == {"greedy_512x128", "beam4_batch1", "greedy_512x128_batch32", "beam4_newstest"}
 
 
-def test_what_did_not_run_has_no_key() -> None:
-    record = synthetic.record(stages=False)
-    assert set(tracking.summary(record)) == {"model/parameters", "model/residual_parameters"}
-    assert tracking.curve(record) == []
+def test_without_mha_there_is_no_speed_up() -> None:
+    record = synthetic.record(1)
+    values = speed_summary(synthetic.measurement([record]), record.job.id)
+    assert "decode/us_per_token_greedy" in values
+    assert not [key for key in values if "speed_up" in key]
+
+
+def test_what_is_not_there_has_no_key() -> None:
+    diverged = synthetic.record(1, diverged_after=150)
+    assert summary(diverged) == {
+        "model/parameters": 3_034_368,
+        "model/residual_parameters": 0,
+        "train/diverged_after_update": 150,
+    }
+    assert [update for update, _ in curve(diverged)] == [50, 100, 150]
+    measurement = synthetic.measurement([synthetic.record(8)])
+    assert speed_summary(measurement, diverged.job.id) == {}
 
 
 def test_none_does_not_even_import_wandb(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; sys.path.insert(0, 'tests/unit')\n"
-        "import synthetic_records; from experiments import tracking\n"
-        "tracking.check_account('none')\n"
-        "tracking.log_record(synthetic_records.record(), 'none', Path(sys.argv[1]))\n"
+        "import synthetic_records as synthetic; from experiments.tracking import runs\n"
+        "import experiments.tracking.__main__\n"
+        "runs.check_account('none')\n"
+        "record, folder = synthetic.record(), Path(sys.argv[1])\n"
+        "runs.log_record(record, 'none', folder)\n"
+        "runs.log_measurement(synthetic.measurement([record]), [record], 'none', folder)\n"
         "assert 'wandb' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, check=True)
@@ -168,7 +202,7 @@ def test_online_without_an_account_is_one_clear_line(
 ) -> None:
     write_record(tmp_path / "records" / "record.json", synthetic.record())
     arguments = ["--records", str(tmp_path / "records"), "--dir", str(tmp_path / "out")]
-    assert tracking.main([*arguments, "--mode", "online"]) == 2
+    assert main([*arguments, "--mode", "online"]) == 2
     shown = capsys.readouterr().err.strip()
     assert shown.split("\n") == [shown]
     assert shown.startswith("error: tracking=online needs a wandb account (run `wandb login`")
@@ -179,22 +213,36 @@ def test_the_command_logs_records_that_exist(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     record = synthetic.record()
-    write_record(tmp_path / "records" / "job" / "record.json", record)
-    arguments = ["--records", str(tmp_path / "records"), "--dir", str(tmp_path / "out")]
-    assert tracking.main(arguments) == 0
-    assert set(runs(tmp_path / "out")) == {tracking.run_name(record)}
-    assert tracking.run_name(record) in capsys.readouterr().out
+    write_record(tmp_path / "runs" / "sweep" / "job" / "record.json", record)
+    measurement = synthetic.measurement([record])
+    write_measurement(tmp_path / "measurements" / "sweep" / MEASUREMENT_NAME, measurement)
+    newer = replace(
+        synthetic.measurement([record], [synthetic.fixed_lengths(1, 64)]),
+        created_utc=measurement.created_utc.replace(year=2027),
+    )
+    write_measurement(tmp_path / "newer" / "newer.json", newer)
+    records = ["--records", str(tmp_path / "runs" / "sweep")]
+    assert main([*records, "--dir", str(tmp_path / "out")]) == 0
+    run = runs(tmp_path / "out")[record.name]
+    assert speed_summary(measurement, record.job.id).items() <= run["summary"].items()
+    assert record.name in capsys.readouterr().out
+    folders = [tmp_path / "newer", tmp_path / "measurements"]
+    given = [argument for folder in folders for argument in ("--measurements", str(folder))]
+    assert main([*records, *given, "--dir", str(tmp_path / "given")]) == 0
+    run = runs(tmp_path / "given")[record.name]
+    assert speed_summary(newer, record.job.id).items() <= run["summary"].items()
+    assert "decode/us_per_token_greedy" not in run["summary"]
 
 
 @pytest.mark.parametrize("folder", ["absent", "."])
 def test_no_records_is_one_clear_line(
     tmp_path: Path, folder: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert tracking.main(["--records", str(tmp_path / folder), "--dir", str(tmp_path)]) == 2
+    assert main(["--records", str(tmp_path / folder), "--dir", str(tmp_path)]) == 2
     assert capsys.readouterr().err.startswith("error: ")
 
 
 def test_a_folder_that_cannot_be_made_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(ExperimentError, match="the record is safe"):
-        tracking.log_record(synthetic.record(), "offline", tmp_path / "file" / "below")
+        log_record(synthetic.record(), "offline", tmp_path / "file" / "below")
