@@ -34,7 +34,6 @@ from rich.console import Console
 from experiments.engines import ENGINES, EXACT_ENGINES, find_engine, help_lines
 from experiments.environment import compute_environment, usable_cores
 from experiments.errors import ExperimentError
-from experiments.stages.job_files import JobFiles, job_files
 from experiments.measure.request import (
     FixedShape,
     Request,
@@ -50,6 +49,7 @@ from experiments.records.measurement import (
     write_measurement,
 )
 from experiments.records.storage import write_json
+from experiments.stages.job_files import JobFiles, job_files
 from gqa_fairseq.architecture import Architecture, Variant
 from gqa_fairseq.parity import BASELINES
 

@@ -16,7 +16,7 @@ from experiments.engines.clock import now
 from experiments.errors import ExperimentError
 from experiments.measure.machine import MachineProbe
 from experiments.measure.memory import Peak
-from experiments.records.measurement import Contender, Samples, RealText, Timing, Workload
+from experiments.records.measurement import Contender, RealText, Samples, Timing, Workload
 from gqa_fairseq.architecture import Architecture
 from gqa_fairseq.costs import Work
 

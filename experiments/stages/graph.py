@@ -29,7 +29,7 @@ StageName = Literal["prepare", "train", "evaluate", "measure"]
 
 # Raise a number when the same inputs should give another result than before, with the reason
 # beside it: then every such stage, and what depends on it, is made again. A test holds a run of
-# each stage to what it gave (tests/integration/test_smoke.py). data_prep has the recipe of its own stage.
+# each stage to what it gave (tests/integration/test_smoke.py). The data has a recipe of its own.
 RECIPES: dict[StageName, int] = {
     "prepare": PREPARE_RECIPE,
     "train": 1,

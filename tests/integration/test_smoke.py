@@ -26,11 +26,9 @@ from experiments.records.hypotheses import read_hypotheses
 from experiments.records.measurement import (
     FixedLengths,
     Measurement,
+    RealText,
     TrainingUpdates,
     read_measurement,
-)
-from experiments.records.measurement import (
-    RealText,
 )
 from experiments.records.parts import Training
 from experiments.records.record import Diverged, Finished, Record, read_records

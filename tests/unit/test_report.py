@@ -11,7 +11,6 @@ from pathlib import Path
 import msgspec
 import pytest
 import synthetic_records as synthetic
-from experiments.record_parts import Hardware
 from hypothesis import given
 from hypothesis import strategies as st
 
