@@ -7,6 +7,7 @@ jobs themselves are Hydra's, wherever its launcher runs them.
 
 import subprocess
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from experiments.errors import ExperimentError
 from experiments.metrics import METRICS
 from experiments.progress import console
 from experiments.records import provenance
+from experiments.records.measurement import MEASUREMENT_NAME
 from experiments.records.storage import read_json
 from experiments.stages.corpus import prepare_data
 from experiments.stages.describe import print_plan
@@ -60,9 +62,12 @@ def _ending(action: Any) -> None:
     """Run `action`; end the process with one line where it raises."""
     try:
         action()
-    except ExperimentError as error:
+    except (ExperimentError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except Exception:  # a fault of ours: Hydra would only warn, and go on
+        traceback.print_exc()
+        sys.exit(1)
 
 
 def resolve(composed: DictConfig) -> SuiteConfig:
@@ -110,27 +115,22 @@ def start(configs: list[SuiteConfig]) -> list[Job]:
         for metric in METRICS.values():
             metric.scorer(config.data.target_lang)
     for job in jobs:
-        rerun = job.config.rerun
-        if rerun == "prepare":
+        if job.config.rerun == "prepare":
             prepare_data(job.config, job.prepare, again=True)
-        if rerun:
-            _forget(job, rerun)
         JobFolder(job.folder).outcome_path.unlink(missing_ok=True)
-    for stage in stages if any(job.config.rerun for job in jobs) else ():
-        rerun = jobs[0].config.rerun
-        if stage.name == "measure" and rerun:
-            empty(stage.folder)
+    rerun = configs[0].rerun
+    for stage in stages if rerun else ():
+        if rerun in (stage.name, *(parent.name for parent in ancestors(stage))):
+            _forget(stage)
+    for job in jobs if rerun and rerun != "measure" else ():
+        JobFolder(job.folder).record_path.unlink(missing_ok=True)
     return jobs
 
 
-def _forget(job: Job, name: str) -> None:
-    """Remove what the stage of that name and those that depend on it left, and the job's record."""
-    for stage in job.stages:
-        depends = name in (stage.name, *(parent.name for parent in ancestors(stage)))
-        if depends and stage.name != "prepare":
-            empty(stage.folder)
-    if name != "measure":
-        JobFolder(job.folder).record_path.unlink(missing_ok=True)
+def _forget(stage: Stage) -> None:
+    """Remove what a stage left, so that it is done again; data_prep does that by itself."""
+    if stage.name != "prepare":
+        empty(stage.folder)
 
 
 def finish(jobs: Sequence[Job], *, is_sweep: bool) -> None:
@@ -153,6 +153,7 @@ def finish(jobs: Sequence[Job], *, is_sweep: bool) -> None:
 
 def _measure(stage: Stage, jobs: list[Job]) -> None:
     measurement = measure(stage, jobs)
+    console.print(f"speed: {stage.folder / MEASUREMENT_NAME}", markup=False)
     config = jobs[0].config
     records = [JobFolder(job.folder).record() for job in jobs]
     directory = Path(config.paths.runs).parent
