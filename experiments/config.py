@@ -346,6 +346,14 @@ def _choices(field: str) -> str:
         if not (isinstance(kind, type) and issubclass(kind, msgspec.Struct)):
             return ""
         kind = {f.name: f.type for f in msgspec.structs.fields(kind)}.get(name)
-    literals = [kind, *get_args(kind)]
-    names = [v for one in literals if get_origin(one) is Literal for v in get_args(one)]
-    return f" (choose one of {', '.join(map(str, names))})" if names else ""
+    names = list(_literals(kind))
+    return f" (choose one of {', '.join(names)})" if names else ""
+
+
+def _literals(kind: object) -> Iterator[str]:
+    """The values of a type that is a Literal, or is made of one: optional, or a list of it."""
+    for one in get_args(kind):
+        if get_origin(kind) is Literal:
+            yield str(one)
+        else:
+            yield from _literals(one)
