@@ -21,7 +21,7 @@ DRY_RUN ?=
 PLACEMENT ?=
 SEEDS ?= 1,2,3
 KV_HEADS ?= 1,2,4,8
-PRESETS := $(notdir $(basename $(wildcard conf/hardware/*.yaml)))
+PRESETS := $(filter-out base,$(notdir $(basename $(wildcard conf/hardware/*.yaml))))
 HARDWARE ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu1 || echo cpu)
 # Of wmt14-bench: training pairs, and the two files of lines that are varied (else the sample).
 PAIRS ?= 100000
