@@ -196,6 +196,7 @@ NO_NUMBER = float("nan")
         ({"hardware.master": "http://a"}, "hardware.master"),
         ({"hardware.node_rank": 1}, "hardware.node_rank=1 must be below hardware.nodes=1"),
         ({"measure.repeats": 2}, "measure.repeats"),
+        ({"measure.shapes": [[128, 1]]}, "measure.shapes.*: Expected `int` >= 2"),
         ({"measure.shapes": []}, "measure.shapes: Expected `array` of length >= 1"),
         (
             {"measure.shapes": [[128, 128], [64, 64], [128, 128]]},

@@ -229,7 +229,14 @@ def test_the_measurement_of_a_sweep_has_all_its_trainings_as_parents(
 def test_what_is_measured_otherwise_or_elsewhere_is_another_measurement(
     quickstart: SuiteConfig,
 ) -> None:
-    others = [{"measure.repeats": 7}, {"experiment_name": "x"}, {"paths.measurements": "x"}]
+    others = [
+        {"measure.repeats": 7},
+        {"experiment_name": "x"},
+        {"paths.measurements": "x"},
+        # Another baseline: its variants have the same names.
+        {"model.mha_d_ff": 800},
+        {"data.vocab_size": 4001},
+    ]
     jobs, _ = plan([quickstart, *(changed(quickstart, {"seed": 2, **one}) for one in others)])
     assert [group for _, group in measurements_of(jobs)] == [[job] for job in jobs]
 
