@@ -4,6 +4,7 @@ The stages are finished ones that lie in their folders, or fail in processes of 
 """
 
 import shutil
+import sys
 from pathlib import Path
 
 import msgspec
@@ -310,6 +311,16 @@ def test_the_screen_sums_up_a_job(finished: Job, capsys: pytest.CaptureFixture[s
         f"{finished.name}: dev 5.100 nats/token, test BLEU 12.5 (greedy), 12.5 (beam4); "
         f"{JobFolder(finished.folder).record_path}"
     )
+
+
+def test_a_language_whose_tokenizer_is_missing_is_refused_before_any_work(
+    config: SuiteConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "MeCab", None)
+    monkeypatch.delitem(sys.modules, "sacrebleu.tokenizers.tokenizer_ja_mecab", raising=False)
+    with pytest.raises(ExperimentError, match=r"pip install 'sacrebleu\[ja\]'"):
+        sweep.start([config, changed(config, {"data.target_lang": "ja"})])
+    assert not (tmp_path / "outputs").exists()
 
 
 def test_an_outcome_is_strict() -> None:
