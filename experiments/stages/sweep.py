@@ -7,6 +7,7 @@ jobs themselves are Hydra's, wherever its launcher runs them.
 
 import subprocess
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -56,12 +57,15 @@ class SweepCallback(Callback):
 
 
 def _ending(action: Any) -> None:
-    """Run `action`; end the process with one line where it raises."""
+    """Run `action`; end the process where it raises, with one line unless it is a fault of ours."""
     try:
         action()
-    except ExperimentError as error:
+    except (ExperimentError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except Exception:
+        traceback.print_exc()
+        sys.exit(1)
 
 
 def resolve(composed: DictConfig) -> SuiteConfig:

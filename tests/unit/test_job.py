@@ -18,7 +18,8 @@ from finished_stages import (
     finish_evaluation,
     finish_training,
 )
-from suite_configs import changed, compose_config
+from hydra import compose, initialize_config_dir
+from suite_configs import ROOT, changed, compose_config
 
 from experiments.config import SuiteConfig, parse_config
 from experiments.errors import ExperimentError
@@ -302,6 +303,27 @@ def test_a_sweep_whose_jobs_diverged_has_nothing_to_measure_and_no_error(job: Jo
     run_job(job)
     sweep.finish([job], is_sweep=True)
     assert not Path(job.config.paths.measurements).exists()
+
+
+def test_what_fails_around_the_jobs_ends_the_process(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Hydra would print a warning, and the command would end with 0."""
+    runs = tmp_path / "runs"
+    runs.write_text("a file", encoding="utf-8")
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = compose("suite", overrides=["experiment=quickstart", f"paths.runs={runs}"])
+    with pytest.raises(SystemExit) as ended:
+        sweep.SweepCallback().on_run_start(config)
+    assert ended.value.code == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ")
+    assert str(runs) in printed
+    assert printed.count("\n") == 1
+    with pytest.raises(SystemExit) as ended:
+        sweep.SweepCallback().on_run_end(config)  # without its start: a fault of the code
+    assert ended.value.code == 1
+    assert "Traceback" in capsys.readouterr().err
 
 
 def test_the_screen_sums_up_a_job(finished: Job, capsys: pytest.CaptureFixture[str]) -> None:
