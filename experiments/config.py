@@ -19,6 +19,7 @@ from gqa_fairseq.parity import Baseline
 
 Positive = Annotated[int, Meta(ge=1)]
 NonNegative = Annotated[int, Meta(ge=0)]
+AtLeastTwo = Annotated[int, Meta(ge=2)]
 # Beyond this a number is a mistake, and infinity is above it.
 LARGEST = 1e9
 LARGEST_SEED = 2**32 - 1  # numpy takes no more
@@ -106,7 +107,7 @@ class TrainConfig(Section, frozen=True, kw_only=True):
     activation_dropout: Probability
     log_every_updates: Positive
     validate_every_updates: Positive
-    average_checkpoints: Annotated[int, Meta(ge=2)] | None
+    average_checkpoints: AtLeastTwo | None
 
 
 class DecodeConfig(Section, frozen=True, kw_only=True):
@@ -117,7 +118,7 @@ class DecodeConfig(Section, frozen=True, kw_only=True):
     """
 
     engine: SearchEngine
-    beam: Annotated[int, Meta(ge=2)]
+    beam: AtLeastTwo
     length_penalties: Annotated[list[LengthPenalty], Meta(min_length=1)]
     length_alpha: NonNegativeFloat
     max_len_a: NonNegativeFloat
@@ -137,11 +138,12 @@ class DecodeConfig(Section, frozen=True, kw_only=True):
 class MeasureConfig(Section, frozen=True, kw_only=True):
     """Speed at fixed lengths; a shape is [source tokens, target tokens], end of sentence included.
 
-    All variants of a sweep take turns, `repeats` times after `warmup_runs`.
+    A target has at least one token and the end of the sentence. All variants of a sweep take turns,
+    `repeats` times after `warmup_runs`.
     """
 
     batch: Positive
-    shapes: Annotated[list[tuple[Positive, Positive]], Meta(min_length=1)]
+    shapes: Annotated[list[tuple[Positive, AtLeastTwo]], Meta(min_length=1)]
     warmup_runs: Positive
     repeats: Annotated[int, Meta(ge=3)]
     training_batch: Positive
@@ -346,6 +348,14 @@ def _choices(field: str) -> str:
         if not (isinstance(kind, type) and issubclass(kind, msgspec.Struct)):
             return ""
         kind = {f.name: f.type for f in msgspec.structs.fields(kind)}.get(name)
-    literals = [kind, *get_args(kind)]
-    names = [v for one in literals if get_origin(one) is Literal for v in get_args(one)]
-    return f" (choose one of {', '.join(map(str, names))})" if names else ""
+    names = list(_literals(kind))
+    return f" (choose one of {', '.join(names)})" if names else ""
+
+
+def _literals(kind: object) -> Iterator[str]:
+    """The values of a type that is a Literal, or is made of one: optional, or a list of it."""
+    for one in get_args(kind):
+        if get_origin(kind) is Literal:
+            yield str(one)
+        else:
+            yield from _literals(one)

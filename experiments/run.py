@@ -10,6 +10,7 @@ fairseq would put a config of its own into Hydra's store.
 
 import signal
 import sys
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -19,10 +20,12 @@ from experiments.errors import ExperimentError
 from experiments.stages.graph import job_of
 from experiments.stages.job import run_job
 from experiments.stages.outcome import Outcome
-from experiments.stages.sweep import resolve
+from experiments.stages.sweep import CONFIG_NAME, resolve
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="suite")
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name=CONFIG_NAME)
 def run(config: DictConfig) -> Outcome:
     """One job of the command line; what it returns is Hydra's, and in the job's folder."""
     try:

@@ -64,10 +64,10 @@ def read_hypotheses(folder: Path, digest: str) -> Hypotheses:
         counts = msgspec.json.decode(
             lzma.decompress(read_bytes(counts_path)), type=list[LineCounts]
         )
-        text = lzma.decompress(read_bytes(text_path)) if text_path.exists() else b""
+        text = lzma.decompress(read_bytes(text_path)) if text_path.exists() else None
     except (lzma.LZMAError, msgspec.DecodeError) as error:
         raise ExperimentError(f"{folder}/{digest}: cannot be read: {error}") from error
-    if text and hashlib.sha256(text).hexdigest() != digest:
+    if text is not None and hashlib.sha256(text).hexdigest() != digest:
         raise ExperimentError(f"{text_path}: its text has another digest (restore the file)")
     return Hypotheses(text.decode("utf-8").removesuffix("\n").split("\n") if text else [], counts)
 

@@ -50,14 +50,11 @@ def code_info(root: Path = ROOT) -> CodeInfo:
     if not commit or not top or Path(top).resolve() != root.resolve():
         # No git, no commit yet, or a copy that merely lies inside another repository.
         return CodeInfo(commit=None, dirty=None, digest=_digest(root, _by_kind(root)))
-    folders = [folder for folder in SOURCE_FOLDERS if (root / folder).exists()]
-    listed = _output("git", "-C", str(root), "ls-files", "-z", "--", *folders) or ""
-    changes = _output("git", "-C", str(root), "status", "--porcelain", "-uno", "--", *folders)
-    tracked = [
-        name
-        for name in listed.split("\0")
-        if Path(name).suffix in SOURCE_KINDS and (root / name).is_file()
-    ]
+    # Without a magic word git's `*` matches `/` as well.
+    sources = [f"{folder}/*{kind}" for folder in SOURCE_FOLDERS for kind in SOURCE_KINDS]
+    listed = _output("git", "-C", str(root), "ls-files", "-z", "--", *sources) or ""
+    changes = _output("git", "-C", str(root), "status", "--porcelain", "-uno", "--", *sources)
+    tracked = [name for name in listed.split("\0") if name and (root / name).is_file()]
     return CodeInfo(commit=commit, dirty=changes != "", digest=_digest(root, tracked))
 
 

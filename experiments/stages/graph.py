@@ -169,12 +169,15 @@ def job_of(config: SuiteConfig) -> Job:
 def measurements_of(jobs: Sequence[Job]) -> list[tuple[Stage, list[Job]]]:
     """The measurements of a sweep with their jobs: those that are measured alike, side by side.
 
-    Jobs of several experiments or measured in several ways give a measurement each.
+    Jobs of several experiments, of several multi-head baselines, whose variants have the same
+    names, or measured in several ways give a measurement each.
     """
     groups: dict[bytes, list[Job]] = {}
     for job in jobs:
         config = job.config
-        alike = (config.experiment_name, config.paths.measurements, inputs_of("measure", config))
+        baseline = config.model.baseline(config.data.vocab_size + 1)
+        where = (config.experiment_name, config.paths.measurements)
+        alike = (where, baseline, inputs_of("measure", config))
         groups.setdefault(msgspec.json.encode(alike, order="deterministic"), []).append(job)
     return [(_measurement(group), group) for group in groups.values()]
 

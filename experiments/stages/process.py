@@ -41,6 +41,7 @@ def run_command(
     Raises ExperimentError, one line with the log's name and its last line, when the command fails.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
+    _end_last_line(log)
     started = time.monotonic()
     tied = [sys.executable, "-m", "experiments.stages.tied", str(os.getpid()), *command]
     with (
@@ -62,7 +63,7 @@ def run_command(
                 # wait4 gives this child's own peak; RUSAGE_CHILDREN would give the largest of all.
                 ended, status, usage = os.wait4(process.pid, os.WNOHANG)
                 *lines, half = (half + reader.read()).split(b"\n")
-                for line in [*lines, half] if ended else lines:
+                for line in [*lines, half] if ended and half else lines:
                     text = line.decode("utf-8", errors="replace")
                     last_line = text.strip() or last_line
                     on_line(text)
@@ -76,6 +77,15 @@ def run_command(
     if process.returncode:
         raise ExperimentError(f"{_why(process.returncode, last_line)} (see {log})")
     return Ended(wall_s=time.monotonic() - started, peak_rss_bytes=max_rss_bytes(usage))
+
+
+def _end_last_line(log: Path) -> None:
+    """Give a line that a kill or a full disk cut its end, so that the next one stays apart."""
+    with log.open("a+b") as stream:
+        if stream.seek(0, os.SEEK_END):
+            stream.seek(-1, os.SEEK_END)
+            if stream.read(1) != b"\n":
+                stream.write(b"\n")
 
 
 def _end(process: subprocess.Popen) -> None:

@@ -126,7 +126,7 @@ def read_done(stage: Stage, result_type: type[Result]) -> Done[Result] | None:
     try:
         done = read_json(path, Done[result_type])  # type: ignore[valid-type]
     except ExperimentError as error:
-        console.print(f"{stage.title}: {error}: it is made again", markup=False)
+        _say_once(f"{stage.title}: {error}: it is made again")
         return None
     return done if done.info.key == stage.key else None
 
@@ -141,20 +141,24 @@ def empty(folder: Path) -> None:
             path.unlink()
 
 
+def _say_where_from(stage: Stage, done: Done[Result]) -> None:
+    """Name a result that other code made."""
+    made_by = done.info.provenance.code
+    if made_by.digest != provenance.code_info().digest:
+        _say_once(
+            f"{stage.title}: made by other code ({made_by.label}), used (rerun={stage.name} makes "
+            "it again)"
+        )
+
+
 _said: set[str] = set()
 
 
-def _say_where_from(stage: Stage, done: Done[Result]) -> None:
-    """Name a result that other code made, once a process."""
-    made_by = done.info.provenance.code
-    if made_by.digest == provenance.code_info().digest or stage.key in _said:
-        return
-    _said.add(stage.key)
-    console.print(
-        f"{stage.title}: made by other code ({made_by.label}), used (rerun={stage.name} makes it "
-        "again)",
-        markup=False,
-    )
+def _say_once(line: str) -> None:
+    """Print a line, once a process: jobs of a sweep share their stages."""
+    if line not in _said:
+        _said.add(line)
+        console.print(line, markup=False)
 
 
 @contextmanager

@@ -59,7 +59,7 @@ class SweepCallback(Callback):
 
 
 def _ending(action: Any) -> None:
-    """Run `action`; end the process with one line where it raises."""
+    """Run `action`; end the process where it raises, with one line unless it is a fault of ours."""
     try:
         action()
     except (ExperimentError, OSError) as error:

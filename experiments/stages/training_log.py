@@ -45,11 +45,17 @@ def read_events(log: Path) -> list[TrainUpdates | Validation]:
 
 
 def parse_line(line: str) -> TrainUpdates | Validation | None:
-    """What one line of fairseq's JSON log says of the training, None for all other lines."""
+    """What one line of fairseq's JSON log says of the training, None for all other lines.
+
+    fairseq's rate of the very first update is 0: it has nothing to count from.
+    """
     match = _LOG_LINE.search(line)
     if match is None:
         return None
-    table, stats = match[1], json.loads(match[2])
+    try:
+        table, stats = match[1], json.loads(match[2])
+    except ValueError:  # two lines in one, where the first was cut
+        return None
     if table == "valid":
         return Validation(
             update=int(stats["valid_num_updates"]),
@@ -85,8 +91,10 @@ def read_curve(events: Iterable[TrainUpdates | Validation]) -> list[TrainPoint]:
         target_tokens += tokens
         before = update
         # After a resume fairseq's clock stands still, at 0.
-        resumed = event.wall_s < wall_s
-        wall_s = wall_s + tokens / event.target_tokens_per_s if resumed else event.wall_s
+        if event.wall_s >= wall_s:
+            wall_s = event.wall_s
+        elif event.target_tokens_per_s:
+            wall_s += tokens / event.target_tokens_per_s
         dev = validated.get(update)
         curve.append(
             TrainPoint(
@@ -127,12 +135,14 @@ def us_per_target_token(events: Iterable[TrainUpdates | Validation], log_every: 
 
 
 class _Sum:
-    """Target tokens of log lines, and the seconds that they took."""
+    """Target tokens of log lines that have a rate, and the seconds that they took."""
 
     def __init__(self) -> None:
         self.tokens = self.seconds = 0.0
 
     def add(self, event: TrainUpdates, log_every: int) -> None:
+        if not event.target_tokens_per_s:
+            return
         tokens = event.target_tokens_per_update * log_every
         self.tokens += tokens
         self.seconds += tokens / event.target_tokens_per_s
@@ -140,6 +150,8 @@ class _Sum:
 
 def divergence(log: Path) -> str | None:
     """Why losses or gradients are no numbers, where some are not; else None."""
+    if not log.exists():
+        return None
     for event in read_events(log):
         if not math.isfinite(event.nll_nats_per_token):
             return f"the loss at update {event.update} is {event.nll_nats_per_token}"

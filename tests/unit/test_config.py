@@ -1,10 +1,11 @@
-"""What is composed and refused, what two variants share, and what a job's id depends on.
+"""What is composed and refused, what two variants share, and fairseq's command.
 
 Composition runs in a process of its own, as for a user: fairseq, which other tests import, adds
 to Hydra's store.
 """
 
 import json
+import os
 import subprocess
 import sys
 from itertools import pairwise
@@ -13,15 +14,16 @@ from typing import Any
 
 import msgspec
 import pytest
-from experiments.layout import data_folder, job_folder
-from experiments.train import train_command
 from hypothesis import given
 from hypothesis import strategies as st
+from suite_configs import ROOT, changed
 
-from experiments.config import SuiteConfig, job_id, parse_config, scientific_config
+from experiments import config as config_module
+from experiments.config import SuiteConfig, cpu_multiplies_bf16, parse_config
 from experiments.errors import ExperimentError
+from experiments.stages.graph import job_of
+from experiments.stages.training_command import train_command
 
-ROOT = Path(__file__).resolve().parents[2]
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf/experiment").glob("*.yaml"))
 FILES = [
     f"data.{split}_{side}=x" for split in ("train", "dev", "test") for side in ("source", "target")
@@ -31,29 +33,34 @@ FILES = [
 COMPOSE = """
 import json, sys
 import msgspec
+import experiments.run
 from hydra import compose, initialize_config_dir
-from experiments.run import resolve
+from experiments.stages.graph import plan
+from experiments.stages.sweep import resolve
 
 with initialize_config_dir(sys.argv[1], version_base="1.3"):
     configs = [resolve(compose("suite", overrides=case)) for case in json.loads(sys.argv[2])]
-loaded = sorted({name.split(".")[0] for name in sys.modules})
-print(json.dumps({"configs": msgspec.to_builtins(configs), "modules": loaded}))
+plan([config for config in configs if config.data.name != "local"])
+print(json.dumps({"configs": msgspec.to_builtins(configs), "modules": sorted(sys.modules)}))
 """
 
 
-def run_python(*arguments: str) -> subprocess.CompletedProcess[str]:
+def run_python(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Python in `folder`, with this suite on its path."""
     return subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, cwd=ROOT, check=False
-    )
+        [sys.executable, *arguments],
+        capture_output=True, text=True, cwd=folder, check=False,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
 
 
 def compose_all(cases: list[list[str]]) -> dict[str, Any]:
-    done = run_python("-c", COMPOSE, str(ROOT / "conf"), json.dumps(cases))
+    done = run_python(ROOT, "-c", COMPOSE, str(ROOT / "conf"), json.dumps(cases))
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def composed() -> dict[str, Any]:
     cases = {
         "default": [],
@@ -67,21 +74,9 @@ def composed() -> dict[str, Any]:
     return {"modules": result["modules"], **dict(zip(cases, result["configs"], strict=True))}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def quickstart(composed: dict[str, Any]) -> SuiteConfig:
     return parse_config(composed["mha"])
-
-
-def changed(config: SuiteConfig, **values: Any) -> SuiteConfig:
-    """`config` with `section__key=value`, checked again."""
-    raw = msgspec.to_builtins(config)
-    for name, value in values.items():
-        *sections, key = name.split("__")
-        target = raw
-        for section in sections:
-            target = target[section]
-        target[key] = value
-    return parse_config(raw)
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -89,17 +84,25 @@ def test_every_experiment_composes_under_its_own_name(composed: dict[str, Any], 
     assert parse_config(composed[name]).experiment_name == name
 
 
-def test_composing_imports_neither_torch_nor_fairseq_nor_the_plugin(
+def test_composing_and_planning_import_no_torch_no_fairseq_and_nothing_that_works(
     composed: dict[str, Any],
 ) -> None:
-    assert "experiments" in composed["modules"]
-    assert not {"torch", "fairseq", "gqa_fairseq", "data_prep"} & set(composed["modules"])
+    modules = composed["modules"]
+    assert "experiments.run" in modules
+    assert not {"torch", "fairseq", "wandb"} & {name.split(".")[0] for name in modules}
+    plugin = {name for name in modules if name.split(".")[0] == "gqa_fairseq"}
+    assert plugin <= {"gqa_fairseq", *(f"gqa_fairseq.{n}" for n in ("architecture", "parity"))} | {
+        "gqa_fairseq.costs"
+    }
+    assert "data_prep.spec" in modules
+    assert not {"data_prep.pipeline", "data_prep.steps", "data_prep.transform"} & set(modules)
 
 
 def test_variants_differ_in_attention_only(composed: dict[str, Any]) -> None:
     mha, mqa = composed["mha"], composed["mqa"]
-    assert mha["attention"] == {"num_kv_heads": 8, "placement": "all"}
-    assert mqa["attention"] == {"num_kv_heads": 1, "placement": "all"}
+    unset = {"num_heads": None, "head_dim": None, "window": None, "d_ff": "matched"}
+    assert mha["attention"] == {"num_kv_heads": 8, "placement": "all", **unset}
+    assert mqa["attention"] == {"num_kv_heads": 1, "placement": "all", **unset}
     assert mha | {"attention": None} == mqa | {"attention": None}
 
 
@@ -115,63 +118,183 @@ def test_wmt14_is_decoded_with_both_penalties(composed: dict[str, Any]) -> None:
     [
         ("nonsense=1", "nonsense"),
         ("model.nonsense=1", "nonsense"),
-        ("+model.nonsense=1", "nonsense"),
         ("attention=gqa3", "gqa3"),
-        ("attention.num_kv_heads=3", "choose one of 1, 2, 4, 8"),
-        ("attention.num_kv_heads=16", "does not divide"),
-        ("train.max_updates=many", "train.max_updates"),
-        ("data=local", "data.train_source"),
-        ("decode=wmt14 decode.engine=stock", "decode.engine=stock has no gnmt length penalty"),
-        ("hardware=gpu1 hardware.devices=4", "hardware=cpu"),
     ],
 )
-def test_the_command_refuses_before_any_work(tmp_path: Path, override: str, words: str) -> None:
-    done = run_python(
-        "-m", "experiments.run", "experiment=quickstart", *override.split(),
-        f"paths.data={tmp_path}/data", f"paths.runs={tmp_path}/runs",
-    )  # fmt: skip
-    assert done.returncode in (1, 2)  # 1 is Hydra's own
+def test_hydra_refuses_what_is_unknown(tmp_path: Path, override: str, words: str) -> None:
+    done = run_python(tmp_path, "-m", "experiments.run", "experiment=quickstart", override)
+    assert done.returncode == 1
     assert words in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
 
 
-def test_a_sweep_is_refused_for_its_last_job(tmp_path: Path) -> None:
-    done = run_python(
-        "-m", "experiments.run", "-m", "experiment=quickstart", "attention.num_kv_heads=1,2,3",
-        f"paths.data={tmp_path}/data", f"paths.runs={tmp_path}/runs",
-    )  # fmt: skip
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        ("+model.nonsense=1", "config: model: Object contains unknown field `nonsense`"),
+        ("attention.placement=encoder", "config: attention.placement: Invalid enum value"),
+        ("data=local", "config: Missing mandatory value: train_source (set data.train_source=...)"),
+        ("data.name=nonsense", "data: no corpus is called 'nonsense': choose one of sample_en_de"),
+        ("hardware=gpu1 hardware.devices=4", "hardware.devices=4 GPUs are wanted"),
+        ("-m attention.num_kv_heads=1,2,3", "config: attention.num_kv_heads 3 does not divide"),
+        ("-m seed=1,4294967296", "config: seed: Expected `int` <= 4294967295"),
+    ],
+)
+def test_the_command_refuses_in_one_line_before_any_work(
+    tmp_path: Path, overrides: str, line: str
+) -> None:
+    """In a sweep for its last job as well."""
+    command = ["-m", "experiments.run", *overrides.split(), "experiment=quickstart"]
+    done = run_python(tmp_path, *command)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
-    assert done.stderr.startswith("error: config: attention.num_kv_heads=3 does not divide")
+    assert done.stderr.startswith(f"error: {line}")
+    assert done.stdout == ""
     assert not list(tmp_path.iterdir())
+
+
+INFINITE = float("inf")
+NO_NUMBER = float("nan")
 
 
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"model__d_model": 100}, "does not divide model.d_model=100"),
-        ({"data__max_pieces": 512}, "model.max_positions=512"),
-        ({"train__tokens_per_update": 200}, "longest sentence"),
-        ({"train__log_every_updates": 17}, "must divide"),
-        ({"train__validate_every_updates": 25}, "at most half"),
-        ({"hardware__devices": 2}, "hardware.devices"),
-        ({"hardware__nodes": 2}, "hardware.master=HOST:PORT"),
-        ({"hardware__master": "http://a"}, "hardware.master"),
-        ({"hardware__node_rank": 1}, "hardware.node_rank=1 must be below hardware.nodes=1"),
-        ({"train__average_checkpoints": 3}, "more than the 2 checkpoints"),
-        ({"train__dropout": 1.0}, "train.dropout"),
-        ({"benchmark__repeats": 2}, "benchmark.repeats"),
-        ({"decode__length_penalties": []}, "decode.length_penalties"),
-        ({"decode__length_penalties": ["gnmt", "gnmt"]}, "decode.length_penalties names one twice"),
-        ({"decode__length_penalties": ["other"]}, "decode.length_penalties"),
+        ({"model.d_model": 100}, "model.d_model 100 is not divisible by 8 heads"),
+        ({"attention.num_kv_heads": 3}, "choose one of 1, 2, 4, 8"),
+        ({"attention.num_kv_heads": 16}, "does not divide"),
+        ({"attention.num_heads": 4}, "attention.num_heads 4 .* not supported yet"),
+        ({"attention.head_dim": 16}, "attention.head_dim 16 .* not supported yet"),
+        ({"attention.window": 32}, "attention.window 32: .* not supported yet"),
+        ({"attention.placement": "encoder"}, r"attention\.placement: .*choose one of all, decoder"),
+        ({"attention.d_ff": "wide"}, r"attention\.d_ff: .*\(choose one of matched, kept\)"),
+        ({"hardware.device": "tpu"}, r"hardware\.device: .*\(choose one of cpu, cuda\)"),
+        ({"hardware.precision": "int8"}, r"\(choose one of fp32, fp16, bf16\)"),
+        ({"hardware.precision": "fp16"}, "fp16 needs a GPU .*choose fp32 or bf16"),
+        ({"tracking.mode": "yes"}, r"\(choose one of none, offline, online\)"),
+        ({"rerun": "all"}, r"rerun: .*\(choose one of prepare, train, evaluate, measure\)"),
+        ({"data.max_pieces": 512}, "model.max_positions=512"),
+        ({"data.source_lang": "de"}, "source_lang and target_lang are both de"),
+        ({"data.mirror": ""}, "data.mirror"),
+        ({"train.tokens_per_update": 200}, "longest sentence"),
+        ({"train.log_every_updates": 17}, "must divide"),
+        ({"train.validate_every_updates": 25}, "at most half"),
+        ({"train.average_checkpoints": 3}, "more than the 2 checkpoints"),
+        ({"train.dropout": 1.0}, "train.dropout"),
+        ({"train.learning_rate": INFINITE}, "train.learning_rate"),
+        ({"train.learning_rate": NO_NUMBER}, "train.learning_rate"),
+        ({"train.learning_rate": 0.0}, "train.learning_rate"),
+        ({"train.weight_decay": INFINITE}, "train.weight_decay"),
+        ({"train.weight_decay": NO_NUMBER}, "train.weight_decay"),
+        ({"train.dropout": NO_NUMBER}, "train.dropout"),
+        ({"train.max_updates": "many"}, "train.max_updates: Expected `int`"),
+        ({"seed": 2**32}, "seed: Expected `int` <= 4294967295"),
+        ({"seed": -1}, "seed: Expected `int` >= 0"),
+        ({"hardware.devices": 2}, "hardware.devices"),
+        ({"hardware.nodes": 2}, "hardware.master=HOST:PORT"),
+        ({"hardware.master": "http://a"}, "hardware.master"),
+        ({"hardware.node_rank": 1}, "hardware.node_rank=1 must be below hardware.nodes=1"),
+        ({"measure.repeats": 2}, "measure.repeats"),
+        ({"measure.shapes": [[128, 1]]}, "measure.shapes.*: Expected `int` >= 2"),
+        ({"measure.shapes": []}, "measure.shapes: Expected `array` of length >= 1"),
+        (
+            {"measure.shapes": [[128, 128], [64, 64], [128, 128]]},
+            r"measure.shapes has \[128, 128\] twice",
+        ),
+        ({"decode.length_penalties": []}, "decode.length_penalties"),
+        ({"decode.length_penalties": ["gnmt", "gnmt"]}, "decode.length_penalties names one twice"),
+        ({"decode.length_penalties": ["other"]}, r"\(choose one of fairseq, gnmt\)"),
+        (
+            {"decode.engine": "stock", "decode.length_penalties": ["fairseq", "gnmt"]},
+            "decode.engine=stock has no gnmt length penalty",
+        ),
+        ({"paths.runs": ""}, "paths.runs"),
+        ({"experiment_name": "../elsewhere"}, "experiment_name"),
     ],
 )
-def test_what_contradicts_itself_is_refused(
+def test_what_cannot_be_or_contradicts_itself_is_refused_in_one_line(
     quickstart: SuiteConfig, values: dict[str, Any], words: str
 ) -> None:
-    with pytest.raises(ExperimentError, match=words):
-        changed(quickstart, **values)
+    with pytest.raises(ExperimentError, match=words) as caught:
+        changed(quickstart, values)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith("config: ")
+
+
+def test_all_contradictions_are_named_at_once(quickstart: SuiteConfig) -> None:
+    with pytest.raises(ExperimentError) as caught:
+        changed(quickstart, {"train.max_updates": 20, "hardware.devices": 2})
+    message = str(caught.value)
+    assert "\n" not in message
+    for problem in (
+        "train.log_every_updates=25 must divide train.max_updates=20",
+        "train.log_every_updates=25 must be at most half of train.max_updates=20",
+        "train.warmup_updates=300 must be below train.max_updates=20",
+        "hardware.devices must be 1 on the CPU",
+    ):
+        assert message.count(problem) == 1
+
+
+def local(quickstart: SuiteConfig, **values: Any) -> SuiteConfig:
+    files = {f"data.{split}_{s}": "x" for split in ("dev", "test") for s in ("source", "target")}
+    train = {f"data.train_{side}": values.get(side, "x") for side in ("source", "target")}
+    return changed(quickstart, {"data.name": "local", **files, **train})
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda quickstart: local(quickstart, source=""), "train_source"),
+        (lambda quickstart: local(quickstart, source="no/such"), "no/such"),
+        (
+            lambda quickstart: changed(quickstart, {"data.name": "wmt15"}),
+            "choose one of sample_en_de, multi30k_en_de, wmt14_en_de, local",
+        ),
+        (lambda quickstart: changed(quickstart, {"data.target_lang": "fr"}), "target_lang=de"),
+        (lambda quickstart: changed(quickstart, {"data.train_source": "x"}), "train_source"),
+    ],
+)
+def test_text_that_cannot_be_used_is_refused_in_one_line(
+    quickstart: SuiteConfig, make: Any, words: str
+) -> None:
+    with pytest.raises(ExperimentError, match=words) as caught:
+        job_of(make(quickstart))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "known"),
+    [
+        ("fpu sse4_2 avx512f", False),
+        ("fpu avx512_bf16 sse4_2", True),
+        ("fpu amx_bf16", True),
+        ("fpu avx512_bf16_other", False),
+    ],
+)
+def test_a_cpu_says_whether_it_multiplies_bf16(tmp_path: Path, flags: str, known: bool) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(f"processor\t: 0\nmodel name\t: A CPU\nflags\t\t: {flags}\n")
+    assert cpu_multiplies_bf16(cpuinfo) == known
+
+
+def test_where_no_cpu_can_tell_bf16_is_not_refused(tmp_path: Path) -> None:
+    assert cpu_multiplies_bf16(tmp_path / "missing")
+    arm = tmp_path / "cpuinfo"
+    arm.write_text("processor\t: 0\nFeatures\t: fp asimd\n")
+    assert cpu_multiplies_bf16(arm)
+
+
+@pytest.mark.parametrize("multiplies", [False, True])
+def test_bf16_needs_a_cpu_that_multiplies_it(
+    quickstart: SuiteConfig, monkeypatch: pytest.MonkeyPatch, multiplies: bool
+) -> None:
+    monkeypatch.setattr(config_module, "cpu_multiplies_bf16", lambda: multiplies)
+    if multiplies:
+        assert changed(quickstart, {"hardware.precision": "bf16"}).hardware.precision == "bf16"
+    else:
+        with pytest.raises(ExperimentError, match=r"AVX512-BF16 or AMX.*\(choose fp32\)"):
+            changed(quickstart, {"hardware.precision": "bf16"})
 
 
 @given(
@@ -196,81 +319,39 @@ def test_accumulation_leaves_the_device_room_for_padding(
 @pytest.mark.parametrize(
     ("values", "variant"),
     [
-        ({"attention__num_kv_heads": 8}, "mha"),
-        ({"attention__num_kv_heads": 8, "attention__placement": "decoder"}, "mha"),
-        ({"attention__num_kv_heads": 2}, "gqa2"),
-        ({"attention__num_kv_heads": 1}, "mqa"),
-        ({"attention__num_kv_heads": 1, "attention__placement": "decoder"}, "mqa-dec"),
+        ({"attention.num_kv_heads": 8}, "mha"),
+        ({"attention.num_kv_heads": 8, "attention.placement": "decoder"}, "mha"),
+        ({"attention.num_kv_heads": 2}, "gqa2"),
+        ({"attention.num_kv_heads": 1}, "mqa"),
+        ({"attention.num_kv_heads": 1, "attention.placement": "decoder"}, "mqa-dec"),
+        ({"attention.num_kv_heads": 1, "attention.d_ff": "kept"}, "mqa-ff768"),
     ],
 )
 def test_the_variant_has_its_name(
     quickstart: SuiteConfig, values: dict[str, Any], variant: str
 ) -> None:
-    config = changed(quickstart, **values)
-    assert config.variant == variant
-    assert job_folder(config, "0123456789abcdef").path.name == f"{variant}-seed1-0123456789ab"
+    config = changed(quickstart, values)
+    assert config.architecture.name == variant
+    assert config.name == f"{variant}-seed1"
+    job = job_of(config)
+    assert job.folder == Path(f"outputs/runs/quickstart/{variant}-seed1-{job.id[:12]}")
 
 
-def test_the_id_changes_with_what_the_result_depends_on(quickstart: SuiteConfig) -> None:
-    base = job_id(quickstart, "data", "code")
-    assert base == job_id(quickstart, "data", "code")
-    others = [
-        job_id(quickstart, "other", "code"),
-        job_id(quickstart, "data", "other"),
-        job_id(changed(quickstart, seed=2), "data", "code"),
-        job_id(changed(quickstart, attention__num_kv_heads=4), "data", "code"),
-        job_id(changed(quickstart, train__learning_rate=0.1), "data", "code"),
-        job_id(changed(quickstart, decode__length_alpha=1.0), "data", "code"),
-        job_id(changed(quickstart, decode__length_penalties=["gnmt"]), "data", "code"),
-        job_id(changed(quickstart, hardware__precision="bf16"), "data", "code"),
-    ]
-    assert len({base, *others}) == 1 + len(others)
-
-
-@pytest.mark.parametrize(
-    "values",
-    [
-        {"force": True},
-        {"experiment_name": "other"},
-        {"paths__runs": "elsewhere"},
-        {"tracking__mode": "offline"},
-        {"data__mirror": "/somewhere"},
-        {"dry_run": True},
-        {"hardware__master": "first:29500"},
-    ],
-)
-def test_the_id_does_not_change_with_the_rest(
-    quickstart: SuiteConfig, values: dict[str, Any]
-) -> None:
-    assert job_id(changed(quickstart, **values), "d", "c") == job_id(quickstart, "d", "c")
-
-
-def test_the_scientific_config_is_all_but_names_folders_and_origins(
+def test_commands_of_two_variants_differ_in_heads_and_what_pays_for_them(
     quickstart: SuiteConfig,
 ) -> None:
-    kept = scientific_config(quickstart)
-    assert set(kept) == {
-        "attention", "model", "data", "train", "decode", "benchmark", "hardware", "seed",
-    }  # fmt: skip
-    assert set(kept["data"]) == {"name", "vocab_size", "max_pieces", "max_ratio"}
-
-
-def test_other_data_settings_go_to_another_folder(quickstart: SuiteConfig) -> None:
-    folder = data_folder(quickstart)
-    assert data_folder(changed(quickstart, data__mirror="/somewhere", seed=3)) == folder
-    assert data_folder(changed(quickstart, data__vocab_size=100)) != folder
-    assert data_folder(changed(quickstart, data__train_source="a.en")) != folder
-    assert data_folder(changed(quickstart, data__sources="table.json")) != folder
-
-
-def test_commands_of_two_variants_differ_in_kv_heads_only(quickstart: SuiteConfig) -> None:
-    mqa = changed(quickstart, attention__num_kv_heads=1)
+    mqa = changed(quickstart, {"attention.num_kv_heads": 1})
     one = train_command(quickstart, Path("bin"), Path("ck"))
     two = train_command(mqa, Path("bin"), Path("ck"))
     assert len(one) == len(two)
-    assert [(a, b) for a, b in zip(one, two, strict=True) if a != b] == [("8", "1")]
-    assert one[one.index("--num-kv-heads") + 1] == "8"
-    assert two[two.index("--num-kv-heads") + 1] == "1"
+    options = zip(pairwise(one), pairwise(two), strict=True)
+    differing = {a[0]: (a[1], b[1]) for a, b in options if a[1] != b[1]}
+    d_ff = str(mqa.architecture.decoder_d_ff)
+    assert differing == {
+        "--num-kv-heads": ("8", "1"),
+        "--encoder-ffn-embed-dim": ("768", d_ff),
+        "--decoder-ffn-embed-dim": ("768", d_ff),
+    }
 
 
 def test_the_command_says_what_the_config_says(composed: dict[str, Any]) -> None:
@@ -281,9 +362,11 @@ def test_the_command_says_what_the_config_says(composed: dict[str, Any]) -> None
     option = dict(pairwise(command))
     assert option["--user-dir"].endswith("gqa_fairseq")
     assert option["--task"] == "gqa_translation"
-    assert option["--mha-ffn-embed-dim"] == "768"
+    assert (option["--source-lang"], option["--target-lang"]) == ("en", "de")
     assert option["--save-dir"] == "job/checkpoints"
-    assert "--encoder-ffn-embed-dim" not in command  # derived by the plugin
+    # Nothing is left for the plugin to derive.
+    assert option["--encoder-ffn-embed-dim"] == option["--decoder-ffn-embed-dim"] == "768"
+    assert "--mha-ffn-embed-dim" not in command
     assert "--bf16" in command
     assert "--cpu" not in command
     assert option["--distributed-world-size"] == "1"

@@ -1,8 +1,8 @@
 """Loss and scores against their definitions; held-out lines are counted, fit, or are refused."""
 
 import hashlib
-import json
 import math
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +10,27 @@ import msgspec
 import pytest
 import sentencepiece
 import torch
-from experiments.corpus import check_lengths, read_data_info, read_lines, read_subsets
-from experiments.layout import DataFolder
 from fairseq.data import LanguagePairDataset
 from fairseq.models import BaseFairseqModel
 from fairseq.sequence_generator import SequenceGenerator
 from plugin_models import build, dictionary, randomize, task
-from sacrebleu.metrics import BLEU
+from sacrebleu.metrics import BLEU, CHRF
 
-from experiments.config import DecodeConfig, ModelConfig
+from data_prep.spec import DataSpec, Manifest, SplitCounts, Subset
+from experiments.config import DecodeConfig
 from experiments.errors import ExperimentError
-from experiments.evaluate import batches, nll_nats, score_file, searches, translate
+from experiments.metrics import METRICS
+from experiments.stages import corpus
+from experiments.stages.corpus import (
+    check_lengths,
+    prepare_command,
+    prepare_data,
+    read_lines,
+    read_subsets,
+)
+from experiments.stages.evaluation import batches, nll_nats, score_lines, searches, translate
+from experiments.stages.folders import DataFolder
+from experiments.stages.graph import Stage
 
 
 def dataset(lengths: list[tuple[int, int]]) -> LanguagePairDataset:
@@ -62,67 +72,76 @@ def test_batches_hold_every_sentence_once() -> None:
     assert sorted(found) == list(range(11))
 
 
-def test_scores_are_sacrebleus_with_their_signatures(tmp_path: Path) -> None:
+def test_scores_are_sacrebleus_with_their_signatures() -> None:
     references = ["Das ist ein Test .", "Öffnen Sie die Datei!", "", "Zeile\u2028mit Trenner"]
     hypotheses = ["Das ist der Test .", "Öffnen Sie eine Datei!", "", "Zeile\u2028mit Trenner"]
-    path = tmp_path / "test.greedy.de"
-    path.write_text("".join(f"{line}\n" for line in hypotheses), encoding="utf-8")
-    bleu_13a, bleu_intl, chrf = score_file(path, references, {"test": range(4)})
+    found = score_lines(hypotheses, references, {"test": range(4)}, "de")
+    bleu_13a, bleu_intl, chrf = found.scores
     metric = BLEU(tokenize="13a")
-    assert bleu_13a["value_0_100"] == metric.corpus_score(hypotheses, [references]).score
+    assert bleu_13a["value"] == metric.corpus_score(hypotheses, [references]).score
     assert bleu_13a["signature"] == str(metric.get_signature())
     assert "tok:intl" in bleu_intl["signature"]
-    assert chrf["metric"] == "chrf"
+    assert [score["metric"] for score in found.scores] == ["bleu", "bleu_intl", "chrf"]
+    expected = CHRF()
+    assert chrf["value"] == expected.corpus_score(hypotheses, [references]).score
+    assert chrf["signature"] == str(expected.get_signature())
     assert (bleu_13a["split"], bleu_13a["lines"]) == ("test", 4)
-    assert bleu_13a["hypotheses_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    text = "".join(f"{line}\n" for line in hypotheses).encode("utf-8")
+    assert bleu_13a["hypotheses_sha256"] == hashlib.sha256(text).hexdigest()
 
 
-def test_a_missing_hypothesis_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "test.greedy.de"
-    path.write_text("one\n", encoding="utf-8")
-    with pytest.raises(ExperimentError, match="1 lines for 2 references"):
-        score_file(path, ["one", "two"], {"test": range(2)})
+def test_every_metrics_counts_of_every_line_come_with_the_scores() -> None:
+    references, hypotheses = ["a b c d e", "f g h"], ["a b c d x", "f g"]
+    found = score_lines(hypotheses, references, {"test": [0, 1], "test_filtered": [1]}, "de")
+    assert [counts.metric for counts in found.counts] == list(METRICS)
+    for counts in found.counts:
+        assert len(counts.lines) == 2
+        assert {s["signature"] for s in found.scores if s["metric"] == counts.metric} == {
+            counts.signature
+        }
 
 
-def test_a_subset_is_scored_on_its_lines_of_the_same_file(tmp_path: Path) -> None:
+def test_a_missing_hypothesis_is_refused() -> None:
+    with pytest.raises(ExperimentError, match="1 translations for 2 references"):
+        score_lines(["one"], ["one", "two"], {"test": range(2)}, "de")
+
+
+def test_a_subset_is_scored_on_its_lines_of_the_same_file() -> None:
     references = ["Das ist ein Test .", "Öffnen Sie die Datei!", "Und noch eine", "Ende gut"]
     hypotheses = ["Das ist der Test .", "Öffnen Sie eine Datei!", "Ganz anders", "Ende gut"]
-    path = tmp_path / "test.beam4.de"
-    path.write_text("".join(f"{line}\n" for line in hypotheses), encoding="utf-8")
-    scores = score_file(path, references, {"test": range(4), "test_filtered": [3, 0, 1]})
-    assert [score["split"] for score in scores] == ["test"] * 3 + ["test_filtered"] * 3
+    parts = {"test": range(4), "test_filtered": [3, 0, 1]}
+    scores = score_lines(hypotheses, references, parts, "de").scores
+    assert [score["split"] for score in scores] == ["test", "test_filtered"] * 3
     assert len({score["hypotheses_sha256"] for score in scores}) == 1
     kept = (0, 1, 3)
     expected = BLEU(tokenize="intl").corpus_score(
         [hypotheses[i] for i in kept], [[references[i] for i in kept]]
     )
-    assert scores[4]["value_0_100"] == expected.score
-    assert scores[4]["lines"] == 3
-    assert scores[1]["value_0_100"] != expected.score
+    on_all, on_some = (score for score in scores if score["metric"] == "bleu_intl")
+    assert on_some["value"] == expected.score
+    assert on_some["lines"] == 3
+    assert on_all["value"] != expected.score
 
 
 def manifest_of(folder: Path, text: str, lines: int) -> DataFolder:
+    """A data folder whose test has a subset of `lines` lines, numbered in `text`."""
     (folder / "text").mkdir()
     (folder / "text/test.filtered.lines").write_text(text, encoding="utf-8")
-    subset = {"file": "text/test.filtered.lines", "lines": lines}
-    manifest = {
-        "name": "wmt14_en_de", "source_lang": "en", "target_lang": "de", "vocab_size": 9,
-        "checksum": "0" * 64, "files": {}, "overlap": {}, "subsets": {"filtered": subset},
-        "splits": {
-            split: {"read": 5, "kept": 5, "dropped": {}} for split in ("train", "dev", "test")
-        },
-        "note": "synthetic",
-    }  # fmt: skip
-    (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
-    return DataFolder(folder)
+    counts = SplitCounts(read=5, kept=5, dropped={}, source_pieces=9, target_pieces=9)
+    manifest = Manifest(
+        name="wmt14_en_de", source_lang="en", target_lang="de", licence="", vocab_size=9,
+        max_pieces=9, max_ratio=1.5, request="1" * 64, inputs={}, overlap={},
+        splits=dict.fromkeys(("train", "dev", "test"), counts),
+        subsets={"filtered": Subset(file="text/test.filtered.lines", lines=lines)},
+        note="synthetic", files={}, checksum="0" * 64, versions={},
+    )  # fmt: skip
+    (folder / "manifest.json").write_bytes(msgspec.json.encode(manifest))
+    return DataFolder(folder, "en", "de")
 
 
 def test_the_manifests_subsets(tmp_path: Path) -> None:
     data = manifest_of(tmp_path, "5\n1\n3\n", 3)
     assert read_subsets(data, test_lines=5) == {"test_filtered": [4, 0, 2]}
-    info = read_data_info(data.manifest)
-    assert info.subsets == {"test_filtered": 3}
-    assert info.note == "synthetic"
 
 
 @pytest.mark.parametrize("text", ["1\n3\n", "1\n3\n6\n", "0\n1\n3\n", "1\n3\n3\n", "1\n2\nx\n"])
@@ -132,10 +151,57 @@ def test_a_subset_that_is_not_the_manifests_is_refused(tmp_path: Path, text: str
         read_subsets(data, test_lines=5)
 
 
-def test_a_subset_without_lines_is_refused_before_any_work(tmp_path: Path) -> None:
-    data = manifest_of(tmp_path, "", 0)
+def prepare_stage(folder: Path) -> Stage:
+    return Stage(
+        name="prepare", inputs={}, parents=(), label="wmt14_en_de", folder_of_kind=folder
+    )  # fmt: skip
+
+
+def test_a_subset_without_lines_is_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = prepare_stage(tmp_path)
+    stage.folder.mkdir()
+    manifest_of(stage.folder, "", 0)
+    monkeypatch.setattr(corpus, "_run_once", lambda command: 0)  # its data is prepared
+    config: Any = Namespace(data=DataSpec(name="wmt14_en_de", vocab_size=9))
     with pytest.raises(ExperimentError, match="no line of test is in filtered"):
-        read_data_info(data.manifest)
+        prepare_data(config, stage)
+
+
+def test_data_that_cannot_be_prepared_is_an_error_and_no_exit(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Its command says why; the jobs that need other data go on."""
+    config: Any = Namespace(data=DataSpec(name="multi30k_en_de", vocab_size=9, mirror="/no/such"))
+    with pytest.raises(ExperimentError, match="the data could not be prepared"):
+        prepare_data(config, prepare_stage(tmp_path))
+    printed = capfd.readouterr().err
+    assert "/no/such" in printed
+    # Other jobs of the sweep that need it are not kept waiting by another try.
+    with pytest.raises(ExperimentError, match="the data could not be prepared"):
+        prepare_data(config, prepare_stage(tmp_path))
+    assert capfd.readouterr().err == ""
+
+
+def test_the_command_of_data_prep_names_every_setting() -> None:
+    spec = DataSpec(
+        name="wmt14_en_de", source_lang="de", target_lang="en", vocab_size=11, max_pieces=12,
+        max_ratio=2.5, mirror="a folder", sources="table.json",
+    )  # fmt: skip
+    command = prepare_command(spec, Path("out"))
+    assert command[1:6] == ["-m", "data_prep", "wmt14_en_de", "--out", "out"]
+    assert dict(zip(command[6::2], command[7::2], strict=True)) == {
+        "--source-lang": "de", "--target-lang": "en", "--vocab-size": "11", "--max-pieces": "12",
+        "--max-ratio": "2.5", "--mirror": "a folder", "--sources": "table.json",
+    }  # fmt: skip
+
+
+def test_other_data_than_a_model_learned_is_refused(tmp_path: Path) -> None:
+    data = manifest_of(tmp_path, "1\n", 1)
+    data.check("0" * 64, "train mqa-seed1-0")
+    with pytest.raises(ExperimentError, match="train mqa-seed1-0 was made with 111111111111"):
+        data.check("1" * 64, "train mqa-seed1-0")
 
 
 def decode_config(**changes: Any) -> DecodeConfig:
@@ -211,7 +277,7 @@ def test_no_penalty_changes_a_greedy_translation() -> None:
 
 
 def test_a_held_out_line_without_positions_is_refused(tmp_path: Path) -> None:
-    data = DataFolder(tmp_path)
+    data = DataFolder(tmp_path, "en", "de")
     (tmp_path / "text").mkdir()
     text = [f"a b c d {n}" for n in range(50)]
     for split in ("dev", "test"):
@@ -224,14 +290,9 @@ def test_a_held_out_line_without_positions_is_refused(tmp_path: Path) -> None:
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(data.pieces_model))
     long_line = "a b c d " * 30
     needed = len(pieces.encode(long_line)) + 1
-    model = ModelConfig(
-        num_heads=2, d_model=8, encoder_layers=1, decoder_layers=1, mha_d_ff=8, bias=False,
-        norm_before=True, max_positions=needed,
-    )  # fmt: skip
     data.text("test", "de").write_text(long_line * 9 + "\n", encoding="utf-8")  # only compared
     data.text("test", "en").write_text(f"a b\n{long_line}\n", encoding="utf-8")
     assert read_lines(data.text("test", "en")) == ["a b", long_line]
-    check_lengths(model, data)
-    shorter = msgspec.structs.replace(model, max_positions=needed - 1)
+    check_lengths(needed, data)
     with pytest.raises(ExperimentError, match=f"test.en, line 2: {needed} tokens"):
-        check_lengths(shorter, data)
+        check_lengths(needed - 1, data)

@@ -1,19 +1,27 @@
-"""fairseq's own log lines, read into the training curve: nats, real tokens, resumes, timing."""
+"""fairseq's own log lines, read into the training curve: nats, real tokens, resumes, timing.
+
+And what a training comes to: a model, or a divergence, which is a result as well.
+"""
 
 import math
+from pathlib import Path
 
 import msgspec
 import pytest
-from experiments.train import (
-    TrainUpdates,
-    Validation,
-    off_target,
-    parse_line,
-    read_curve,
-    us_per_target_token,
-)
 
 from experiments.progress import in_words
+from experiments.records.record import Diverged
+from experiments.records.storage import decode_json
+from experiments.stages.training import off_target
+from experiments.stages.training_log import (
+    TrainUpdates,
+    Validation,
+    divergence,
+    parse_line,
+    read_curve,
+    read_events,
+    us_per_target_token,
+)
 
 # As fairseq wrote them.
 TRAIN_LINE = (
@@ -66,7 +74,7 @@ def test_a_validation_line() -> None:
     assert parse_line(VALID_LINE) == validation(10, 7.244 * math.log(2))
 
 
-@pytest.mark.parametrize("line", OTHER_LINES)
+@pytest.mark.parametrize("line", [*OTHER_LINES, TRAIN_LINE[:80], TRAIN_LINE[:80] + TRAIN_LINE])
 def test_other_lines_say_nothing(line: str) -> None:
     assert parse_line(line) is None
 
@@ -119,9 +127,24 @@ def test_time_per_token_leaves_out_first_updates_validations_and_resumes() -> No
     assert us_per_target_token(events, log_every=5) == pytest.approx(1e6 * 2.0 / 1500)
 
 
-def test_a_log_without_clean_intervals_is_refused() -> None:
+def test_a_log_without_clean_intervals_is_timed_as_a_whole() -> None:
+    events = [updates(5, rate=500.0), validation(5), updates(10, rate=1000.0)]
+    # 500 tokens in 1 s and 500 in 0.5 s
+    assert us_per_target_token(events, log_every=5) == pytest.approx(1e6 * 1.5 / 1000)
+
+
+def test_the_very_first_update_has_no_rate() -> None:
+    """fairseq writes 0 tokens a second for it, and every update has a line of its own here."""
+    events = [updates(1, rate=0.0), validation(1), updates(2, rate=1000.0)]
+    assert us_per_target_token(events, log_every=1) == pytest.approx(1000.0)
+    resumed = msgspec.structs.replace(updates(3, rate=0.0), wall_s=0.0)
+    assert [point.wall_s for point in read_curve([*events, resumed])] == [1.0, 2.0, 2.0]
+
+
+@pytest.mark.parametrize("events", [[], [validation(5)], [updates(1, rate=0.0)]])
+def test_a_log_without_updates_is_refused(events: list[TrainUpdates | Validation]) -> None:
     with pytest.raises(ValueError, match="no updates"):
-        us_per_target_token([updates(5), validation(5), updates(10)], log_every=5)
+        us_per_target_token(events, log_every=5)
 
 
 @pytest.mark.parametrize(
@@ -130,3 +153,69 @@ def test_a_log_without_clean_intervals_is_refused() -> None:
 )
 def test_the_time_left_in_words(seconds: float, words: str) -> None:
     assert in_words(seconds) == words
+
+
+def test_a_log_is_read_from_its_file_and_may_be_missing(tmp_path: Path) -> None:
+    log = tmp_path / "train.log"
+    assert read_events(log) == []
+    assert divergence(log) is None
+    # A separator of text is no end of a line; a byte that is no text stands in no event.
+    other = "a\u2028b | INFO | other".encode() + b"\xff"
+    log.write_bytes(b"\n".join([*map(str.encode, [TRAIN_LINE, VALID_LINE]), other, b""]))
+    assert read_events(log) == [parse_line(TRAIN_LINE), parse_line(VALID_LINE)]
+    assert divergence(log) is None
+
+
+STOPPED = [
+    "Traceback (most recent call last):",
+    '  File "trainer.py", line 1, in train_step',
+    "FloatingPointError: Minimum loss scale reached (0.0001).",
+]
+
+
+def diverged_log(tmp_path: Path, lines: list[str]) -> Path:
+    log = tmp_path / "train.log"
+    log.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return log
+
+
+@pytest.mark.parametrize(
+    ("lines", "reason"),
+    [
+        ([TRAIN_LINE, *STOPPED], "Minimum loss scale reached (0.0001)."),
+        ([TRAIN_LINE, *STOPPED, "", ""], "Minimum loss scale reached (0.0001)."),
+        (STOPPED, "Minimum loss scale reached (0.0001)."),
+        ([TRAIN_LINE.replace("7.091", "nan"), TRAIN_LINE], "the loss at update 10 is nan"),
+        ([VALID_LINE.replace("7.244", "inf")], "the loss at update 10 is inf"),
+        # It went on after that: another error ended it, or nothing did.
+        ([*STOPPED, TRAIN_LINE], None),
+        ([TRAIN_LINE, "RuntimeError: a FloatingPointError: is only told of"], None),
+        ([TRAIN_LINE, "torch.OutOfMemoryError: CUDA out of memory."], None),
+        ([], None),
+    ],
+)
+def test_a_training_diverged_when_its_numbers_are_none(
+    tmp_path: Path, lines: list[str], reason: str | None
+) -> None:
+    assert divergence(diverged_log(tmp_path, lines)) == reason
+
+
+def test_a_diverged_curve_has_no_points_that_are_no_numbers() -> None:
+    nan = math.nan
+    curve = read_curve(
+        [
+            updates(5),
+            validation(5, nan),
+            msgspec.structs.replace(updates(10), nll_nats_per_token=nan),
+            msgspec.structs.replace(updates(15), nll_nats_per_token=math.inf),
+        ]
+    )
+    assert [point.update for point in curve] == [5]
+    assert curve[0].dev_nll_nats_per_token is None
+    result = Diverged(after_update=5, reason="the loss at update 10 is nan", curve=curve)
+    raw = msgspec.json.encode(result)
+    assert decode_json(raw, Diverged, Path("result.json")) == result
+    early = Diverged(after_update=0, reason="x", curve=[])
+    assert early.curve == []
+    with pytest.raises(ValueError, match="curve goes beyond"):
+        Diverged(after_update=4, reason="x", curve=curve)

@@ -1,0 +1,350 @@
+"""A job goes through its stages: what is done is used, and an outcome says how it ended.
+
+The stages are finished ones that lie in their folders, or fail in processes of their own.
+"""
+
+import shutil
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+from data_prep_corpus import write_local_files
+from finished_stages import (
+    CHECKSUM,
+    HYPOTHESES,
+    diverge,
+    finish_data,
+    finish_evaluation,
+    finish_training,
+)
+from hydra import compose, initialize_config_dir
+from suite_configs import ROOT, changed, compose_config
+
+from experiments.config import SuiteConfig, parse_config
+from experiments.errors import ExperimentError
+from experiments.records.hypotheses import hypotheses_digest, read_hypotheses
+from experiments.records.record import Diverged, Finished, Record, read_records
+from experiments.records.storage import read_json
+from experiments.stages import sweep
+from experiments.stages.folders import RESULT_NAME, JobFolder
+from experiments.stages.graph import Job, job_of, plan
+from experiments.stages.job import run_job
+from experiments.stages.outcome import Outcome
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> SuiteConfig:
+    """A job of real text, whose data is prepared once for all tests."""
+    folder = tmp_path_factory.mktemp("prepared")
+    spec = write_local_files(folder / "text")
+    sides = [f"{split}_{s}" for split in ("train", "dev", "test") for s in ("source", "target")]
+    config = compose_config(
+        "experiment=smoke",
+        "hardware.threads=1",
+        *(f"data.{side}={getattr(spec, side)}" for side in sides),
+        f"paths.data={folder}/data",
+    )
+    finish_data(job_of(config))
+    return config
+
+
+@pytest.fixture
+def config(prepared: SuiteConfig, tmp_path: Path) -> SuiteConfig:
+    folders = ("stages", "runs", "measurements", "report")
+    return changed(prepared, {f"paths.{name}": f"{tmp_path}/outputs/{name}" for name in folders})
+
+
+@pytest.fixture
+def job(config: SuiteConfig) -> Job:
+    return job_of(config)
+
+
+@pytest.fixture
+def finished(job: Job) -> Job:
+    """All of its stages are finished; it has no record yet."""
+    finish_training(job)
+    finish_evaluation(job)
+    return job
+
+
+def record_of(job: Job) -> Record:
+    [record] = read_records(Path(job.config.paths.runs))
+    assert record == JobFolder(job.folder).record()
+    return record
+
+
+def outcome_of(job: Job) -> Outcome:
+    return read_json(JobFolder(job.folder).outcome_path, Outcome)
+
+
+def test_finished_stages_make_a_record(finished: Job) -> None:
+    outcome = run_job(finished)
+    assert outcome == outcome_of(finished) == Outcome(job=finished.name, status="done")
+    assert outcome.has_model
+    record = record_of(finished)
+    assert isinstance(record.result, Finished)
+    assert parse_config(record.config) == finished.config
+    assert record.name == finished.name == finished.folder.name
+    assert record.architecture == finished.config.architecture
+    assert record.commands["train"][0] == "fairseq-train"
+    assert record.data.checksum == CHECKSUM
+    assert [(stage.name, stage.key) for stage in record.stages] == [
+        ("train", finished.train.key),
+        ("evaluate", finished.evaluate.key),
+    ]
+    assert record.job.id == finished.evaluate.key
+    assert record.job.wall_s == 7.0 + 7.0
+
+
+def test_translations_lie_with_the_record(finished: Job) -> None:
+    folder = JobFolder(finished.folder)
+    stale = folder.hypotheses / "stale.txt.xz"
+    stale.parent.mkdir(parents=True)
+    stale.touch()
+    run_job(finished)
+    digest = hypotheses_digest(HYPOTHESES.lines)
+    assert {score.hypotheses_sha256 for score in record_of(finished).evaluation.scores} == {digest}
+    assert read_hypotheses(folder.hypotheses, digest) == HYPOTHESES
+    assert not stale.exists()
+
+
+def test_a_job_with_its_record_is_skipped(
+    finished: Job, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_job(finished)
+    before = JobFolder(finished.folder).record_path.read_bytes()
+    capsys.readouterr()
+    # Its stages may be gone: the record is all that is left of many a job.
+    shutil.rmtree(finished.config.paths.stages)
+    assert run_job(finished) == Outcome(job=finished.name, status="skipped")
+    assert JobFolder(finished.folder).record_path.read_bytes() == before
+    assert f"{finished.name}: has its record, skipped\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("left", ["", '{"schema_version": 2', '{"schema_version": 1}'])
+def test_a_record_that_cannot_be_read_is_made_again(
+    finished: Job, capsys: pytest.CaptureFixture[str], left: str
+) -> None:
+    run_job(finished)
+    record, path = record_of(finished), JobFolder(finished.folder).record_path
+    path.write_text(left, encoding="utf-8")
+    capsys.readouterr()
+    assert run_job(finished).status == "done"
+    assert record_of(finished) == record
+    printed = capsys.readouterr().err
+    assert printed.count(f"{path}: ") == 1
+    assert "it is made again" in printed
+
+
+def test_a_diverged_training_is_a_result(job: Job) -> None:
+    diverged = diverge(job)
+    expected = Outcome(job=job.name, status="diverged", message="training diverged after update 0")
+    for _ in range(2):  # and stays one
+        assert run_job(job) == outcome_of(job) == expected
+        record = record_of(job)
+        assert record.result == diverged
+        assert isinstance(record.result, Diverged)
+        assert [stage.name for stage in record.stages] == ["train"]
+    assert not expected.has_model
+    assert not job.evaluate.folder.exists()
+    with pytest.raises(ExperimentError, match="diverged after update 0, so it has no model"):
+        JobFolder(job.folder).checkpoint()
+
+
+def test_a_stage_that_fails_is_an_outcome_and_what_was_done_stays(job: Job) -> None:
+    """The checkpoint here is none, which the evaluation's own process says."""
+    finish_training(job)
+    outcome = run_job(job)
+    assert outcome == outcome_of(job)
+    assert outcome.status == "failed"
+    assert outcome.message.startswith("evaluate failed: ")
+    assert "\n" not in outcome.message
+    assert read_records(Path(job.config.paths.runs)) == []
+    assert (job.train.folder / RESULT_NAME).exists()
+    finish_evaluation(job)
+    assert run_job(job).status == "done"
+
+
+def test_data_that_cannot_be_prepared_fails_its_own_job_alone(
+    config: SuiteConfig, finished: Job, capfd: pytest.CaptureFixture[str]
+) -> None:
+    other = job_of(changed(config, {"data.vocab_size": 201}))
+    other.prepare.folder.mkdir(parents=True)
+    (other.prepare.folder / "a file of the user's").touch()
+    [first, second] = [run_job(job) for job in (other, finished)]
+    assert first.status == "failed"
+    assert first.message == "the data could not be prepared: its message is above"
+    assert second.status == "done"
+    assert "holds other files" in capfd.readouterr().err
+
+
+def test_a_fault_of_the_code_fails_the_job_with_its_traceback(
+    finished: Job, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(finished.evaluate.folder / "hypotheses")  # which no stage leaves like this
+    outcome = run_job(finished)
+    assert outcome.status == "failed"
+    assert outcome.message.startswith("FileNotFoundError: ")
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_model_of_other_data_is_refused(job: Job) -> None:
+    finish_training(job, data_checksum="1" * 64)
+    finish_evaluation(job)
+    outcome = run_job(job)
+    assert outcome.status == "failed"
+    assert f"train {job.train.folder.name} was made with 111111111111" in outcome.message
+    assert read_records(Path(job.config.paths.runs)) == []
+
+
+def test_a_runs_folder_that_cannot_be_written_is_an_outcome(finished: Job) -> None:
+    Path(finished.config.paths.runs).write_text("a file", encoding="utf-8")
+    outcome = run_job(finished)
+    assert outcome.status == "failed"
+    assert "cannot be written" in outcome.message
+
+
+def test_outputs_can_be_moved(
+    config: SuiteConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finished = with_own_data(config, tmp_path)
+    run_job(finished)
+    inside = JobFolder(finished.folder)
+    checkpoint, binarized = inside.checkpoint(), inside.data().binarized
+    assert checkpoint == finished.train.folder / "checkpoints/checkpoint_last.pt"
+    assert binarized == finished.prepare.folder / "bin"
+    (tmp_path / "outputs").rename(tmp_path / "moved")
+    relative = finished.folder.relative_to(tmp_path / "outputs")
+    moved = JobFolder(tmp_path / "moved" / relative)
+    monkeypatch.chdir(moved.path)
+    for folder in (moved, JobFolder(Path("."))):
+        assert folder.checkpoint() == tmp_path / "moved" / checkpoint.relative_to(
+            tmp_path / "outputs"
+        )
+        assert folder.data().binarized.is_dir()
+        assert folder.config() == finished.config
+
+
+def with_own_data(config: SuiteConfig, folder: Path) -> Job:
+    """A job whose stages are finished, its data among them."""
+    shutil.copytree(config.paths.data, folder / "outputs/data")
+    job = job_of(changed(config, {"paths.data": f"{folder}/outputs/data"}))
+    finish_training(job)
+    finish_evaluation(job)
+    return job
+
+
+def test_commands_on_a_job_refuse_other_data(config: SuiteConfig, tmp_path: Path) -> None:
+    finished = with_own_data(config, tmp_path)
+    run_job(finished)
+    manifest = finished.prepare.folder / "manifest.json"
+    manifest.write_text(manifest.read_text().replace(CHECKSUM, "1" * 64))
+    with pytest.raises(ExperimentError, match="this data has the checksum 111111111111"):
+        JobFolder(finished.folder).data()
+
+
+def test_what_is_no_jobs_folder_is_refused(tmp_path: Path) -> None:
+    for ask in (JobFolder(tmp_path).model, JobFolder(tmp_path).data, JobFolder(tmp_path).config):
+        with pytest.raises(ExperimentError) as caught:
+            ask()
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("rerun", "kept"),
+    [
+        (None, {"train", "evaluate", "record"}),
+        ("measure", {"train", "evaluate", "record"}),
+        ("evaluate", {"train"}),
+        ("train", set()),
+    ],
+)
+def test_rerun_forgets_a_stage_and_what_depends_on_it(
+    finished: Job, rerun: str | None, kept: set[str]
+) -> None:
+    run_job(finished)
+    _, stages = plan([finished.config])
+    results = {stage.name: stage.folder / RESULT_NAME for stage in stages}
+    results["measure"].parent.mkdir(parents=True)
+    results["measure"].touch()
+    jobs = sweep.start([changed(finished.config, {"rerun": rerun})])
+    assert [job.id for job in jobs] == [finished.id]
+    folder = JobFolder(finished.folder)
+    results["record"] = folder.record_path
+    assert {n for n in ("train", "evaluate", "record") if results[n].exists()} == kept
+    assert results["measure"].exists() == (rerun is None)
+    assert (finished.prepare.folder / "manifest.json").exists()
+    assert not folder.outcome_path.exists()  # of the last time
+
+
+def test_evaluating_again_trains_no_model(finished: Job) -> None:
+    run_job(finished)
+    before = record_of(finished)
+    [job] = sweep.start([changed(finished.config, {"rerun": "evaluate"})])
+    finish_evaluation(finished, nll=4.9)
+    assert run_job(job).status == "done"
+    after = record_of(finished)
+    assert after.training == before.training
+    assert after.evaluation.dev_nll_nats_per_token == 4.9
+
+
+def test_a_sweep_ends_with_an_error_where_a_job_failed_or_left_no_outcome(job: Job) -> None:
+    with pytest.raises(SystemExit) as ended:
+        sweep.finish([job], is_sweep=True)
+    assert ended.value.code == 2
+    assert sweep.read_outcome(job) == Outcome(
+        job=job.name, status="failed", message="it left no outcome"
+    )
+
+
+def test_a_sweep_whose_jobs_diverged_has_nothing_to_measure_and_no_error(job: Job) -> None:
+    diverge(job)
+    run_job(job)
+    sweep.finish([job], is_sweep=True)
+    assert not Path(job.config.paths.measurements).exists()
+
+
+def test_what_fails_around_the_jobs_ends_the_process(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Hydra would print a warning, and the command would end with 0."""
+    runs = tmp_path / "runs"
+    runs.write_text("a file", encoding="utf-8")
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = compose("suite", overrides=["experiment=quickstart", f"paths.runs={runs}"])
+    with pytest.raises(SystemExit) as ended:
+        sweep.SweepCallback().on_run_start(config)
+    assert ended.value.code == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ")
+    assert str(runs) in printed
+    assert printed.count("\n") == 1
+    with pytest.raises(SystemExit) as ended:
+        sweep.SweepCallback().on_run_end(config)  # without its start: a fault of the code
+    assert ended.value.code == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_the_screen_sums_up_a_job(finished: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    run_job(finished)
+    [last] = capsys.readouterr().err.strip().splitlines()[-1:]
+    assert last == (
+        f"{finished.name}: dev 5.100 nats/token, test BLEU 12.5 (greedy), 12.5 (beam4); "
+        f"{JobFolder(finished.folder).record_path}"
+    )
+
+
+def test_a_language_whose_tokenizer_is_missing_is_refused_before_any_work(
+    config: SuiteConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "MeCab", None)
+    monkeypatch.delitem(sys.modules, "sacrebleu.tokenizers.tokenizer_ja_mecab", raising=False)
+    with pytest.raises(ExperimentError, match=r"pip install 'sacrebleu\[ja\]'"):
+        sweep.start([config, changed(config, {"data.target_lang": "ja"})])
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_an_outcome_is_strict() -> None:
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.json.decode(b'{"job": "x", "status": "lost"}', type=Outcome)

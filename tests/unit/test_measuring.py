@@ -1,0 +1,96 @@
+"""What a sweep asks to be measured: each architecture once, with the jobs whose speed it is."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+from data_prep_corpus import write_local_files
+from finished_stages import finish_data, finish_evaluation, finish_training
+from suite_configs import changed, compose_config
+
+from experiments.config import SuiteConfig
+from experiments.errors import ExperimentError
+from experiments.measure.request import Request, check_request
+from experiments.stages.graph import Job, plan
+from experiments.stages.job import run_job
+from experiments.stages.measuring import contender, measure_request
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> SuiteConfig:
+    folder = tmp_path_factory.mktemp("outputs")
+    spec = write_local_files(folder / "text")
+    sides = [f"{split}_{s}" for split in ("train", "dev", "test") for s in ("source", "target")]
+    return compose_config(
+        "experiment=smoke",
+        "hardware.threads=1",
+        "measure.shapes=[[16,16],[32,8]]",
+        *(f"data.{side}={getattr(spec, side)}" for side in sides),
+        *(f"paths.{name}={folder}/{name}" for name in ("data", "stages", "runs")),
+    )
+
+
+@pytest.fixture(scope="module")
+def jobs(config: SuiteConfig) -> list[Job]:
+    """MHA and MQA, two seeds each, trained and evaluated."""
+    jobs, _ = plan(
+        changed(config, {"attention.num_kv_heads": heads, "seed": seed})
+        for heads in (4, 1)
+        for seed in (1, 2)
+    )
+    finish_data(jobs[0])
+    for job in jobs:
+        finish_training(job)
+        finish_evaluation(job)
+        assert run_job(job).status == "done"
+    return jobs
+
+
+def test_a_contender_is_a_jobs_model_with_its_engine(jobs: list[Job]) -> None:
+    job = jobs[2]
+    found = contender(job)
+    assert found.name == "mqa, gqa"
+    assert found.architecture == job.config.architecture
+    assert found.jobs == [job.id]
+    assert found.checkpoint == str(job.train.folder / "checkpoints/checkpoint_last.pt")
+    assert found.data == str(job.prepare.folder / "bin")
+    assert Path(found.checkpoint).is_file()
+    assert found.training_command[0] == "fairseq-train"
+
+
+def test_stock_search_is_measured_over_the_plugins_model(jobs: list[Job]) -> None:
+    stock = changed(jobs[0].config, {"decode.engine": "stock"})
+    assert contender(msgspec.structs.replace(jobs[0], config=stock)).name == "mha, gqa+stock"
+
+
+def test_seeds_of_an_architecture_are_one_contender(jobs: list[Job]) -> None:
+    request = measure_request(jobs[0].config, [contender(job) for job in jobs])
+    assert [one.name for one in request.contenders] == ["mha, gqa", "mqa, gqa"]
+    ids = [job.id for job in jobs]
+    assert [one.jobs for one in request.contenders] == [ids[:2], ids[2:]]
+    assert check_request(request) == []
+
+
+def test_the_request_says_what_the_config_says(jobs: list[Job]) -> None:
+    config = jobs[0].config
+    request = measure_request(config, [contender(jobs[0])])
+    assert request.shapes == [(2, 16, 16), (2, 32, 8)]
+    assert request.beams == [1, 4]
+    assert (request.warmup_runs, request.repeats) == (1, 5)
+    assert request.training is not None
+    assert (request.training.batch, request.training.repeats) == (2, 5)
+    assert (request.device, request.dtype, request.threads) == ("cpu", "float32", 1)
+    encoded = msgspec.json.encode(request)
+    assert msgspec.json.decode(encoded, type=Request) == request
+
+
+def test_a_job_whose_data_changed_is_not_measured(jobs: list[Job]) -> None:
+    manifest = jobs[0].prepare.folder / "manifest.json"
+    whole = manifest.read_bytes()
+    checksum = msgspec.json.decode(whole)["checksum"].encode()
+    try:
+        manifest.write_bytes(whole.replace(checksum, b"1" * 64))
+        with pytest.raises(ExperimentError, match="this data has the checksum 111111111111"):
+            contender(jobs[0])
+    finally:
+        manifest.write_bytes(whole)
