@@ -17,7 +17,7 @@ from experiments.metrics import METRICS
 from experiments.progress import StageView
 from experiments.records.parts import Evaluation
 from experiments.records.storage import read_json, write_json
-from experiments.stages.evaluation_request import (
+from experiments.stages.evaluation.request import (
     EVALUATION_NAME,
     REQUEST_NAME,
     EvaluationRequest,

@@ -17,9 +17,9 @@ import hydra
 from omegaconf import DictConfig
 
 from experiments.errors import ExperimentError
+from experiments.stages.folders import Outcome
 from experiments.stages.graph import job_of
 from experiments.stages.job import run_job
-from experiments.stages.outcome import Outcome
 from experiments.stages.sweep import CONFIG_NAME, resolve
 
 CONF = Path(__file__).resolve().parents[1] / "conf"

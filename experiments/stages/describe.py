@@ -12,7 +12,7 @@ from experiments.records.measurement import MEASUREMENT_NAME
 from experiments.stages.corpus import prepare_command
 from experiments.stages.folders import RESULT_NAME, DataFolder, ModelFolder
 from experiments.stages.graph import Job, Stage
-from experiments.stages.training_command import train_command
+from experiments.stages.training.command import train_command
 from gqa_fairseq.costs import BYTES_PER_PARAMETER, training_memory_bytes
 
 GIB = 2**30

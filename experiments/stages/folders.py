@@ -6,7 +6,7 @@ used from any current folder.
 
 import os
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, Literal, TypeVar
 
 import msgspec
 
@@ -125,6 +125,23 @@ class Links(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     data: str
     train: str
     evaluate: str
+
+
+Status = Literal["done", "skipped", "diverged", "failed"]
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a job of a sweep ended: a file too, as a launcher may run it on another machine.
+
+    `skipped`: its record was there. `message` says why, where it is `diverged` or `failed`."""
+
+    job: str
+    status: Status
+    message: str = ""
+
+    @property
+    def has_model(self) -> bool:
+        return self.status in ("done", "skipped")
 
 
 class JobFolder(msgspec.Struct, frozen=True):

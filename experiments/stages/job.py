@@ -18,7 +18,7 @@ from experiments.records.record import SCHEMA_VERSION, Finished, Record, read_re
 from experiments.records.storage import read_json, write_json
 from experiments.stages.corpus import check_lengths, prepare_data
 from experiments.stages.describe import describe
-from experiments.stages.evaluation_request import (
+from experiments.stages.evaluation.request import (
     EVALUATION_NAME,
     REQUEST_NAME,
     EvaluationRequest,
@@ -29,15 +29,15 @@ from experiments.stages.folders import (
     Done,
     JobFolder,
     ModelFolder,
+    Outcome,
     Trained,
     TrainResult,
 )
 from experiments.stages.graph import Job
-from experiments.stages.outcome import Outcome
 from experiments.stages.process import run_command
 from experiments.stages.runner import Attempt, run_stage
-from experiments.stages.training import train, train_along
-from experiments.stages.training_command import train_command
+from experiments.stages.training.command import train_command
+from experiments.stages.training.train import train, train_along
 from experiments.tracking.runs import log_record
 
 HYPOTHESES = "hypotheses"

@@ -25,7 +25,7 @@ from experiments.stages.folders import JobFolder
 from experiments.stages.graph import Job, Stage
 from experiments.stages.process import run_command
 from experiments.stages.runner import Attempt, run_stage
-from experiments.stages.training_command import train_command
+from experiments.stages.training.command import train_command
 
 # By decode.engine: `stock` is this plugin's model under fairseq's search.
 ENGINES_OF = {"gqa": "gqa", "stock": "gqa+stock"}

@@ -29,10 +29,9 @@ from experiments.records.measurement import MEASUREMENT_NAME
 from experiments.records.storage import read_json
 from experiments.stages.corpus import prepare_data
 from experiments.stages.describe import print_plan
-from experiments.stages.folders import JobFolder
+from experiments.stages.folders import JobFolder, Outcome
 from experiments.stages.graph import Job, Stage, ancestors, measurements_of, plan
 from experiments.stages.measuring import measure
-from experiments.stages.outcome import Outcome
 from experiments.stages.runner import empty
 from experiments.tracking.runs import check_account, log_measurement
 

@@ -35,12 +35,11 @@ from experiments.records.record import Diverged, Finished, Record, read_records
 from experiments.records.speed import find_measurements
 from experiments.records.storage import write_json
 from experiments.stages.corpus import prepare_data
-from experiments.stages.folders import JobFolder, ModelFolder, Trained, TrainResult
+from experiments.stages.folders import JobFolder, ModelFolder, Outcome, Trained, TrainResult
 from experiments.stages.graph import RECIPES, Job, job_of
-from experiments.stages.outcome import Outcome
 from experiments.stages.runner import Attempt, run_stage
 from experiments.stages.sweep import resolve
-from experiments.stages.training import train, train_along
+from experiments.stages.training.train import train, train_along
 from experiments.tracking.keys import summary
 from gqa_fairseq.checkpoints.allowlist import allow_fairseq_checkpoints
 
@@ -412,7 +411,7 @@ def interrupt_after(job: Job, config: SuiteConfig, update: int) -> None:
         "from experiments.stages.graph import job_of\n"
         "from experiments.stages.folders import TrainResult\n"
         "from experiments.stages.runner import run_stage\n"
-        "from experiments.stages.training import train\n"
+        "from experiments.stages.training.train import train\n"
         "job = job_of(read_json(Path(sys.argv[1]), SuiteConfig))\n"
         "data = prepare_data(job.config, job.prepare)\n"
         "run_stage(job.train, TrainResult, lambda a: train(a, job.config, data), 1)\n"

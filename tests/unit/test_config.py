@@ -22,7 +22,7 @@ from experiments import config as config_module
 from experiments.config import SuiteConfig, cpu_multiplies_bf16, parse_config
 from experiments.errors import ExperimentError
 from experiments.stages.graph import job_of
-from experiments.stages.training_command import train_command
+from experiments.stages.training.command import train_command
 
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf/experiment").glob("*.yaml"))
 FILES = [

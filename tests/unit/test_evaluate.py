@@ -28,7 +28,13 @@ from experiments.stages.corpus import (
     read_lines,
     read_subsets,
 )
-from experiments.stages.evaluation import batches, nll_nats, score_lines, searches, translate
+from experiments.stages.evaluation.evaluate import (
+    batches,
+    nll_nats,
+    score_lines,
+    searches,
+    translate,
+)
 from experiments.stages.folders import DataFolder
 from experiments.stages.graph import Stage
 

@@ -27,10 +27,9 @@ from experiments.records.hypotheses import hypotheses_digest, read_hypotheses
 from experiments.records.record import Diverged, Finished, Record, read_records
 from experiments.records.storage import read_json
 from experiments.stages import sweep
-from experiments.stages.folders import RESULT_NAME, JobFolder
+from experiments.stages.folders import RESULT_NAME, JobFolder, Outcome
 from experiments.stages.graph import Job, job_of, plan
 from experiments.stages.job import run_job
-from experiments.stages.outcome import Outcome
 
 
 @pytest.fixture(scope="module")

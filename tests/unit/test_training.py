@@ -12,8 +12,7 @@ import pytest
 from experiments.progress import in_words
 from experiments.records.record import Diverged
 from experiments.records.storage import decode_json
-from experiments.stages.training import off_target
-from experiments.stages.training_log import (
+from experiments.stages.training.log import (
     TrainUpdates,
     Validation,
     divergence,
@@ -22,6 +21,7 @@ from experiments.stages.training_log import (
     read_events,
     us_per_target_token,
 )
+from experiments.stages.training.train import off_target
 
 # As fairseq wrote them.
 TRAIN_LINE = (

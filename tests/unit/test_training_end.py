@@ -19,7 +19,7 @@ from experiments.stages import training
 from experiments.stages.folders import DataFolder, Done, ModelFolder, Trained, TrainResult
 from experiments.stages.graph import Job, job_of
 from experiments.stages.runner import run_stage
-from experiments.stages.training import train
+from experiments.stages.training.train import train
 
 LINE = (
     '2026-11-23 23:59:03 | INFO | train_inner | {{"nll_loss": "{loss}", "wps": "1000", '

@@ -1,15 +1,10 @@
 """Quality of a trained model: loss on dev, translations of dev and test and their scores.
 
-    python -m experiments.stages.evaluation FOLDER
-
-reads FOLDER/request.json, and writes FOLDER/evaluation.json and FOLDER/hypotheses: each file of
-translations by its digest, with every metric's counts of each line. Every line of dev and test
-counts: one that the model cannot take is an error, never skipped. A subset of test is scored on its
-lines of test's translations.
+Every line of dev and test counts: one that the model cannot take is an error, never skipped. A
+subset of test is scored on its lines of test's translations.
 """
 
 import math
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,9 +35,8 @@ from experiments.records.parts import (
     ModelScore,
     search_name,
 )
-from experiments.records.storage import read_json, write_json
 from experiments.stages.corpus import read_lines, read_subsets
-from experiments.stages.evaluation_request import EVALUATION_NAME, REQUEST_NAME, EvaluationRequest
+from experiments.stages.evaluation.request import EvaluationRequest
 from experiments.stages.folders import DataFolder
 from gqa_fairseq.checkpoints.load import load_model
 from gqa_fairseq.decoding.search import GroupedQueryGenerator
@@ -240,19 +234,3 @@ def _model_free(
             write_hypotheses(folder, Hypotheses(lines, found.counts), keep_text=False)
             scores += [ModelFreeScore(**score, name=name) for score in found.scores]
     return scores
-
-
-def main(arguments: list[str]) -> int:
-    """Evaluate what a stage's folder asks for; returns the exit code."""
-    folder = Path(arguments[0])
-    try:
-        request = read_json(folder / REQUEST_NAME, EvaluationRequest)
-        write_json(folder / EVALUATION_NAME, evaluate(request, folder / "hypotheses"))
-    except ExperimentError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

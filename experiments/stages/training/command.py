@@ -5,7 +5,7 @@ from pathlib import Path
 
 from experiments.config import SuiteConfig
 
-PLUGIN = Path(__file__).resolve().parents[2] / "gqa_fairseq"
+PLUGIN = Path(__file__).resolve().parents[3] / "gqa_fairseq"
 
 
 def train_command(config: SuiteConfig, binarized: Path, checkpoints: Path) -> list[str]:

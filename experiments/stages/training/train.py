@@ -18,8 +18,8 @@ from experiments.records.parts import Training
 from experiments.stages.folders import DataFolder, Diverged, ModelFolder, Trained, TrainResult
 from experiments.stages.process import run_command
 from experiments.stages.runner import Attempt
-from experiments.stages.training_command import train_command
-from experiments.stages.training_log import (
+from experiments.stages.training.command import train_command
+from experiments.stages.training.log import (
     TrainUpdates,
     divergence,
     parse_line,
