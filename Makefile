@@ -4,7 +4,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 WMT14_MODELS := wmt14-mha wmt14-gqa4 wmt14-gqa2 wmt14-mqa
-.PHONY: help setup quickstart wmt14 $(WMT14_MODELS) wmt14-sweep wmt14-data wmt14-bench test lint report lock clean
+.PHONY: help setup quickstart wmt14 $(WMT14_MODELS) wmt14-sweep wmt14-data wmt14-bench test test-long lint report lock clean
 
 TORCH ?= default
 TORCH_VERSION := 2.13.0
@@ -97,8 +97,11 @@ wmt14-bench: $(BENCH)/mirror-$(PAIRS)/sources.json  ## Speed and memory of wmt14
 $(BENCH)/mirror-$(PAIRS)/sources.json: | setup
 	$(BIN)/python -m data_prep.bench.synthetic $(@D) --pairs $(PAIRS) $(if $(TEXT),--text $(TEXT))
 
-test: setup  ## Run all tests
-	$(BIN)/python -m pytest -n logical --dist loadfile $(ARGS)
+test: setup  ## Run all tests but the long ones
+	$(BIN)/python -m pytest -n logical --dist loadfile -m "not long" $(ARGS)
+
+test-long: setup  ## Run the tests that take minutes each: whole sweeps, interruptions
+	$(BIN)/python -m pytest -n logical --dist load -m long $(ARGS)
 
 lint: setup  ## Check style, format, types and the direction of imports
 	$(BIN)/ruff check .

@@ -181,6 +181,7 @@ def newest(folder: Path) -> str:
     return max(folder.iterdir(), key=lambda path: path.stat().st_mtime).name.split("-")[-1]
 
 
+@pytest.mark.long
 def test_a_rerun_gives_the_same(swept: Path, corpus: list[str]) -> None:
     before = jobs_of(swept)["mqa"]
     again = run(swept, *corpus, "attention.num_kv_heads=1", "rerun=train")
@@ -378,6 +379,7 @@ def test_an_interrupted_training_ends_as_if_it_had_not_been(
     assert_same_weights(kept.average, model.average)
 
 
+@pytest.mark.long
 def test_a_training_that_was_killed_after_its_last_checkpoint_is_kept(
     config: SuiteConfig, tmp_path: Path
 ) -> None:
@@ -472,6 +474,7 @@ def training_of(process: subprocess.Popen) -> list[psutil.Process]:
         time.sleep(0.05)
 
 
+@pytest.mark.long
 def test_a_training_that_diverges_is_a_result(corpus: list[str], tmp_path: Path) -> None:
     """The others of the sweep go on; the same command does not train it again."""
     sweep = [*corpus, "attention=mqa", "train.clip_norm=0", "train.learning_rate=1e-4,1e8"]
@@ -488,6 +491,7 @@ def test_a_training_that_diverges_is_a_result(corpus: list[str], tmp_path: Path)
     assert sorted(outcome.status for outcome in outcomes) == ["diverged", "skipped"]
 
 
+@pytest.mark.long
 def test_data_that_cannot_be_prepared_fails_its_job_alone(
     corpus: list[str], tmp_path: Path
 ) -> None:
