@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -145,7 +146,11 @@ def test_a_command_dies_with_its_parent_even_by_sigkill(tmp_path: Path) -> None:
         child = int(log.read_text())
         assert runs(child)
         parent.kill()
-    wait_until(lambda: not runs(child))
+    try:
+        wait_until(lambda: not runs(child))
+    finally:
+        if runs(child):
+            os.kill(child, signal.SIGKILL)
 
 
 def test_a_command_whose_parent_is_gone_does_not_start(tmp_path: Path) -> None:
