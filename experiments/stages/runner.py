@@ -10,7 +10,6 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TypeVar
 
 import msgspec
@@ -75,23 +74,19 @@ def run_stage(
     result_type: type[Result],
     work: Callable[[Attempt], Result],
     threads: int | None,
-    *,
-    again: bool = False,
 ) -> Done[Result]:
     """The stage's result: the one that is there, or else what `work` returns.
 
     Another process that works on the same stage is waited for, and what it found is used. `threads`
-    null is all cores. `again` throws an earlier result away, and whatever else is in the folder.
+    null is all cores.
 
     Raises ExperimentError when the work fails or the folder cannot be written.
     """
-    if not again and (done := read_done(stage, result_type)):
+    if done := read_done(stage, result_type):
         _say_where_from(stage, done)
         return done
     with _alone(stage) as lock:
-        if again:
-            empty(stage.folder)
-        elif done := read_done(stage, result_type):
+        if done := read_done(stage, result_type):
             return done
         made_by = Provenance(
             code=provenance.code_info(),
@@ -131,14 +126,20 @@ def read_done(stage: Stage, result_type: type[Result]) -> Done[Result] | None:
     return done if done.info.key == stage.key else None
 
 
-def empty(folder: Path) -> None:
-    """Remove what a stage or a job left in its folder. The result goes first."""
-    (folder / RESULT_NAME).unlink(missing_ok=True)
-    for path in folder.iterdir() if folder.exists() else ():
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        elif path.name != LOCK_NAME:
-            path.unlink()
+def forget(stage: Stage) -> None:
+    """Remove what a stage left in its folder, so that it is done again. The result goes first.
+
+    A process that works on it is waited for. Raises ExperimentError as `run_stage` does.
+    """
+    if not stage.folder.exists():
+        return
+    with _alone(stage):
+        (stage.folder / RESULT_NAME).unlink(missing_ok=True)
+        for path in stage.folder.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name != LOCK_NAME:
+                path.unlink()
 
 
 def _say_where_from(stage: Stage, done: Done[Result]) -> None:

@@ -32,7 +32,7 @@ from experiments.stages.describe import print_plan
 from experiments.stages.folders import JobFolder, Outcome
 from experiments.stages.graph import Job, Stage, ancestors, measurements_of, plan
 from experiments.stages.measuring import measure
-from experiments.stages.runner import empty
+from experiments.stages.runner import forget
 from experiments.tracking.runs import check_account, log_measurement
 
 CONFIG_NAME = "suite"
@@ -117,19 +117,15 @@ def start(configs: list[SuiteConfig]) -> list[Job]:
         if job.config.rerun == "prepare":
             prepare_data(job.config, job.prepare, again=True)
         JobFolder(job.folder).outcome_path.unlink(missing_ok=True)
-    rerun = configs[0].rerun
+    # Of several machines the first one is in charge. data_prep does its own stage again by itself.
+    rerun = None if configs[0].hardware.node_rank else configs[0].rerun
     for stage in stages if rerun else ():
-        if rerun in (stage.name, *(parent.name for parent in ancestors(stage))):
-            _forget(stage)
+        depends = rerun in (stage.name, *(parent.name for parent in ancestors(stage)))
+        if depends and stage.name != "prepare":
+            forget(stage)
     for job in jobs if rerun and rerun != "measure" else ():
         JobFolder(job.folder).record_path.unlink(missing_ok=True)
     return jobs
-
-
-def _forget(stage: Stage) -> None:
-    """Remove what a stage left, so that it is done again; data_prep does that by itself."""
-    if stage.name != "prepare":
-        empty(stage.folder)
 
 
 def finish(jobs: Sequence[Job], *, is_sweep: bool) -> None:

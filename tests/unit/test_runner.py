@@ -16,7 +16,15 @@ from experiments.records import provenance
 from experiments.stages import runner
 from experiments.stages.folders import RESULT_NAME, Done
 from experiments.stages.graph import RECIPES, Stage
-from experiments.stages.runner import LOCK_NAME, TRIES_NAME, Attempt, Tries, read_done, run_stage
+from experiments.stages.runner import (
+    LOCK_NAME,
+    TRIES_NAME,
+    Attempt,
+    Tries,
+    forget,
+    read_done,
+    run_stage,
+)
 
 
 class Found(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -138,7 +146,7 @@ def test_the_time_of_all_tries_adds_up(stage: Stage, work: Work) -> None:
     assert msgspec.json.decode(path.read_bytes(), type=Tries) == attempt.all
 
 
-def test_again_throws_away_what_was_there(stage: Stage, work: Work) -> None:
+def test_a_forgotten_stage_is_done_again(stage: Stage, work: Work) -> None:
     run_stage(stage, Found, work, threads=1)
     stale = stage.folder / "checkpoints/checkpoint_last.pt"
     stale.parent.mkdir()
@@ -147,13 +155,16 @@ def test_again_throws_away_what_was_there(stage: Stage, work: Work) -> None:
     elsewhere.mkdir()
     (elsewhere / "kept").touch()
     (stage.folder / "link").symlink_to(elsewhere)
-    done = run_stage(stage, Found, work, threads=1, again=True)
+    forget(stage)
+    assert {path.name for path in stage.folder.iterdir()} == {LOCK_NAME}
+    done = run_stage(stage, Found, work, threads=1)
     assert (done.result, done.info.tries) == (Found(2), 1)
     assert {path.name for path in stage.folder.iterdir()} == {LOCK_NAME, TRIES_NAME, RESULT_NAME}
     assert (elsewhere / "kept").exists()
     work.error = ExperimentError("it failed")
+    forget(stage)
     with pytest.raises(ExperimentError):
-        run_stage(stage, Found, work, threads=1, again=True)
+        run_stage(stage, Found, work, threads=1)
     assert not result_of(stage).exists()
 
 
