@@ -16,7 +16,8 @@ from data_prep.corpora.registry import CORPORA, open_corpus, request
 from data_prep.spec import DataError, DataSpec
 
 ROOT = Path(__file__).parents[2]
-CONF = sorted((ROOT / "conf" / "data").glob("*.yaml"))
+BASE = ROOT / "conf" / "data" / "base.yaml"
+CONF = sorted(path for path in BASE.parent.glob("*.yaml") if path != BASE)
 
 IMPORT = """
 import sys
@@ -39,7 +40,8 @@ def test_a_spec_and_its_request_import_nothing_heavy(module):
 
 @pytest.mark.parametrize("path", CONF, ids=lambda path: path.stem)
 def test_the_configuration_of_each_corpus_is_a_spec(path):
-    settings = OmegaConf.to_container(OmegaConf.load(path))
+    settings = OmegaConf.to_container(OmegaConf.merge(OmegaConf.load(BASE), OmegaConf.load(path)))
+    assert settings.pop("defaults") == ["base"]
     values = {key: None if value == "???" else value for key, value in settings.items()}
     spec = msgspec.convert(values, DataSpec)
     corpus = CORPORA[path.stem]

@@ -272,7 +272,7 @@ def test_rerun_forgets_a_stage_and_what_depends_on_it(
     folder = JobFolder(finished.folder)
     results["record"] = folder.record_path
     assert {n for n in ("train", "evaluate", "record") if results[n].exists()} == kept
-    assert results["measure"].exists() == (rerun is None)
+    assert results["measure"].exists() == (rerun in (None, "evaluate"))
     assert (finished.prepare.folder / "manifest.json").exists()
     assert not folder.outcome_path.exists()  # of the last time
 

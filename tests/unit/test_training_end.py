@@ -15,10 +15,10 @@ from suite_configs import compose_config
 
 from experiments.errors import ExperimentError
 from experiments.records.record import Diverged
-from experiments.stages import training
 from experiments.stages.folders import DataFolder, Done, ModelFolder, Trained, TrainResult
 from experiments.stages.graph import Job, job_of
 from experiments.stages.runner import run_stage
+from experiments.stages.training import train as training
 from experiments.stages.training.train import train
 
 LINE = (

@@ -14,7 +14,7 @@ from experiments.records.parts import TrainPoint
 _LOG_LINE = re.compile(r"\| INFO \| (train_inner|valid) \| (\{.*\})$")
 NATS_PER_BIT = math.log(2)
 # What fairseq raises when a loss or a gradient is no number.
-_NOT_FINITE = re.compile(r"^FloatingPointError: (.+)$", re.MULTILINE)
+_NOT_FINITE = re.compile(r"FloatingPointError: (.+)$")
 
 
 class TrainUpdates(msgspec.Struct, frozen=True, kw_only=True):
@@ -156,5 +156,10 @@ def divergence(log: Path) -> str | None:
         if not math.isfinite(event.nll_nats_per_token):
             return f"the loss at update {event.update} is {event.nll_nats_per_token}"
     # fairseq looks for the first such number in a second pass, which may fail with another error.
-    found = _NOT_FINITE.search(log.read_text(encoding="utf-8", errors="replace"))
-    return found[1] if found else None
+    reason = None
+    for line in log.read_text(encoding="utf-8", errors="replace").split("\n"):
+        if found := _NOT_FINITE.match(line):
+            reason = found[1]
+        elif parse_line(line):  # it went on
+            reason = None
+    return reason
