@@ -29,7 +29,7 @@ def main() -> int:
     """Prepare what the command line asks for; returns the exit code."""
     # Nothing is trained: nothing to measure or report. Overrides stand side by side.
     first = next((i for i, given in enumerate(sys.argv) if "=" in given), len(sys.argv))
-    sys.argv.insert(first, "hydra.callbacks=null")
+    sys.argv.insert(first, "~hydra.callbacks.sweep")
     try:
         prepare()
     except KeyboardInterrupt:
