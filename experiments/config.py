@@ -5,7 +5,6 @@ refused here, before any work.
 """
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated, Literal, get_args, get_origin
 
 import msgspec
@@ -307,12 +306,13 @@ def _contradictions_of_hardware(hardware: HardwareConfig) -> Iterator[str]:
         if hardware.devices > 1:
             yield "hardware.devices must be 1 on the CPU (use hardware.threads)"
         if hardware.precision == "fp16":
-            yield "hardware.precision=fp16 needs a GPU (on a CPU choose fp32 or bf16)"
-        if hardware.precision == "bf16" and not cpu_multiplies_bf16():
-            yield (
-                "hardware.precision=bf16 needs a CPU with AVX512-BF16 or AMX, which this one has "
-                "not (choose fp32)"
-            )
+            yield "hardware.precision=fp16 needs a GPU (choose fp32 on a CPU)"
+    if hardware.precision == "bf16":
+        # fairseq.options.parse_args_and_arch takes --bf16 as --tpu, and then finds no device.
+        yield (
+            "hardware.precision=bf16 is for TPUs alone in fairseq's training command (choose fp32 "
+            "on a CPU and fp16 on a GPU)"
+        )
     if hardware.nodes > 1 and hardware.master is None:
         yield f"hardware.nodes={hardware.nodes} machines need hardware.master=HOST:PORT"
     if hardware.node_rank >= hardware.nodes:
@@ -320,15 +320,6 @@ def _contradictions_of_hardware(hardware: HardwareConfig) -> Iterator[str]:
             f"hardware.node_rank={hardware.node_rank} must be below hardware.nodes="
             f"{hardware.nodes} (unless given it is Slurm's SLURM_NODEID)"
         )
-
-
-def cpu_multiplies_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether the processor has instructions for products in bfloat16; True where none can tell."""
-    try:
-        flags = cpuinfo.read_text(encoding="utf-8").split()
-    except OSError:
-        return True
-    return bool({"avx512_bf16", "amx_bf16"} & set(flags)) or "flags" not in flags
 
 
 def parse_config(resolved: object) -> SuiteConfig:

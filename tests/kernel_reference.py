@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from gqa_fairseq.attention import attend_cached
-from gqa_fairseq.decoding.gpu.kernels import grouped_decode_attention, readers_of
+from gqa_fairseq.decoding.gpu.kernels import grouped_decode_attention
+from tests.kernel_runs import readers_of
 
 torch.set_num_threads(1)
 DEVICE = os.environ["KERNEL_DEVICE"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
 needs_triton = pytest.mark.skipif(
@@ -26,3 +28,9 @@ def run_tests(file: str, **environment: str) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     print(done.stdout)
+
+
+def readers_of(mask: Tensor) -> Tensor:
+    """Ancestry as an additive mask [B, W, N] (0 or -inf) -> the kernel's `readers` int32 [B, N]."""
+    bits = 2 ** torch.arange(mask.shape[1], dtype=torch.int32, device=mask.device)
+    return ((mask > -math.inf) * bits[:, None]).sum(1, dtype=torch.int32)

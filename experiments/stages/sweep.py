@@ -104,6 +104,10 @@ def _without_hydra(config: DictConfig) -> DictConfig:
 
 def start(configs: list[SuiteConfig]) -> list[Job]:
     """Check and show all jobs; ends the process where only the plan was asked for."""
+    if not configs:
+        raise ExperimentError(
+            "the sweep has no job (a glob or a range on the command line is empty)"
+        )
     jobs, stages = plan(configs)
     if any(config.dry_run for config in configs):
         print_plan(jobs, stages)

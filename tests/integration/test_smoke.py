@@ -323,6 +323,21 @@ def check_record(record: Record, folder: Path) -> None:
         assert len(kept.of(free.metric).lines) == free.lines
 
 
+def test_prepare_puts_the_data_where_jobs_look(corpus: list[str], tmp_path: Path) -> None:
+    asked = [f"paths.data={tmp_path}", "experiment=smoke", *corpus]
+    start = [sys.executable, "-m", "experiments.prepare"]
+    done = subprocess.run([*start, *asked], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        job = job_of(resolve(compose("suite", overrides=asked)))
+    assert (job.prepare.folder / "manifest.json").exists()
+    wrong = [*start, *asked, "data.vocab_size=0"]
+    refused = subprocess.run(wrong, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("error: config: data.vocab_size: ")
+    assert refused.stderr.count("\n") == 1
+
+
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("prepared")

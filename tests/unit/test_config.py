@@ -18,8 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from suite_configs import ROOT, changed
 
-from experiments import config as config_module
-from experiments.config import SuiteConfig, cpu_multiplies_bf16, parse_config
+from experiments.config import SuiteConfig, parse_config
 from experiments.errors import ExperimentError
 from experiments.stages.graph import job_of
 from experiments.stages.training.command import train_command
@@ -171,7 +170,11 @@ NO_NUMBER = float("nan")
         ({"attention.d_ff": "wide"}, r"attention\.d_ff: .*\(choose one of matched, kept\)"),
         ({"hardware.device": "tpu"}, r"hardware\.device: .*\(choose one of cpu, cuda\)"),
         ({"hardware.precision": "int8"}, r"\(choose one of fp32, fp16, bf16\)"),
-        ({"hardware.precision": "fp16"}, "fp16 needs a GPU .*choose fp32 or bf16"),
+        ({"hardware.precision": "fp16"}, r"fp16 needs a GPU \(choose fp32"),
+        (
+            {"hardware.precision": "bf16"},
+            r"for TPUs alone .*\(choose fp32 on a CPU and fp16 on a GPU",
+        ),
         ({"tracking.mode": "yes"}, r"\(choose one of none, offline, online\)"),
         ({"rerun": "all"}, r"rerun: .*\(choose one of prepare, train, evaluate, measure\)"),
         ({"data.max_pieces": 512}, "model.max_positions=512"),
@@ -263,40 +266,6 @@ def test_text_that_cannot_be_used_is_refused_in_one_line(
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("flags", "known"),
-    [
-        ("fpu sse4_2 avx512f", False),
-        ("fpu avx512_bf16 sse4_2", True),
-        ("fpu amx_bf16", True),
-        ("fpu avx512_bf16_other", False),
-    ],
-)
-def test_a_cpu_says_whether_it_multiplies_bf16(tmp_path: Path, flags: str, known: bool) -> None:
-    cpuinfo = tmp_path / "cpuinfo"
-    cpuinfo.write_text(f"processor\t: 0\nmodel name\t: A CPU\nflags\t\t: {flags}\n")
-    assert cpu_multiplies_bf16(cpuinfo) == known
-
-
-def test_where_no_cpu_can_tell_bf16_is_not_refused(tmp_path: Path) -> None:
-    assert cpu_multiplies_bf16(tmp_path / "missing")
-    arm = tmp_path / "cpuinfo"
-    arm.write_text("processor\t: 0\nFeatures\t: fp asimd\n")
-    assert cpu_multiplies_bf16(arm)
-
-
-@pytest.mark.parametrize("multiplies", [False, True])
-def test_bf16_needs_a_cpu_that_multiplies_it(
-    quickstart: SuiteConfig, monkeypatch: pytest.MonkeyPatch, multiplies: bool
-) -> None:
-    monkeypatch.setattr(config_module, "cpu_multiplies_bf16", lambda: multiplies)
-    if multiplies:
-        assert changed(quickstart, {"hardware.precision": "bf16"}).hardware.precision == "bf16"
-    else:
-        with pytest.raises(ExperimentError, match=r"AVX512-BF16 or AMX.*\(choose fp32\)"):
-            changed(quickstart, {"hardware.precision": "bf16"})
-
-
 @given(
     tokens=st.integers(300, 200_000), devices=st.integers(1, 16), capacity=st.integers(300, 50_000)
 )
@@ -367,7 +336,7 @@ def test_the_command_says_what_the_config_says(composed: dict[str, Any]) -> None
     # Nothing is left for the plugin to derive.
     assert option["--encoder-ffn-embed-dim"] == option["--decoder-ffn-embed-dim"] == "768"
     assert "--mha-ffn-embed-dim" not in command
-    assert "--bf16" in command
+    assert "--fp16" in command
     assert "--cpu" not in command
     assert option["--distributed-world-size"] == "1"
     assert option["--target-tokens-per-update"] == "864"

@@ -85,7 +85,7 @@ CHANGES: dict[str, tuple[Any, set[str]]] = {
     "measure.training_repeats": (7, MEASURE),
     "hardware.device": ("cuda", MEASURE),
     "hardware.devices": ({"hardware.device": "cuda", "hardware.devices": 2}, TRAIN),
-    "hardware.precision": ({"hardware.device": "cuda", "hardware.precision": "bf16"}, TRAIN),
+    "hardware.precision": ({"hardware.device": "cuda", "hardware.precision": "fp16"}, TRAIN),
     "hardware.max_tokens_per_device": (4096, TRAIN),
     "hardware.nodes": ({"hardware.nodes": 2, "hardware.master": "first:29500"}, TRAIN),
     "hardware.node_rank": (

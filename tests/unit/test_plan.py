@@ -165,7 +165,7 @@ def test_an_update_is_32768_target_tokens_on_all_hardware(
         assert [int(number.replace(",", "")) for number in said.groups()] == [
             int(option(arguments, "--update-freq")), round(batch), devices,
         ]  # fmt: skip
-        assert ("--bf16" in arguments) == (preset != "cpu")
+        assert ("--fp16" in arguments) == (preset != "cpu")
 
 
 def test_the_plan_says_what_is_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

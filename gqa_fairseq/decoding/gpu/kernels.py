@@ -60,8 +60,8 @@ def grouped_decode_attention(
         start, end: int32 or int64 on the device, [B] or one value for all: sentence b reads the
             slots start[b] <= n < end[b] only. None: from 0, to N. Values outside 0..N are cut,
             never followed. Left padding is a start; the filled part of a buffer is an end.
-        readers: int32 [B, N] on the device: beam w reads slot n if bit w is set (`readers_of`
-            makes it from the cache's mask, once a step for all layers). None: all beams read.
+        readers: int32 [B, N] on the device: beam w reads slot n if bit w is set: 4 bytes
+            in place of W floats of the cache's mask. None: all beams read.
         splits: number of parts that the slots are split into; None chooses enough to fill the GPU.
         block: slots of a tile, a power of two >= 16; None chooses by D and dtype.
 
@@ -167,21 +167,6 @@ def _can_launch() -> bool:
         logger.warning("decoding is slower without the attention kernel: Triton: %s", reason)
         return False
     return True
-
-
-def readers_of(mask: Tensor) -> Tensor:
-    """The cache's ancestry, additive mask [B, W, N] (0 or -inf), as `readers` int32 [B, N].
-
-    A slot takes 4 bytes in place of W floats, and one load in place of one for each query row.
-
-    Raises:
-        ValueError: more than 31 beams.
-    """
-    W = mask.shape[1]
-    if W > MAX_BEAM:
-        raise ValueError(f"{W} beams do not fit in the {MAX_BEAM} bits of readers")
-    bits = 2 ** torch.arange(W, dtype=torch.int32, device=mask.device)
-    return ((mask > -math.inf) * bits[:, None]).sum(1, dtype=torch.int32)
 
 
 def tile_sizes(query_rows: int, D: int, element_bytes: int) -> tuple[int, int]:
