@@ -106,7 +106,7 @@ def start(configs: list[SuiteConfig]) -> list[Job]:
     """Check and show all jobs; ends the process where only the plan was asked for."""
     if not configs:
         raise ExperimentError(
-            "the sweep has no job (a glob or a range on the command line is empty)"
+            "the sweep has no job (a list on the command line is empty)"
         )
     jobs, stages = plan(configs)
     if any(config.dry_run for config in configs):

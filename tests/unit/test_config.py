@@ -173,7 +173,7 @@ NO_NUMBER = float("nan")
         ({"hardware.precision": "fp16"}, r"fp16 needs a GPU \(choose fp32"),
         (
             {"hardware.precision": "bf16"},
-            r"for TPUs alone .*\(choose fp32 on a CPU and fp16 on a GPU",
+            r"for TPUs alone .*\(choose fp32 on a CPU",
         ),
         ({"tracking.mode": "yes"}, r"\(choose one of none, offline, online\)"),
         ({"rerun": "all"}, r"rerun: .*\(choose one of prepare, train, evaluate, measure\)"),
