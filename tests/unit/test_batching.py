@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from fairseq.data import LanguagePairDataset, data_utils
 from fairseq.data.iterators import GroupedIterator
+from fairseq.tasks.translation import TranslationTask
 from hydra import compose, initialize_config_dir
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,7 +21,7 @@ from gqa_fairseq.batching import TargetTokenBatches, cut
 from gqa_fairseq.tasks.gqa_translation import GroupedQueryTranslationTask
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
-PRESETS = {path.stem: path for path in sorted((CONF / "hardware").glob("*.yaml"))}
+PRESETS = {p.stem: p for p in sorted((CONF / "hardware").glob("*.yaml")) if p.stem != "base"}
 
 
 @st.composite
@@ -161,3 +162,51 @@ def test_batches_do_not_depend_on_the_epoch_in_which_a_process_starts(
 
     assert np.array_equal(order(1, epoch=1), order(1, epoch=2))
     assert not np.array_equal(order(1, epoch=1), order(2, epoch=1))
+
+
+def batches_of(lines: int, split: str, **training: object) -> list[list[int]]:
+    """The lines of each batch of a text of that size, with fairseq's default multiple of 8."""
+    pairs = CountedPairs([5] * lines, [5] * lines)
+    task = GroupedQueryTranslationTask(
+        SimpleNamespace(train_subset="train"), pairs.src_dict, pairs.tgt_dict
+    )
+    task.datasets[split] = pairs
+    batches = task.get_batch_iterator(
+        pairs,
+        max_tokens=100,
+        max_positions=(256, 256),
+        required_batch_size_multiple=8,
+        **training,
+    )
+    return [list(map(int, batch)) for batch in batches.frozen_batches]
+
+
+@pytest.mark.parametrize("lines", [*range(1, 18), 31, 377])
+def test_no_line_is_dropped_outside_training_whatever_the_text_is_called(lines: int) -> None:
+    batches = batches_of(lines, "train")
+    assert sorted(line for batch in batches for line in batch) == list(range(lines))
+    assert batches == batches_of(lines, "valid")
+
+
+@pytest.mark.parametrize("lines", [5, 11, 377])
+def test_the_batches_of_training_are_fairseqs(lines: int) -> None:
+    pairs = CountedPairs([5] * lines, [5] * lines)
+    task = TranslationTask(SimpleNamespace(), pairs.src_dict, pairs.tgt_dict)
+    stock = task.get_batch_iterator(
+        pairs, max_tokens=100, max_positions=(256, 256), required_batch_size_multiple=8
+    )
+    expected = [list(map(int, batch)) for batch in stock.frozen_batches]
+    assert batches_of(lines, "train", update_epoch_batch_itr=False) == expected
+
+
+def test_validation_on_the_training_text_leaves_trainings_batches_alone() -> None:
+    pairs = CountedPairs([5] * 11, [5] * 11)
+    task = GroupedQueryTranslationTask(
+        SimpleNamespace(train_subset="train"), pairs.src_dict, pairs.tgt_dict
+    )
+    task.datasets["train"] = pairs
+    limits = {"max_tokens": 100, "max_positions": (256, 256), "required_batch_size_multiple": 8}
+    training = task.get_batch_iterator(pairs, **limits, update_epoch_batch_itr=False)
+    validation = task.get_batch_iterator(pairs, **limits)
+    assert sum(map(len, validation.frozen_batches)) == 11
+    assert task.get_batch_iterator(pairs, **limits, update_epoch_batch_itr=False) is training
