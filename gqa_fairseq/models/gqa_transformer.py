@@ -274,6 +274,13 @@ class GroupedQueryTransformerModel(TransformerModelBase):
         try:
             with open_dict(cfg) if OmegaConf.is_config(cfg) else nullcontext():
                 resolve(cfg)
+            if cfg.share_all_embeddings and task.source_dictionary != task.target_dictionary:
+                raise ValueError(
+                    "the two languages have separate dictionaries, and this architecture has one "
+                    "embedding for both, as named architectures do: prepare the data with "
+                    "--joined-dictionary, or name the sizes with --arch gqa_transformer, which "
+                    "shares embeddings only if --share-all-embeddings is given"
+                )
             return super().build_model(nested(cfg), task)
         except ValueError as error:
             sys.exit(f"error: {error}")

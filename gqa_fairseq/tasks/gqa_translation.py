@@ -19,6 +19,7 @@ from omegaconf import II
 from gqa_fairseq.batching import TargetTokenBatches
 from gqa_fairseq.decoding.int8 import quantize_int8
 from gqa_fairseq.decoding.search import GroupedQueryGenerator
+from gqa_fairseq.finite import require_finite
 
 SearchChoice: Any = ChoiceEnum(("gqa", "stock"))
 
@@ -151,8 +152,10 @@ class GroupedQueryTranslationTask(TranslationTask):
         elif self.cfg.gnmt_alpha is not None:
             sys.exit("error: --gnmt-alpha needs the plugin's search, without alignments")
         try:
-            for model in models if self.cfg.int8 else ():
-                quantize_int8(model)
+            for model in models:
+                require_finite(model.named_parameters())  # whatever searches
+                if self.cfg.int8:
+                    quantize_int8(model)
             return super().build_generator(
                 models, args, seq_gen_cls, extra_gen_cls_kwargs, **kwargs
             )

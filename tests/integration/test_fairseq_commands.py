@@ -430,6 +430,36 @@ def test_checkpoint_of_another_shape(
     assert_one_line(result, message)
 
 
+@pytest.mark.parametrize("search", [[], ["--search", "stock"], ["--int8"]], ids=str)
+def test_weights_that_are_no_numbers(
+    search: list[str], corpus: Path, trained: tuple[Path, Result], tmp_path: Path
+) -> None:
+    state = torch.load(trained[0], weights_only=True)
+    name = "decoder.layers.0.fc1.weight"
+    state["model"][name].view(-1)[3] = float("nan")
+    path = tmp_path / "broken.pt"
+    torch.save(state, path)
+    result = run("generate", corpus, *TASK, "--path", path, *SEARCH, *search, folder=tmp_path)
+    assert_one_line(result, f"{name} has weights that are no finite numbers")
+    assert not hypotheses(result)
+    with pytest.raises(ValueError, match=f"broken.pt: {name} has weights"):
+        load_model(path, corpus)
+
+
+def test_a_named_architecture_with_separate_dictionaries(corpus: Path, tmp_path: Path) -> None:
+    languages = ["--source-lang", "en", "--target-lang", "de", "--trainpref", tmp_path / "train"]
+    for language, line in (("en", "a b c"), ("de", "d e")):
+        (tmp_path / f"train.{language}").write_text(f"{line}\n" * 9, encoding="utf-8")
+    data = tmp_path / "bin"
+    succeed("preprocess", *languages, "--destdir", data, folder=tmp_path)
+    named = ["--arch", "mqa_transformer_small"]
+    refused = train(data, tmp_path, 1, "--disable-validation", model=named)
+    assert_one_line(refused, "prepare the data with --joined-dictionary, or name the sizes with")
+    unshared = [option for option in MODEL if option != "--share-all-embeddings"]
+    trained = train(data, tmp_path, 1, "--disable-validation", model=unshared)
+    assert list(losses(trained)) == [1]
+
+
 class RunsCommand:
     """Pickled, it asks the reader to run a shell command."""
 
@@ -508,8 +538,9 @@ def test_load_model_errors(corpus: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no checkpoint at"):
         load_model(tmp_path / "absent.pt", corpus)
     (tmp_path / "text.pt").write_text("not a checkpoint", encoding="utf-8")
+    (tmp_path / "empty.pt").write_bytes(b"")
     torch.save({"weights": torch.zeros(1)}, tmp_path / "other.pt")
-    for name in ("text.pt", "other.pt"):
+    for name in ("text.pt", "empty.pt", "other.pt"):
         with pytest.raises(ValueError, match="is not a fairseq checkpoint") as caught:
             load_model(tmp_path / name, corpus)
         assert "\n" not in str(caught.value)
