@@ -158,7 +158,8 @@ def attend_cached(
         scores = scores + mask[:, None, :, None, :]
     probs = torch.softmax(scores, dim=-1, dtype=_softmax_dtype(scores)).to(values.dtype)
     out = torch.bmm(probs.view(B * G, W * R, N), values.reshape(B * G, N, D))
-    out = out.view(B, G, W, R, D).transpose(1, 2).reshape(B, W, H * D)
+    # Where G or R * D is 1, reshape need not copy, and rows would not be contiguous.
+    out = out.view(B, G, W, R, D).transpose(1, 2).reshape(B, W, H * D).contiguous()
     return out, probs.mean(dim=(1, 3)) if need_weights else None
 
 

@@ -1,4 +1,4 @@
-"""Which classes a checkpoint may hold, so that loading one cannot run code.
+"""Which classes a checkpoint may hold, so that loading one cannot run code; reads one with them.
 
 torch.load with `weights_only` refuses every class that is not on an allowlist. fairseq's
 checkpoints hold a few harmless containers; they are named here once, and nothing else gets in.
@@ -9,7 +9,9 @@ from __future__ import annotations
 import argparse
 import builtins
 import collections
+import pickle
 import typing
+from pathlib import Path
 from typing import Any
 
 import numpy
@@ -46,3 +48,42 @@ ALLOWED: tuple[Any, ...] = (
 def allow_fairseq_checkpoints() -> None:
     """Put ALLOWED on torch's allowlist for this process; `weights_only` stays on."""
     torch.serialization.add_safe_globals(list(ALLOWED))
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """What is in a checkpoint, on the CPU; `model` holds its weights by name.
+
+    Raises:
+        OSError: the file cannot be opened.
+        ValueError: it is no checkpoint of fairseq's, or holds a class that is not allowed.
+    """
+    allow_fairseq_checkpoints()
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if not all(isinstance(weight, torch.Tensor) for weight in state["model"].values()):
+            raise TypeError("not all of its weights are tensors")
+    except OSError:
+        raise
+    except Exception as error:  # pickle raises many kinds
+        raise ValueError(why_unreadable(path, error)) from error
+    return state
+
+
+def why_unreadable(path: Path | str, error: Exception) -> str:
+    """One line about a file that could not be read as a checkpoint.
+
+    torch's own is a page, which advises to switch the check off.
+    """
+    lines = str(error).split("\n")
+    refused = next((line.split(". ")[0] for line in lines if "GLOBAL" in line), None)
+    if refused:
+        reason = refused
+    elif isinstance(error, EOFError):
+        reason = "it is empty or cut short (EOFError)"
+    elif isinstance(error, pickle.UnpicklingError):
+        reason = "it is no file of torch.save (UnpicklingError)"
+    elif isinstance(error, KeyError):
+        reason = f"it has no {error}: these may be weights alone (KeyError: {error})"
+    else:
+        reason = f"{type(error).__name__}: {lines[0]}"
+    return f"{path} is not a fairseq checkpoint that can be loaded: {reason}"

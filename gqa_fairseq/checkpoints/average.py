@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from gqa_fairseq.checkpoints.allowlist import allow_fairseq_checkpoints
+from gqa_fairseq.checkpoints.allowlist import read_state
 
 
 def average(paths: list[Path], out: Path) -> None:
@@ -21,13 +21,14 @@ def average(paths: list[Path], out: Path) -> None:
 
     Weights are summed in float64; the optimizer's state is left out, as there is no mean of it.
 
-    Raises ValueError when the checkpoints do not have the same weights.
+    Raises:
+        OSError: a file cannot be opened.
+        ValueError: one is no checkpoint of fairseq's, or they do not have the same weights.
     """
-    allow_fairseq_checkpoints()
     total: dict[str, torch.Tensor] = {}
     state: dict[str, Any] = {}
     for path in paths:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = read_state(path)
         weights = state["model"]
         shapes = {name: weight.shape for name, weight in weights.items()}
         if total and shapes != {name: weight.shape for name, weight in total.items()}:
@@ -52,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
     parsed = parser.parse_args(arguments)
     try:
         average(parsed.checkpoints, parsed.out)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         first = str(error).split("\n")[0]
         print(f"error: {first}", file=sys.stderr)
         return 2

@@ -6,47 +6,53 @@ prints its number of updates and of parameters as JSON. Whoever wants to remove 
 this one is there asks first.
 """
 
+import argparse
 import json
 import sys
 from pathlib import Path
 
-import torch
-
-from gqa_fairseq.checkpoints.allowlist import allow_fairseq_checkpoints
+from gqa_fairseq.checkpoints.allowlist import read_state
+from gqa_fairseq.finite import require_finite
 
 
 def check(path: Path) -> dict[str, int]:
     """Updates and parameters of a fairseq checkpoint.
 
     Raises:
-        OSError, RuntimeError: it cannot be read.
-        KeyError: it is none of fairseq's.
-        ValueError: it has no weights, or some that are no finite numbers.
+        OSError: it cannot be opened.
+        ValueError: it is none of fairseq's, has no weights, or some that are no finite numbers.
     """
-    allow_fairseq_checkpoints()
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    state = read_state(path)
     weights = state["model"]
     if not weights:
         raise ValueError("it has no weights")
-    for name, weight in weights.items():
-        if weight.is_floating_point() and not torch.isfinite(weight).all():
-            raise ValueError(f"{name} has weights that are no finite numbers")
+    require_finite(weights.items())
+    try:
+        updates = state["optimizer_history"][-1]["num_updates"]
+    except (KeyError, IndexError, TypeError) as error:
+        raise ValueError(
+            f"{path} does not say how many updates it has had ({type(error).__name__}: {error})"
+        ) from error
     return {
-        "updates": state["optimizer_history"][-1]["num_updates"],
+        "updates": updates,
         "parameters": sum(weight.numel() for weight in weights.values()),
     }
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Print what is in a checkpoint; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m gqa_fairseq.checkpoints.check", description=__doc__
+    )
+    parser.add_argument("checkpoint", type=Path)
+    parsed = parser.parse_args(arguments)
     try:
-        print(json.dumps(check(Path(arguments[0]))))
-    except Exception as error:  # pickle raises many kinds
-        first = str(error).split("\n")[0]
-        print(f"error: {type(error).__name__}: {first}", file=sys.stderr)
+        print(json.dumps(check(parsed.checkpoint)))
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -14,6 +14,8 @@ from fairseq.tasks import FairseqTask
 
 import gqa_fairseq.models  # registers what a checkpoint names, and sets the allowlist
 import gqa_fairseq.tasks  # noqa: F401
+from gqa_fairseq.checkpoints.allowlist import why_unreadable
+from gqa_fairseq.finite import require_finite
 
 
 def load_model(path: Path | str, data_dir: Path | str) -> tuple[BaseFairseqModel, FairseqTask]:
@@ -21,29 +23,19 @@ def load_model(path: Path | str, data_dir: Path | str) -> tuple[BaseFairseqModel
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is no fairseq checkpoint, or holds classes that are not allowed.
+        ValueError: the file is no fairseq checkpoint, holds classes that are not allowed, or has
+            weights that are infinite or no numbers.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
     try:
         state = checkpoint_utils.load_checkpoint_to_cpu(str(path))
-        cfg = state["cfg"]
+        weights, cfg = state["model"], state["cfg"]
+        cfg.task.data = str(data_dir)
     except Exception as error:
-        raise ValueError(
-            f"{path} is not a fairseq checkpoint that can be loaded: {_reason(error)}"
-        ) from error
-    cfg.task.data = str(data_dir)
+        raise ValueError(why_unreadable(path, error)) from error
+    require_finite(weights.items(), f"{path}: ")
     task = tasks.setup_task(cfg.task)
     model = task.build_model(cfg.model, from_checkpoint=True)
-    model.load_state_dict(state["model"], strict=True, model_cfg=cfg.model)
+    model.load_state_dict(weights, strict=True, model_cfg=cfg.model)
     return model.eval(), task
-
-
-def _reason(error: Exception) -> str:
-    """One line of torch's page: which class was refused, if one was.
-
-    The rest of the page advises to switch the check off.
-    """
-    lines = str(error).split("\n")
-    refused = next((line for line in lines if "GLOBAL" in line), None)
-    return refused.split(". ")[0] if refused else f"{type(error).__name__}: {lines[0]}"

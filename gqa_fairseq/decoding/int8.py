@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gqa_fairseq.finite import require_finite
+
 # (x [rows, in], what is added [rows, out] or None) -> [rows, out]
 Multiply = Callable[[Tensor, Tensor | None], Tensor]
 
@@ -57,7 +59,8 @@ def quantize_int8(model: Any) -> None:
     only translate afterwards: the encoder's float weights are gone.
 
     Raises:
-        ValueError: not a model of the plugin, or its weights are not float32 on a CPU.
+        ValueError: not a model of the plugin, or its weights are not float32 on a CPU, or not
+            finite: rounded ones would hide that.
     """
     if not hasattr(model.decoder, "is_int8"):
         raise ValueError("int8 needs a model of the plugin (--arch gqa_transformer): leave it out")
@@ -66,6 +69,7 @@ def quantize_int8(model: Any) -> None:
         raise ValueError("int8 needs float32 weights on a CPU: leave out --int8")
     if model.decoder.is_int8:
         return
+    require_finite(model.named_parameters())
     model.decoder.is_int8 = True
     for layer in model.decoder.layers:
         for name in ("k_proj", "v_proj"):  # the source's; DecoderStep has the decoder's others

@@ -24,6 +24,7 @@ from gqa_fairseq.decoding.cpu.search import search_on_host
 from gqa_fairseq.decoding.gpu.search import GpuSearch, shape_of, source_edges
 from gqa_fairseq.decoding.memory import BatchShape, Capacity, free_bytes, predicted_bytes
 from gqa_fairseq.decoding.rules import Temperature, penalty_of, rules_of
+from gqa_fairseq.finite import require_finite
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +42,8 @@ class GroupedQueryGenerator(SequenceGenerator):
             model is on a GPU.
 
     Raises:
-        ValueError: `gnmt_alpha` with an option that only fairseq's own search supports.
+        ValueError: `gnmt_alpha` with an option that only fairseq's own search supports, or weights
+            that are infinite or no numbers.
     """
 
     def __init__(
@@ -55,6 +57,8 @@ class GroupedQueryGenerator(SequenceGenerator):
         **kwargs,
     ) -> None:
         super().__init__(models, tgt_dict, *args, **kwargs)
+        for model in self.model.models:
+            require_finite(model.named_parameters())
         self.gnmt_alpha = gnmt_alpha
         self.memory_limit_bytes = memory_limit_bytes
         self.driver = driver

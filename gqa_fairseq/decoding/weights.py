@@ -8,6 +8,7 @@ from weakref import WeakSet
 from torch import nn
 
 from gqa_fairseq.decoding.step import DecoderStep
+from gqa_fairseq.finite import require_finite
 
 # Untyped, as fairseq's classes are: nn.Module's own types would forbid what the decoder does.
 _Module: Any = nn.Module
@@ -33,6 +34,9 @@ class DecodingWeights(_Module):
 
         Args:
             user: its `release` is called when these weights end; it is not kept alive.
+
+        Raises:
+            ValueError: a weight is infinite or no number.
         """
         state = (
             self.is_int8,
@@ -41,6 +45,7 @@ class DecodingWeights(_Module):
         )
         if self._decoding_state != state:
             self._forget()
+            require_finite(self.named_parameters(), "decoder.")
             self._decoding_state, self._decoding_weights = state, DecoderStep(self)
             self._weights_users = WeakSet()
         if user is not None:

@@ -37,24 +37,27 @@ class GroupedQueryTransformerEncoder(TransformerEncoderBase):
         return GroupedQueryEncoderLayer(cfg, heads, cfg.use_bias)
 
     def reorder_encoder_out(self, encoder_out: dict, new_order: Tensor) -> dict:
-        """Keep one row a sentence, where fairseq keeps one a hypothesis.
+        """fairseq's gather, kept as one row a sentence where fairseq has one a hypothesis.
 
-        The first call spreads each sentence over its beam: this notes the width alone. Later calls
-        move hypotheses: this does nothing until a sentence leaves. For any other order it uses
-        fairseq's gather, with one row a hypothesis.
+        As long as the `beam` rows of a sentence stay together, in the order of the rows, the
+        result is those rows alone: the first call spreads each sentence over its beam and copies
+        nothing, later ones copy only when a sentence leaves. Any other order is gathered, with one
+        row a hypothesis.
+
+        The order has to be looked at, for which a GPU is waited for once a call. The plugin's
+        search never calls this, and fairseq's waits at every step as it is.
         """
         rows = encoder_out["encoder_out"][0].shape[1]
         beam = encoder_out.get("beam", [0])[0]
-        if not beam:
-            width = max(1, new_order.numel() // rows)
-            spread = torch.arange(rows, device=new_order.device).repeat_interleave(width)
-            if torch.equal(new_order, spread):
-                return {**encoder_out, "beam": [width]}
-            return {**super().reorder_encoder_out(encoder_out, new_order), "beam": [1]}
-        sentences = new_order.view(-1, beam)[:, 0] // beam
-        if sentences.numel() == rows:
-            return encoder_out
-        return {**super().reorder_encoder_out(encoder_out, sentences), "beam": [beam]}
+        width = beam or max(1, new_order.numel() // rows)
+        order = new_order.cpu()
+        sentences = order // beam if beam else order  # which row each hypothesis reads
+        kept = sentences[::width]
+        if not torch.equal(kept.repeat_interleave(width), sentences):
+            kept, width = sentences, 1
+        if not torch.equal(kept, torch.arange(rows)):
+            encoder_out = super().reorder_encoder_out(encoder_out, kept.to(new_order.device))
+        return {**encoder_out, "beam": [width]}
 
 
 class GroupedQueryTransformerDecoder(DecodingWeights, TransformerDecoderBase):
@@ -128,6 +131,11 @@ class GroupedQueryTransformerDecoder(DecodingWeights, TransformerDecoderBase):
         is_padding = prev_output_tokens.eq(self.padding_idx)
         mask = is_padding if full_context_alignment or bool(is_padding[:, 0].any()) else None
         source, source_is_padding = _source(encoder_out)
+        beam = encoder_out.get("beam", [1])[0]
+        if beam > 1 and source.shape[1] * beam == x.shape[1]:  # a row a hypothesis, as in fairseq
+            source = source.repeat_interleave(beam, 1)
+            if source_is_padding is not None:
+                source_is_padding = source_is_padding.repeat_interleave(beam, 0)
         attn, inner_states = None, [x]
         for index, layer in enumerate(self.layers):
             x, weights = layer(
@@ -266,6 +274,13 @@ class GroupedQueryTransformerModel(TransformerModelBase):
         try:
             with open_dict(cfg) if OmegaConf.is_config(cfg) else nullcontext():
                 resolve(cfg)
+            if cfg.share_all_embeddings and task.source_dictionary != task.target_dictionary:
+                raise ValueError(
+                    "the two languages have separate dictionaries, and this architecture has one "
+                    "embedding for both, as named architectures do: prepare the data with "
+                    "--joined-dictionary, or name the sizes with --arch gqa_transformer, which "
+                    "shares embeddings only if --share-all-embeddings is given"
+                )
             return super().build_model(nested(cfg), task)
         except ValueError as error:
             sys.exit(f"error: {error}")

@@ -19,6 +19,7 @@ from omegaconf import II
 from gqa_fairseq.batching import TargetTokenBatches
 from gqa_fairseq.decoding.int8 import quantize_int8
 from gqa_fairseq.decoding.search import GroupedQueryGenerator
+from gqa_fairseq.finite import require_finite
 
 SearchChoice: Any = ChoiceEnum(("gqa", "stock"))
 
@@ -56,11 +57,59 @@ class GroupedQueryTranslationConfig(TranslationConfig):
 class GroupedQueryTranslationTask(TranslationTask):
     """Translation with binarized parallel text, as in fairseq, that never drops a line."""
 
+    @classmethod
+    def setup_task(cls, cfg: GroupedQueryTranslationConfig, **kwargs):
+        """fairseq's task; ends the process with one line for what does not work."""
+        if cfg.num_batch_buckets:
+            sys.exit(
+                "error: --num-batch-buckets: fairseq's code for it fails with this version of "
+                "numpy: leave it out"
+            )
+        return super().setup_task(cfg, **kwargs)
+
+    def build_model(self, cfg, from_checkpoint=False):
+        """As in fairseq; a model that is going to be trained is not translated with in 8 bits.
+
+        With --eval-bleu fairseq makes the search before the model has been trained or loaded.
+        """
+        if not from_checkpoint or self.cfg.eval_bleu:
+            self._refuse_int8()
+        if not from_checkpoint and not self.cfg.eval_bleu:
+            self._refuse_idle_search()
+        return super().build_model(cfg, from_checkpoint)
+
+    def build_criterion(self, cfg, from_checkpoint=False):
+        """As in fairseq: training and validation ask for a loss, translation does not."""
+        self._refuse_int8()
+        return super().build_criterion(cfg, from_checkpoint)
+
+    def _refuse_int8(self) -> None:
+        if self.cfg.int8:
+            sys.exit(
+                "error: --int8 is for translating with a trained model: leave it out of training "
+                "and of validation, and --eval-bleu out of translation"
+            )
+
+    def _refuse_idle_search(self) -> None:
+        for is_given, option in (
+            (self.cfg.gnmt_alpha is not None, "--gnmt-alpha"),
+            (self.cfg.search != "gqa", "--search"),
+        ):
+            if is_given:
+                sys.exit(
+                    f"error: {option} is about translating, and training translates only with "
+                    "--eval-bleu: leave it out, or give both"
+                )
+
     def load_dataset(self, split: str, *args, **kwargs) -> None:
-        """fairseq's dataset; training's makes batches by target tokens if the option is given."""
+        """fairseq's dataset; training's makes batches by target tokens if the option is given.
+
+        fairseq's trainer alone says which part of the text it wants; other commands load the
+        training text as any other.
+        """
         super().load_dataset(split, *args, **kwargs)
-        tokens = self.cfg.target_tokens_per_update
-        if split == self.cfg.train_subset and tokens is not None:
+        tokens, is_training = self.cfg.target_tokens_per_update, "data_selector" in kwargs
+        if is_training and split == self.cfg.train_subset and tokens is not None:
             if len(self.cfg.update_freq) > 1 or tokens < 1:
                 sys.exit("error: --target-tokens-per-update: a positive number, one --update-freq")
             batches = self.cfg.distributed_world_size * self.cfg.update_freq[0]
@@ -72,11 +121,16 @@ class GroupedQueryTranslationTask(TranslationTask):
         """fairseq's batches; outside training every line is in one of them.
 
         fairseq drops the last lines if their number is no multiple of
-        `--required-batch-size-multiple` (default 8): up to 7 lines of a test set would not be
-        translated, and no message would say so.
+        `--required-batch-size-multiple` (default 8): up to 7 lines of a text would not be
+        translated, and no message would say so. Which text it is does not matter: the training
+        text may be translated and validated on as well. Only fairseq's iterator over updates says
+        how it goes on after an epoch.
         """
-        if dataset is not self.datasets.get(self.cfg.train_subset):
+        is_training = "update_epoch_batch_itr" in kwargs
+        if not is_training:
             kwargs["required_batch_size_multiple"] = 1
+            if dataset is self.datasets.get(self.cfg.train_subset):
+                kwargs["disable_iterator_cache"] = True  # training's batches stay training's
         return super().get_batch_iterator(dataset, *args, **kwargs)
 
     def build_generator(self, models, args, seq_gen_cls=None, extra_gen_cls_kwargs=None, **kwargs):
@@ -98,8 +152,10 @@ class GroupedQueryTranslationTask(TranslationTask):
         elif self.cfg.gnmt_alpha is not None:
             sys.exit("error: --gnmt-alpha needs the plugin's search, without alignments")
         try:
-            for model in models if self.cfg.int8 else ():
-                quantize_int8(model)
+            for model in models:
+                require_finite(model.named_parameters())  # whatever searches
+                if self.cfg.int8:
+                    quantize_int8(model)
             return super().build_generator(
                 models, args, seq_gen_cls, extra_gen_cls_kwargs, **kwargs
             )

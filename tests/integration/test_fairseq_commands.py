@@ -157,6 +157,35 @@ def test_generate_translates_every_line(
     assert kept == {line: hypotheses(generated)[line] for line in kept}
 
 
+@pytest.mark.parametrize("lines", [1, 5, 11])
+def test_generate_translates_every_line_of_the_training_text(
+    lines: int, corpus: Path, trained: tuple[Path, Result], tmp_path: Path
+) -> None:
+    """Whatever a text is called: here the same lines are the training and the validation text."""
+    prefixes = []
+    for split in ("train", "valid"):
+        for language in ("en", "de"):
+            text = (corpus.parent / f"test.{language}").read_text(encoding="utf-8").split("\n")
+            path = tmp_path / f"{split}.{language}"
+            path.write_text("\n".join(text[:lines]) + "\n", encoding="utf-8", newline="\n")
+        prefixes += [f"--{split}pref", tmp_path / split]
+    languages = ["--source-lang", "en", "--target-lang", "de", "--joined-dictionary"]
+    words = ["--srcdict", corpus / "dict.en.txt"]
+    data = tmp_path / "bin"
+    succeed("preprocess", *languages, *words, *prefixes, "--destdir", data, folder=tmp_path)
+    found = [
+        hypotheses(
+            succeed(
+                "generate", data, *TASK, "--path", trained[0], *SEARCH, "--gen-subset", split,
+                folder=tmp_path,
+            )
+        )
+        for split in ("train", "valid")
+    ]  # fmt: skip
+    assert sorted(found[0]) == list(range(lines))
+    assert found[0] == found[1]
+
+
 def test_interactive_translates_as_generate_does(
     generated: Result, corpus: Path, trained: tuple[Path, Result], tmp_path: Path
 ) -> None:
@@ -348,12 +377,34 @@ def assert_one_line(result: Result, message: str) -> None:
         (["--target-tokens-per-update", 780], "raise --update-freq, or --max-tokens (to "),
         (["--target-tokens-per-update", 0], "a positive number"),
         (["--target-tokens-per-update", 99, "--batch-size", 8], "exclude each other"),
+        (["--int8"], "leave it out of training"),
+        (["--int8", "--eval-bleu", "--eval-bleu-args", '{"beam": 2}'], "leave it out of training"),
+        (["--gnmt-alpha", 0.6], "--gnmt-alpha is about translating"),
+        (["--search", "stock"], "--search is about translating"),
+        (["--num-batch-buckets", 4], "this version of numpy"),
     ],
-    ids=["kv_heads", "placement", "widths", "heads", "memory", "tokens", "batch_size"],
+    ids=lambda value: "-".join(map(str, value[::2])) if isinstance(value, list) else None,
 )
 def test_bad_options(options: list[object], message: str, corpus: Path, tmp_path: Path) -> None:
     assert_one_line(train(corpus, tmp_path, 1, *options), message)
     assert not list(tmp_path.rglob("*.pt"))
+
+
+def test_8_bits_are_for_translation(
+    corpus: Path, trained: tuple[Path, Result], tmp_path: Path
+) -> None:
+    """fairseq-validate computes a loss, and --eval-bleu makes a search before weights are read."""
+    path = ["--path", trained[0]]
+    result = run(
+        "validate", corpus, *TASK, *path, "--max-tokens", 120, "--cpu", "--int8", folder=tmp_path
+    )
+    assert_one_line(result, "leave it out of training and of validation")
+    result = run(
+        "generate", corpus, *TASK, *path, *SEARCH, "--int8", "--eval-bleu", folder=tmp_path
+    )
+    assert_one_line(result, "--eval-bleu out of translation")
+    result = succeed("generate", corpus, *TASK, *path, *SEARCH, "--int8", folder=tmp_path)
+    assert sorted(hypotheses(result)) == list(range(LINES["test"]))
 
 
 WIDTHS = ["--encoder-ffn-embed-dim", 88, "--decoder-ffn-embed-dim", 88]
@@ -377,6 +428,36 @@ def test_checkpoint_of_another_shape(
 ) -> None:
     result = train(corpus, tmp_path, 1, "--restore-file", trained[0], *options)
     assert_one_line(result, message)
+
+
+@pytest.mark.parametrize("search", [[], ["--search", "stock"], ["--int8"]], ids=str)
+def test_weights_that_are_no_numbers(
+    search: list[str], corpus: Path, trained: tuple[Path, Result], tmp_path: Path
+) -> None:
+    state = torch.load(trained[0], weights_only=True)
+    name = "decoder.layers.0.fc1.weight"
+    state["model"][name].view(-1)[3] = float("nan")
+    path = tmp_path / "broken.pt"
+    torch.save(state, path)
+    result = run("generate", corpus, *TASK, "--path", path, *SEARCH, *search, folder=tmp_path)
+    assert_one_line(result, f"{name} has weights that are no finite numbers")
+    assert not hypotheses(result)
+    with pytest.raises(ValueError, match=f"broken.pt: {name} has weights"):
+        load_model(path, corpus)
+
+
+def test_a_named_architecture_with_separate_dictionaries(corpus: Path, tmp_path: Path) -> None:
+    languages = ["--source-lang", "en", "--target-lang", "de", "--trainpref", tmp_path / "train"]
+    for language, line in (("en", "a b c"), ("de", "d e")):
+        (tmp_path / f"train.{language}").write_text(f"{line}\n" * 9, encoding="utf-8")
+    data = tmp_path / "bin"
+    succeed("preprocess", *languages, "--destdir", data, folder=tmp_path)
+    named = ["--arch", "mqa_transformer_small"]
+    refused = train(data, tmp_path, 1, "--disable-validation", model=named)
+    assert_one_line(refused, "prepare the data with --joined-dictionary, or name the sizes with")
+    unshared = [option for option in MODEL if option != "--share-all-embeddings"]
+    trained = train(data, tmp_path, 1, "--disable-validation", model=unshared)
+    assert list(losses(trained)) == [1]
 
 
 class RunsCommand:
@@ -457,8 +538,9 @@ def test_load_model_errors(corpus: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no checkpoint at"):
         load_model(tmp_path / "absent.pt", corpus)
     (tmp_path / "text.pt").write_text("not a checkpoint", encoding="utf-8")
+    (tmp_path / "empty.pt").write_bytes(b"")
     torch.save({"weights": torch.zeros(1)}, tmp_path / "other.pt")
-    for name in ("text.pt", "other.pt"):
+    for name in ("text.pt", "empty.pt", "other.pt"):
         with pytest.raises(ValueError, match="is not a fairseq checkpoint") as caught:
             load_model(tmp_path / name, corpus)
         assert "\n" not in str(caught.value)

@@ -40,3 +40,36 @@ def test_other_weights_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture
     assert main([str(tmp_path / "mean.pt"), str(one), str(two)]) == 2
     assert capsys.readouterr().err == f"error: {two} has other weights than {one}\n"
     assert not (tmp_path / "mean.pt").exists()
+
+
+def test_what_is_no_checkpoint_is_refused_with_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = save(tmp_path / "good.pt", weight=torch.zeros(2))
+    torch.save({"weight": torch.zeros(2)}, tmp_path / "bare.pt")
+    torch.save(torch.zeros(2), tmp_path / "tensor.pt")
+    torch.save({"model": {"weight": "words"}}, tmp_path / "words.pt")
+    torch.save({"model": torch.zeros(2)}, tmp_path / "unnamed.pt")
+    (tmp_path / "text.pt").write_text("no checkpoint\n", encoding="utf-8")
+    (tmp_path / "empty.pt").write_bytes(b"")
+    (tmp_path / "short.pt").write_bytes(good.read_bytes()[:500])
+    (tmp_path / "folder.pt").mkdir()
+    reasons = {
+        "bare": "it has no 'model': these may be weights alone",
+        "tensor": "",
+        "words": "not all of its weights are tensors",
+        "unnamed": "",
+        "text": "it is no file of torch.save",
+        "empty": "it is empty or cut short",
+        "short": "",
+        "folder": "Is a directory",
+        "absent": "No such file",
+    }
+    for name, reason in reasons.items():
+        path = tmp_path / f"{name}.pt"
+        assert main([str(tmp_path / "mean.pt"), str(good), str(path)]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: ")
+        assert str(path) in line
+        assert reason in line
+        assert not (tmp_path / "mean.pt").exists()

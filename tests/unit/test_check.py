@@ -79,11 +79,15 @@ def test_what_is_no_checkpoint_of_fairseqs_is_refused(
 ) -> None:
     assert "No such file" in refused(path, capsys)
     path.write_text("no checkpoint", encoding="utf-8")
-    refused(path, capsys)
+    assert "it is no file of torch.save" in refused(path, capsys)
+    path.write_bytes(b"")
+    assert "it is empty or cut short" in refused(path, capsys)
     torch.save({"weight": torch.ones(2)}, path)
+    assert "it has no 'model': these may be weights alone" in refused(path, capsys)
     assert "KeyError: 'model'" in refused(path, capsys)
     torch.save(state(optimizer_history=[]), path)
     assert "IndexError" in refused(path, capsys)
+    assert "does not say how many updates it has had" in refused(path, capsys)
     torch.save(state(model={}), path)
     assert "it has no weights" in refused(path, capsys)
 

@@ -121,6 +121,14 @@ def test_a_source_of_one_token_and_an_empty_line() -> None:
         assert_same(*both(model, sample, beam_size=4, max_len_b=10))
 
 
+@pytest.mark.parametrize("kv_heads", [1, 2, 8])
+def test_heads_that_are_one_wide(kv_heads: int) -> None:
+    widths = {"encoder_embed_dim": 8, "decoder_embed_dim": 8}
+    model = model_of(num_kv_heads=kv_heads, **widths)
+    sample = source_batch(random_lines(4, VOCABULARY), VOCABULARY)
+    assert_same(*both(model, sample, beam_size=3, max_len_b=10))
+
+
 def test_a_vocabulary_smaller_than_the_candidates() -> None:
     tiny = dictionary(words=2)
     model = build(tiny, num_kv_heads=2).double()

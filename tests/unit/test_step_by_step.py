@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +83,67 @@ class Walk:
         new = torch.randint(first, len(self.vocabulary), (len(rows), 1))
         self.tokens = torch.cat((self.tokens[rows], new), dim=1)
         self.sentences = self.sentences[kept]
+
+
+def orders_of(rows: int, draw: random.Random) -> Iterator[list[int]]:
+    """Orders as any search may ask for them, each of the rows that the last one left."""
+    for _ in range(6):
+        width = draw.choice((1, 1, 2, 3))
+        kind = draw.choice(("same", "permuted", "spread", "any", "fewer"))
+        order = list(range(rows))
+        if kind == "permuted":
+            draw.shuffle(order)
+        elif kind == "spread":
+            order = [row for row in order for _ in range(width)]
+        elif kind == "any":
+            order = [draw.randrange(rows) for _ in range(rows * width)]
+        elif kind == "fewer" and rows > 1:
+            order.remove(draw.randrange(rows))
+        yield order
+        rows = len(order)
+
+
+REPORTED = [[[0, 1], [1, 0]], [[1, 0], [1, 0]], [[1, 0], [0, 1]], [[0, 0, 1, 1], [2, 3, 0, 1]],
+            [[0, 0, 1, 1], [0, 2, 1, 3], [3, 2, 1, 0]], [[0, 0, 1, 1], [0, 1, 3]],
+            [[1, 1, 0, 0], [1, 0, 2, 2], [2, 3]], [[0, 0, 1, 1], [2, 2]]]  # fmt: skip
+DRAWN = [list(orders_of(2, random.Random(seed))) for seed in range(60)]
+
+
+@pytest.mark.parametrize("orders", REPORTED + DRAWN)
+def test_the_source_follows_any_sequence_of_orders(orders: list[list[int]]) -> None:
+    """As fairseq's gather, for a decoder that reads whole sequences and for one with a cache."""
+    vocabulary = dictionary()
+    model = model_of(vocabulary, num_kv_heads=2)
+    source = source_batch(random_lines(2, vocabulary), vocabulary)["net_input"]
+    with torch.no_grad():
+        ours = model.encoder(source["src_tokens"])
+        theirs = dict(ours)
+        for order in map(torch.tensor, orders):
+            ours = model.encoder.reorder_encoder_out(ours, order)
+            theirs = gathered(theirs, order, model)
+            (beam,) = ours["beam"]
+            for name, rows in (("encoder_out", 1), ("encoder_padding_mask", 0), ("src_lengths", 0)):
+                for a, b in zip(ours[name], theirs[name], strict=True):
+                    assert torch.equal(a.repeat_interleave(beam, rows), b), name
+            start = torch.full((len(order), 1), vocabulary.eos())
+            expected = model.decoder(start, encoder_out=theirs)[0]
+            for state in (None, {}):
+                found = model.decoder(start, encoder_out=ours, incremental_state=state)[0]
+                torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+
+
+def test_fairseqs_orders_copy_no_source() -> None:
+    """Beams that move within their sentences leave the encoder's output where it is."""
+    vocabulary = dictionary()
+    model = model_of(vocabulary, num_kv_heads=2)
+    source = source_batch(random_lines(2, vocabulary), vocabulary)["net_input"]
+    encoded = model.encoder(source["src_tokens"])
+    moved = encoded
+    for order in ([0, 0, 0, 1, 1, 1], [2, 0, 0, 5, 5, 3], [0, 1, 2, 4, 3, 5]):
+        moved = model.encoder.reorder_encoder_out(moved, torch.tensor(order))
+        assert moved["encoder_out"][0] is encoded["encoder_out"][0]
+    left = model.encoder.reorder_encoder_out(moved, torch.tensor([4, 3, 3]))
+    assert torch.equal(left["encoder_out"][0], encoded["encoder_out"][0][:, 1:])
 
 
 @torch.no_grad()
