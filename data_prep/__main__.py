@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from rich.console import Console
 from rich.table import Table
 
 from data_prep.corpora.registry import CORPORA, corpus_named
 from data_prep.pipeline import prepare
 from data_prep.spec import HELD_OUT, MANIFEST_NAME, SPLITS, DataError, DataSpec, Manifest
+from data_prep.system.surroundings import console_of, settle
 from data_prep.transform.clean import REASONS
 
 DESCRIPTION = """\
@@ -38,6 +38,7 @@ SETTINGS = [field for field in msgspec.structs.fields(DataSpec) if field.name !=
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; the exit code is 2 for what the user can put right."""
+    settle()
     options = _parser().parse_args(arguments)
     try:
         if options.workers < 1:
@@ -170,7 +171,7 @@ def _print_summary(manifest: Manifest, out: Path) -> None:
             f"{counts.source_pieces / lines:.1f}",
             f"{counts.target_pieces / lines:.1f}",
         )
-    console = Console(highlight=False, soft_wrap=True)
+    console = console_of()
     console.print(table)
     dropped = manifest.splits["train"].dropped
     rows = {
@@ -192,7 +193,7 @@ def _print_summary(manifest: Manifest, out: Path) -> None:
     rows["checksum"] = manifest.checksum
     rows["manifest"] = str(out / MANIFEST_NAME)
     for name, text in rows.items():
-        console.print(f"{name:<13} {text}", markup=False)
+        console.print(f"{name:<13} {text}")
 
 
 if __name__ == "__main__":

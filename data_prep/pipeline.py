@@ -37,6 +37,7 @@ from data_prep.steps import Step, Steps
 from data_prep.system.files import write_json
 from data_prep.system.progress import Advance
 from data_prep.system.space import require_space, size_of
+from data_prep.system.surroundings import console_of
 from data_prep.text import Pair, open_for_writing, read_text, text_files
 from data_prep.transform.baselines import write_baselines
 from data_prep.transform.binarize import binarize
@@ -69,7 +70,7 @@ def prepare(
     stream. Raises DataError, and leaves what was prepared before as it was, when an input or a
     setting cannot be used, and, unless `force`, when `out` holds data of another request.
     """
-    console = console or Console(stderr=True)
+    console = console or console_of(stderr=True)
     corpus = open_corpus(spec)
     request = request_for(spec, corpus)
 

@@ -8,6 +8,7 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
+from data_prep.system.surroundings import settle
 from experiments.errors import ExperimentError
 from experiments.stages.corpus import prepare_data
 from experiments.stages.graph import job_of
@@ -27,6 +28,7 @@ def prepare(config: DictConfig) -> None:
 
 def main() -> int:
     """Prepare what the command line asks for; returns the exit code."""
+    settle()
     # Nothing is trained: nothing to measure or report. Overrides stand side by side.
     first = next((i for i, given in enumerate(sys.argv) if "=" in given), len(sys.argv))
     sys.argv.insert(first, "hydra.callbacks=null")

@@ -16,6 +16,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
+from data_prep.system.surroundings import settle
 from experiments.errors import ExperimentError
 from experiments.stages.folders import Outcome
 from experiments.stages.graph import job_of
@@ -42,6 +43,7 @@ def _end(signal_number: int, frame: Any) -> None:
 
 def main() -> int:
     """Run the jobs of the command line, or say what they would do; returns the exit code."""
+    settle()
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _end)
     try:

@@ -49,10 +49,18 @@ def settle() -> None:
             reconfigure(errors="backslashreplace")
 
 
-def console_of(*, stderr: bool = False, width: int | None = None) -> Console:
-    """A console that prints text as it is: brackets are no markup, and colons no emoji."""
+def console_of(*, stderr: bool = False, width: int | None = None, wraps: bool = False) -> Console:
+    """A console that prints text as it is: brackets are no markup, and colons no emoji.
+
+    With `wraps` the cells of a table go on below where the terminal is too narrow.
+    """
     return Console(
-        stderr=stderr, width=width, soft_wrap=True, markup=False, highlight=False, emoji=False
+        stderr=stderr,
+        width=width,
+        soft_wrap=not wraps,
+        markup=False,
+        highlight=False,
+        emoji=False,
     )
 
 

@@ -9,7 +9,6 @@ import msgspec
 import sentencepiece
 
 from data_prep.spec import DataSpec
-from data_prep.system.surroundings import child_environment
 from experiments.config import SuiteConfig
 from experiments.errors import ExperimentError
 from experiments.records.storage import read_bytes

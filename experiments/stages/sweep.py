@@ -138,7 +138,7 @@ def finish(jobs: Sequence[Job], *, is_sweep: bool) -> None:
         try:
             _measure(stage, group)
         except ExperimentError as error:
-            console.print(f"error: {error}", markup=False)
+            console.print(f"error: {error}")
             failed += 1
     if is_sweep and trained:
         failed += _report(trained)
@@ -148,7 +148,7 @@ def finish(jobs: Sequence[Job], *, is_sweep: bool) -> None:
 
 def _measure(stage: Stage, jobs: list[Job]) -> None:
     measurement = measure(stage, jobs)
-    console.print(f"speed: {stage.folder / MEASUREMENT_NAME}", markup=False)
+    console.print(f"speed: {stage.folder / MEASUREMENT_NAME}")
     config = jobs[0].config
     records = [JobFolder(job.folder).record() for job in jobs]
     directory = Path(config.paths.runs).parent

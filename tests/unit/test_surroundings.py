@@ -70,13 +70,12 @@ def test_a_folder_that_somebody_else_could_write_is_not_taken(
 
 
 STRANGER = """
-import json, os, sys
+import getpass, json, os
+from pathlib import Path
+from data_prep.system.surroundings import settle
 os.setgid(12345)
 os.setuid(12345)
-from data_prep.system.surroundings import settle
 settle()
-import getpass
-from pathlib import Path
 found = {"user": getpass.getuser(), "home": str(Path.home())}
 print(json.dumps(found))
 """
@@ -86,7 +85,11 @@ print(json.dumps(found))
 def test_a_user_whom_the_system_does_not_know_has_a_name_and_a_home() -> None:
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "-c", STRANGER], env=environment, capture_output=True, text=True, check=True
+        [sys.executable, "-c", STRANGER],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     found = json.loads(done.stdout)
     assert found["user"] == "user12345"

@@ -52,8 +52,7 @@ def train(attempt: Attempt, config: SuiteConfig, data: DataFolder) -> TrainResul
     if found > updates:
         console.print(
             f"{attempt.stage.title}: its checkpoint has {found} updates, more than {updates}: "
-            "training starts over",
-            markup=False,
+            "training starts over"
         )
         shutil.rmtree(folder.checkpoints)
         log.unlink(missing_ok=True)
@@ -120,7 +119,7 @@ def _describe(attempt: Attempt, config: SuiteConfig, log: Path, averaged: list[i
     tokens = curve[-1].target_tokens
     mean = tokens / updates
     if deviation := off_target(mean, wanted):
-        console.print(f"{attempt.stage.title}: {deviation}", markup=False)
+        console.print(f"{attempt.stage.title}: {deviation}")
     us_per_token = us_per_target_token(events, config.train.log_every_updates)
     return Training(
         device=config.hardware.device,
