@@ -5,6 +5,7 @@ import errno
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
             _spec(options), options.out, workers=options.workers, force=options.force
         )
     except DataError as error:
-        return _fail(str(error), 2)
+        return _fail(error.spelled(_spelling(options)), 2)
     except OSError as error:  # such as a full disk, anywhere
         if error.errno == errno.ENOSPC:
             return _fail(f"{options.out}: {error.strerror}: free some, then run this again", 2)
@@ -90,12 +91,21 @@ def _parser() -> argparse.ArgumentParser:
         help="the corpus and its settings as a JSON object, instead of NAME and the options below "
         "(their names with _ for -); --mirror replaces the one in the file",
     )
+    # Whoever runs the command for a config has its users read `data.train_source` in an error.
+    parser.add_argument("--config-names", action="store_true", help=argparse.SUPPRESS)
     settings = parser.add_argument_group("settings of the corpus")
     for field in SETTINGS:
         settings.add_argument(
             _option(field.name), default=argparse.SUPPRESS, metavar="X", help=_help(field)
         )
     return parser
+
+
+def _spelling(options: argparse.Namespace) -> Callable[[str], str]:
+    """How the user has written the name of a setting."""
+    if options.config_names:
+        return lambda field: f"data.{field}"
+    return _option if options.spec is None else str
 
 
 def _option(field: str) -> str:

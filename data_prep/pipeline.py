@@ -152,8 +152,17 @@ def _run_steps(
 
     def encode(folder: Path, advance: Advance) -> dict[str, Encoded]:
         encoder = Encoder(vocabulary.folder / MODEL_NAME)
-        limits = spec.max_pieces, spec.max_ratio
-        return encode_splits(cleaned.folder, languages, encoder, *limits, folder, advance, workers)
+        return encode_splits(
+            cleaned.folder,
+            languages,
+            encoder,
+            spec.max_pieces,
+            spec.max_ratio,
+            folder,
+            advance,
+            workers,
+            cleaned.result.dropped,
+        )
 
     encode_inputs = [languages, cleaned.files, vocabulary.files, spec.max_pieces, spec.max_ratio]
     encoded = steps.run("encode", encode_inputs, encode, dict[str, Encoded])
@@ -168,8 +177,9 @@ def _run_steps(
     binarized = steps.run("binarize", binarize_inputs, to_binary, NO_RESULT)
 
     def compare(folder: Path, advance: Advance) -> dict[str, Overlap]:
+        texts, out = encoded.folder / "text", folder / "baselines"
         nearest = corpus.nearest_baseline
-        return _compare(encoded.folder / "text", languages, folder / "baselines", nearest, advance)
+        return _compare(texts, languages, out, nearest, advance, console)
 
     compare_inputs = [languages, encoded.files, corpus.nearest_baseline]
     compared = steps.run("compare", compare_inputs, compare, dict[str, Overlap])
@@ -205,17 +215,14 @@ def _write_subsets(subsets: dict[str, list[int]], folder: Path) -> dict[str, Sub
 
 
 def _compare(
-    texts: Path, languages: Languages, out: Path, nearest: bool, advance: Advance
+    texts: Path, languages: Languages, out: Path, nearest: bool, advance: Advance, console: Console
 ) -> dict[str, Overlap]:
-    """Write the baselines into `out`; returns the overlap of dev and test with train.
-
-    Train is held in memory for the `nearest` baseline alone.
-    """
+    """Write the baselines into `out`; returns the overlap of dev and test with train."""
     sources = {
         split: [source for source, _ in read_text(texts, split, languages)] for split in HELD_OUT
     }
-    train = list(read_text(texts, "train", languages)) if nearest else None
-    write_baselines(train, sources["test"], languages[1], out)
+    train = (lambda: read_text(texts, "train", languages)) if nearest else None
+    write_baselines(train, sources["test"], languages[1], out, console.print)
 
     def train_sources() -> Iterator[str]:
         for source, _ in read_text(texts, "train", languages):
