@@ -1,6 +1,9 @@
 """The command: bad input ends with one line and exit code 2, and leaves nothing behind."""
 
 import os
+import shutil
+import subprocess
+import sys
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -299,3 +302,21 @@ def test_the_nearest_line_can_be_left_out(case, capsys):
     assert main([*case.arguments, "--nearest", "False"]) == 0
     assert [path.name for path in (case.out / "baselines").iterdir()] == ["copy.test.de"]
     assert "nearest" not in capsys.readouterr().err
+
+
+def test_folders_of_odd_names_in_an_ascii_terminal(case, tmp_path):
+    """Each character works: fairseq divides at commas, rich reads brackets, ASCII has no ü."""
+    odd = tmp_path / "q'[b], ü:😀 [/x] {y} %s \\"
+    shutil.copytree(case.files, odd)
+    arguments = [each.replace(str(case.files), str(odd)) for each in case.arguments]
+    arguments[arguments.index("--out") + 1] = str(odd / "out[/x]")
+    done = subprocess.run(
+        [sys.executable, "-m", "data_prep", *arguments, "--workers", "1"],
+        env=os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONOPTIMIZE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr.count("Traceback")) == (0, 0), done.stderr
+    assert "[b], \\xfc:\\U0001f600 [/x] {y} %s \\/out[/x]/manifest.json\n" in done.stdout
+    assert (odd / "out[/x]" / "bin" / "train.en-de.en.bin").stat().st_size
