@@ -12,7 +12,7 @@ from data_prep.system.surroundings import settle
 from experiments.errors import ExperimentError
 from experiments.stages.corpus import prepare_data
 from experiments.stages.graph import job_of
-from experiments.stages.sweep import resolve
+from experiments.stages.sweep import check_overrides, resolve
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="suite")
@@ -33,7 +33,11 @@ def main() -> int:
     first = next((i for i, given in enumerate(sys.argv) if "=" in given), len(sys.argv))
     sys.argv.insert(first, "hydra.callbacks=null")
     try:
+        check_overrides(sys.argv[1:])
         prepare()
+    except ExperimentError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         return 130
     return 0

@@ -21,7 +21,7 @@ from experiments.errors import ExperimentError
 from experiments.stages.folders import Outcome
 from experiments.stages.graph import job_of
 from experiments.stages.job import run_job
-from experiments.stages.sweep import CONFIG_NAME, resolve
+from experiments.stages.sweep import CONFIG_NAME, check_overrides, resolve
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 
@@ -47,7 +47,11 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _end)
     try:
+        check_overrides(sys.argv[1:])
         run()
+    except ExperimentError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from here", file=sys.stderr)
         return 130

@@ -3,8 +3,8 @@
     python -m data_prep.transform.preprocess FOLDER --task data_prep ...
 
 It takes all options of fairseq-preprocess and works in FOLDER: fairseq divides the path of a text
-at every comma, and a name alone has none. fairseq's own encode_line sets one element of a tensor after
-the other, which is most of what the command costs. The task's
+at every comma, and a name alone has none. fairseq's own encode_line sets one element of a tensor
+after the other, which is most of what the command costs. The task's
 dictionary gives the same tensors (a test compares the bytes).
 """
 

@@ -5,6 +5,7 @@ before the first one works. After: what was trained is measured side by side, an
 jobs themselves are Hydra's, wherever its launcher runs them.
 """
 
+import shlex
 import subprocess
 import sys
 import traceback
@@ -16,6 +17,7 @@ from hydra import compose
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -67,6 +69,27 @@ def _ending(action: Any) -> None:
     except Exception:  # a fault of ours: Hydra would only warn, and go on
         traceback.print_exc()
         sys.exit(1)
+
+
+def check_overrides(arguments: Sequence[str]) -> None:
+    """Raise ExperimentError, one line, for an override that Hydra cannot read or would divide."""
+    is_sweep = bool({"-m", "--multirun"} & set(arguments))
+    parser = OverridesParser.create()
+    for given in arguments:
+        key, equals, value = given.partition("=")
+        if not equals or given.startswith("-"):
+            continue
+        quoted = value.replace('"', '\\"')
+        advice = "quote text for Hydra: " + shlex.quote(f'{key}="{quoted}"')
+        try:
+            override = parser.parse_override(given)
+        except HydraException as error:
+            raise ExperimentError(f"{given}: {str(error).splitlines()[0]} ({advice})") from error
+        if override.is_sweep_override() and not is_sweep:
+            raise ExperimentError(
+                f"{given}: a comma divides the values of a sweep, which is asked for with -m; "
+                f"{advice}"
+            )
 
 
 def resolve(composed: DictConfig) -> SuiteConfig:
