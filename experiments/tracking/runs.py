@@ -94,7 +94,11 @@ def _no_other_run() -> Iterator[None]:
 
 
 def _write_run(
-    record: Record, mode: Mode, directory: Path, project: str, speed: dict[str, float]
+    record: Record,
+    mode: Literal["offline", "online"],
+    directory: Path,
+    project: str,
+    speed: dict[str, float],
 ) -> None:
     import wandb
 

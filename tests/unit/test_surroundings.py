@@ -12,7 +12,9 @@ from data_prep.spec import DataError
 from data_prep.system import surroundings
 from data_prep.system.subprocesses import run_logged
 from data_prep.system.surroundings import child_environment, private_folder
+from experiments.records.parts import Score
 from experiments.stages.process import run_command
+from gqa_fairseq.decoding.cpu import native
 
 ROOT = Path(__file__).resolve().parents[2]
 SHOW = "import sys; assert sys.flags.optimize == 0; import os; print(os.environ.get('{}'), 'ü')"
@@ -115,3 +117,27 @@ console_of(stderr=True).print("[/x] ü")
 def test_a_failed_command_is_still_one_line(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"two failed: no \[/x\] ü"):
         run_logged([sys.executable, "-c", "exit('error: no [/x] ü')"], tmp_path / "two.log")
+
+
+def test_the_native_library_has_a_place_without_a_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(Path, "home", no_home)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    folder = native._cache()
+    assert folder == tmp_path / f"gqa_fairseq-{os.getuid()}"
+    folder.chmod(0o777)
+    with pytest.raises(PermissionError, match="set XDG_CACHE_HOME"):
+        native._cache()
+
+
+def test_a_perfect_score_counts_and_a_better_one_does_not() -> None:
+    """sacrebleu's sums are rounded: a translation that is its reference has a little over 100."""
+    fields = {"split": "test", "signature": "s", "lines": 1, "hypotheses_sha256": "0" * 64}
+    assert Score(metric="bleu", value=100.00000000000004, **fields).value > 100
+    with pytest.raises(ValueError, match=r"bleu is 100.1, not within 0 and 100"):
+        Score(metric="bleu", value=100.1, **fields)
