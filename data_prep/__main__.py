@@ -5,16 +5,17 @@ import errno
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
-from rich.console import Console
 from rich.table import Table
 
 from data_prep.corpora.registry import CORPORA, corpus_named
 from data_prep.pipeline import prepare
 from data_prep.spec import HELD_OUT, MANIFEST_NAME, SPLITS, DataError, DataSpec, Manifest
+from data_prep.system.surroundings import console_of, settle
 from data_prep.transform.clean import REASONS
 
 DESCRIPTION = """\
@@ -38,6 +39,7 @@ SETTINGS = [field for field in msgspec.structs.fields(DataSpec) if field.name !=
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; the exit code is 2 for what the user can put right."""
+    settle()
     options = _parser().parse_args(arguments)
     try:
         if options.workers < 1:
@@ -46,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
             _spec(options), options.out, workers=options.workers, force=options.force
         )
     except DataError as error:
-        return _fail(str(error), 2)
+        return _fail(error.spelled(_spelling(options)), 2)
     except OSError as error:  # such as a full disk, anywhere
         if error.errno == errno.ENOSPC:
             return _fail(f"{options.out}: {error.strerror}: free some, then run this again", 2)
@@ -89,12 +91,21 @@ def _parser() -> argparse.ArgumentParser:
         help="the corpus and its settings as a JSON object, instead of NAME and the options below "
         "(their names with _ for -); --mirror replaces the one in the file",
     )
+    # Whoever runs the command for a config has its users read `data.train_source` in an error.
+    parser.add_argument("--config-names", action="store_true", help=argparse.SUPPRESS)
     settings = parser.add_argument_group("settings of the corpus")
     for field in SETTINGS:
         settings.add_argument(
             _option(field.name), default=argparse.SUPPRESS, metavar="X", help=_help(field)
         )
     return parser
+
+
+def _spelling(options: argparse.Namespace) -> Callable[[str], str]:
+    """How the user has written the name of a setting."""
+    if options.config_names:
+        return lambda field: f"data.{field}"
+    return _option if options.spec is None else str
 
 
 def _option(field: str) -> str:
@@ -170,7 +181,7 @@ def _print_summary(manifest: Manifest, out: Path) -> None:
             f"{counts.source_pieces / lines:.1f}",
             f"{counts.target_pieces / lines:.1f}",
         )
-    console = Console(highlight=False, soft_wrap=True)
+    console = console_of()
     console.print(table)
     dropped = manifest.splits["train"].dropped
     rows = {
@@ -192,7 +203,7 @@ def _print_summary(manifest: Manifest, out: Path) -> None:
     rows["checksum"] = manifest.checksum
     rows["manifest"] = str(out / MANIFEST_NAME)
     for name, text in rows.items():
-        console.print(f"{name:<13} {text}", markup=False)
+        console.print(f"{name:<13} {text}")
 
 
 if __name__ == "__main__":

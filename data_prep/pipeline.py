@@ -37,6 +37,7 @@ from data_prep.steps import Step, Steps
 from data_prep.system.files import write_json
 from data_prep.system.progress import Advance
 from data_prep.system.space import require_space, size_of
+from data_prep.system.surroundings import console_of
 from data_prep.text import Pair, open_for_writing, read_text, text_files
 from data_prep.transform.baselines import write_baselines
 from data_prep.transform.binarize import binarize
@@ -69,7 +70,7 @@ def prepare(
     stream. Raises DataError, and leaves what was prepared before as it was, when an input or a
     setting cannot be used, and, unless `force`, when `out` holds data of another request.
     """
-    console = console or Console(stderr=True)
+    console = console or console_of(stderr=True)
     corpus = open_corpus(spec)
     request = request_for(spec, corpus)
 
@@ -151,8 +152,17 @@ def _run_steps(
 
     def encode(folder: Path, advance: Advance) -> dict[str, Encoded]:
         encoder = Encoder(vocabulary.folder / MODEL_NAME)
-        limits = spec.max_pieces, spec.max_ratio
-        return encode_splits(cleaned.folder, languages, encoder, *limits, folder, advance, workers)
+        return encode_splits(
+            cleaned.folder,
+            languages,
+            encoder,
+            spec.max_pieces,
+            spec.max_ratio,
+            folder,
+            advance,
+            workers,
+            cleaned.result.dropped,
+        )
 
     encode_inputs = [languages, cleaned.files, vocabulary.files, spec.max_pieces, spec.max_ratio]
     encoded = steps.run("encode", encode_inputs, encode, dict[str, Encoded])
@@ -167,8 +177,9 @@ def _run_steps(
     binarized = steps.run("binarize", binarize_inputs, to_binary, NO_RESULT)
 
     def compare(folder: Path, advance: Advance) -> dict[str, Overlap]:
+        texts, out = encoded.folder / "text", folder / "baselines"
         nearest = corpus.nearest_baseline
-        return _compare(encoded.folder / "text", languages, folder / "baselines", nearest, advance)
+        return _compare(texts, languages, out, nearest, advance, console)
 
     compare_inputs = [languages, encoded.files, corpus.nearest_baseline]
     compared = steps.run("compare", compare_inputs, compare, dict[str, Overlap])
@@ -204,17 +215,14 @@ def _write_subsets(subsets: dict[str, list[int]], folder: Path) -> dict[str, Sub
 
 
 def _compare(
-    texts: Path, languages: Languages, out: Path, nearest: bool, advance: Advance
+    texts: Path, languages: Languages, out: Path, nearest: bool, advance: Advance, console: Console
 ) -> dict[str, Overlap]:
-    """Write the baselines into `out`; returns the overlap of dev and test with train.
-
-    Train is held in memory for the `nearest` baseline alone.
-    """
+    """Write the baselines into `out`; returns the overlap of dev and test with train."""
     sources = {
         split: [source for source, _ in read_text(texts, split, languages)] for split in HELD_OUT
     }
-    train = list(read_text(texts, "train", languages)) if nearest else None
-    write_baselines(train, sources["test"], languages[1], out)
+    train = (lambda: read_text(texts, "train", languages)) if nearest else None
+    write_baselines(train, sources["test"], languages[1], out, console.print)
 
     def train_sources() -> Iterator[str]:
         for source, _ in read_text(texts, "train", languages):

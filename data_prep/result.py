@@ -43,7 +43,7 @@ def only_one(out: Path, console: Console) -> Iterator[None]:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            console.print(f"{out}: another process prepares it; waiting", highlight=False)
+            console.print(f"{out}: another process prepares it; waiting")
             fcntl.flock(stream, fcntl.LOCK_EX)
         os.set_inheritable(stream.fileno(), True)
         yield

@@ -5,6 +5,7 @@ import it in milliseconds. `data_prep.corpora.registry.request` says which data 
 """
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -27,12 +28,26 @@ Checksum = Annotated[str, Meta(pattern="^([0-9a-f]{64}|md5:[0-9a-f]{32})$")]
 Language = Annotated[str, Meta(pattern=r"^[a-z]{2,3}(_[A-Za-z]+)?\Z")]
 
 
+class Setting(str):
+    """The name of a field of `DataSpec` in a message: each way to give it has a spelling for it."""
+
+    __slots__ = ()
+
+
 class DataError(Exception):
     """A text, a download or a setting cannot be used; the message says what to do.
 
     It is the one error of this package that a user is meant to read: the command prints it as one
-    line and exits with 2.
+    line and exits with 2. The message is made of parts; those that are a `Setting` are spelled as
+    whoever reads it has written them.
     """
+
+    def __str__(self) -> str:
+        return self.spelled(str)
+
+    def spelled(self, spell: Callable[[str], str]) -> str:
+        """The message with the settings as `spell` writes them."""
+        return "".join(spell(each) if isinstance(each, Setting) else each for each in self.args)
 
 
 class Strict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -83,6 +98,13 @@ class DataSpec(Strict, frozen=True, kw_only=True):
     dev_target: Annotated[str | None, Meta(description="local: its translation")] = None
     test_source: Annotated[str | None, Meta(description="local: text to score models on")] = None
     test_target: Annotated[str | None, Meta(description="local: its translation")] = None
+    nearest: Annotated[
+        bool | None,
+        Meta(
+            description="local: false leaves out the baseline of the nearest training line, whose "
+            "time grows with the training text times the test text (default: true)"
+        ),
+    ] = None
 
     def __post_init__(self) -> None:
         if self.source_lang == self.target_lang:

@@ -29,8 +29,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import msgspec
-from rich.console import Console
 
+from data_prep.system.surroundings import console_of, settle
 from experiments.engines import ENGINES, EXACT_ENGINES, find_engine, help_lines
 from experiments.environment import compute_environment, usable_cores
 from experiments.errors import ExperimentError
@@ -201,7 +201,7 @@ def _show_progress(line: str) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Measure, print a table a workload, and write the file anew after each."""
-    console = Console(width=None if sys.stdout.isatty() else TABLE_WIDTH)
+    console = console_of(width=None if sys.stdout.isatty() else TABLE_WIDTH, wraps=True)
     finished: list[Timing] = []  # of the requests before this one
     shown = 0
 
@@ -301,6 +301,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Measure, or show what was measured; returns the exit code."""
+    settle()
     try:
         args = _parser().parse_args(arguments)
         if args.show:

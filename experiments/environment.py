@@ -2,16 +2,18 @@
 
 import os
 
+from data_prep.system.surroundings import child_environment
+
 # How long a thread that waits for the others keeps its core. By default they wait so long that any
 # other work on the machine stops them all in turn: a training was seen to run 20 times slower.
 SPIN_COUNT = "10000"
 
 
 def compute_environment(threads: int) -> dict[str, str]:
-    """This process's environment with `threads`, a fixed hash seed and unbuffered output."""
+    """A child's environment with `threads`, a fixed hash seed and unbuffered output."""
     return (
         {"GOMP_SPINCOUNT": SPIN_COUNT}
-        | os.environ
+        | child_environment()
         | {"OMP_NUM_THREADS": str(threads), "PYTHONHASHSEED": "0", "PYTHONUNBUFFERED": "1"}
     )
 

@@ -11,6 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from data_prep.system.surroundings import settle
 from experiments.environment import usable_cores
 from experiments.errors import ExperimentError
 from experiments.metrics import METRICS
@@ -73,6 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("job", type=Path, help="the job's folder")
+    settle()
     job = JobFolder(parser.parse_args(arguments).job)
     try:
         recorded = job.record().evaluation

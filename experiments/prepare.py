@@ -8,10 +8,11 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
+from data_prep.system.surroundings import settle
 from experiments.errors import ExperimentError
 from experiments.stages.corpus import prepare_data
 from experiments.stages.graph import job_of
-from experiments.stages.sweep import resolve
+from experiments.stages.sweep import check_overrides, resolve
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="suite")
@@ -27,11 +28,16 @@ def prepare(config: DictConfig) -> None:
 
 def main() -> int:
     """Prepare what the command line asks for; returns the exit code."""
+    settle()
     # Nothing is trained: nothing to measure or report. Overrides stand side by side.
     first = next((i for i, given in enumerate(sys.argv) if "=" in given), len(sys.argv))
     sys.argv.insert(first, "~hydra.callbacks.sweep")
     try:
+        check_overrides(sys.argv[1:])
         prepare()
+    except ExperimentError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         return 130
     return 0

@@ -3,8 +3,9 @@
 import time
 from types import TracebackType
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from data_prep.system.surroundings import console_of
 
 
 def in_words(seconds: float) -> str:
@@ -15,7 +16,7 @@ def in_words(seconds: float) -> str:
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
 
 
-console = Console(stderr=True, highlight=False, soft_wrap=True)
+console = console_of(stderr=True)
 
 
 class StageView:
@@ -25,10 +26,10 @@ class StageView:
         self._name = name
         self._started = time.monotonic()
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             TextColumn("{task.completed}/{task.total}" if total else ""),
-            TextColumn("{task.fields[status]}"),
+            TextColumn("{task.fields[status]}", markup=False),
             TimeElapsedColumn(),
             *([TextColumn("left"), TimeRemainingColumn()] if total else []),
             console=console,
@@ -39,7 +40,7 @@ class StageView:
 
     def __enter__(self) -> "StageView":
         if not console.is_terminal:
-            console.print(f"{self._name} ...", markup=False)
+            console.print(f"{self._name} ...")
         self._progress.start()
         return self
 
@@ -53,7 +54,7 @@ class StageView:
 
     def note(self, text: str) -> None:
         """A line that stays, worth seeing on a terminal and in a log."""
-        console.print(f"{self._name}: {text}", markup=False)
+        console.print(f"{self._name}: {text}")
 
     def __exit__(
         self,

@@ -16,11 +16,12 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
+from data_prep.system.surroundings import settle
 from experiments.errors import ExperimentError
 from experiments.stages.folders import Outcome
 from experiments.stages.graph import job_of
 from experiments.stages.job import run_job
-from experiments.stages.sweep import CONFIG_NAME, resolve
+from experiments.stages.sweep import CONFIG_NAME, check_overrides, resolve
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 
@@ -42,10 +43,15 @@ def _end(signal_number: int, frame: Any) -> None:
 
 def main() -> int:
     """Run the jobs of the command line, or say what they would do; returns the exit code."""
+    settle()
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _end)
     try:
+        check_overrides(sys.argv[1:])
         run()
+    except ExperimentError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from here", file=sys.stderr)
         return 130

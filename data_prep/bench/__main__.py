@@ -15,7 +15,6 @@ from pathlib import Path
 
 import msgspec
 import psutil
-from rich.console import Console
 from rich.table import Table
 
 from data_prep.bench.synthetic import TABLE_NAME
@@ -23,6 +22,7 @@ from data_prep.pipeline import STEPS, TIMINGS
 from data_prep.spec import MANIFEST_NAME, Manifest, load_manifest
 from data_prep.system.progress import Timing
 from data_prep.system.space import size_of
+from data_prep.system.surroundings import console_of, settle
 from data_prep.text import read_text
 
 WMT14_PAIRS = 4_520_620
@@ -31,6 +31,7 @@ _SAMPLE_EVERY_S = 0.2
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark and print its table; the exit code is that of the command if it fails."""
+    settle()
     options = _parser().parse_args(arguments)
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         out = Path(name) / "out"
@@ -106,7 +107,7 @@ def _print_timings(timings: dict[str, Timing], whole: Timing) -> None:
             f"{timing.pairs_per_s:,.0f}",
             f"{minutes:.1f}",
         )
-    Console(highlight=False, soft_wrap=True).print(table)
+    console_of().print(table)
 
 
 def _print_text(manifest: Manifest, out: Path) -> None:

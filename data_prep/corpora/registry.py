@@ -7,7 +7,7 @@ from data_prep.corpora.local import Local
 from data_prep.corpora.multi30k_en_de import Multi30k
 from data_prep.corpora.sample_en_de import Sample
 from data_prep.corpora.wmt14_en_de import Wmt14
-from data_prep.spec import DataError, DataSpec, digest
+from data_prep.spec import DataError, DataSpec, Setting, digest
 
 # Part of every request: raise it, and say why, when the same request gives other data than before.
 RECIPE = 1
@@ -37,6 +37,8 @@ def request_for(spec: DataSpec, corpus: Corpus) -> str:
     places = {"mirror"}.union(*(each.settings for each in CORPORA.values()))
     fields = [field for field in DataSpec.__struct_fields__ if field not in places]
     settings = {field: getattr(checked, field) for field in fields}
+    if checked.nearest is False:  # the default has no part, as before there was a choice
+        settings["nearest"] = False
     return digest([RECIPE, settings, corpus.inputs])
 
 
@@ -57,12 +59,14 @@ def open_corpus(spec: DataSpec) -> Corpus:
     for owner in CORPORA.values():
         foreign = [field for field in owner.settings if getattr(spec, field) is not None]
         if foreign and owner is not corpus_class:
-            raise DataError(f"{spec.name} does not take {', '.join(foreign)}: {owner.name} does")
+            names = [part for field in foreign for part in (", ", Setting(field))][1:]
+            raise DataError(f"{spec.name} does not take ", *names, f": {owner.name} does")
     corpus = corpus_class(spec)
     if sorted(corpus.languages) != sorted(spec.languages):
         one, other = corpus.languages
         raise DataError(
-            f"{spec.name} has no text from {spec.source_lang} to {spec.target_lang}: choose "
-            f"source_lang={one} target_lang={other}, or source_lang={other} target_lang={one}"
+            f"{spec.name} has no text from {spec.source_lang} to {spec.target_lang}: choose ",
+            *(Setting("source_lang"), f"={one} ", Setting("target_lang"), f"={other}, or "),
+            *(Setting("source_lang"), f"={other} ", Setting("target_lang"), f"={one}"),
         )
     return corpus

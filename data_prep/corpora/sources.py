@@ -7,7 +7,7 @@ import msgspec
 from msgspec import Meta
 
 from data_prep.corpora.corpus import Download
-from data_prep.spec import Checksum, DataError, Positive, Strict
+from data_prep.spec import Checksum, DataError, Positive, Setting, Strict
 
 WMT14_TABLE = Path(__file__).with_name("wmt14_en_de.json")
 
@@ -66,6 +66,8 @@ def read_sources(path: Path) -> Sources:
     try:
         return msgspec.json.decode(path.read_bytes(), type=Sources)
     except OSError as error:
-        raise DataError(f"{path}: {error.strerror}: sources takes a JSON file") from error
+        raise DataError(
+            f"{path}: {error.strerror}: ", Setting("sources"), " takes a JSON file"
+        ) from error
     except msgspec.DecodeError as error:
         raise DataError(f"{path}: {error}: write it as {WMT14_TABLE.name} is") from error

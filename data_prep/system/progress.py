@@ -39,7 +39,7 @@ def show(console: Console, name: str, timing: Timing) -> Iterator[Advance]:
     """
     started = time.monotonic()
     columns = (
-        TextColumn("{task.description:<10}"),
+        TextColumn("{task.description:<10}", markup=False),
         BarColumn(),
         TextColumn("{task.completed:>12,.0f} pairs"),
         TimeElapsedColumn(),
@@ -54,7 +54,7 @@ def show(console: Console, name: str, timing: Timing) -> Iterator[Advance]:
         yield advance
     timing.wall_s = time.monotonic() - started
     rate = f" {timing.pairs_per_s:>9,.0f} pairs/s" if timing.pairs else ""
-    console.print(f"{name:<10} {timing.wall_s:6.1f} s{rate}", highlight=False)
+    console.print(f"{name:<10} {timing.wall_s:6.1f} s{rate}")
 
 
 @contextmanager
@@ -64,7 +64,7 @@ def show_each(
     """Show a bar for each of `sizes` (bytes, or None); the body gets a function for each."""
     started = time.monotonic()
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         DownloadColumn(),
         SpeedColumn(),
@@ -77,7 +77,7 @@ def show_each(
             return lambda count: progress.advance(tasks[key], count)
 
         yield {key: advance_of(key) for key in tasks}
-    console.print(f"{name:<10} {time.monotonic() - started:6.1f} s", highlight=False)
+    console.print(f"{name:<10} {time.monotonic() - started:6.1f} s")
 
 
 def _progress(console: Console, *columns: str | ProgressColumn) -> Progress:

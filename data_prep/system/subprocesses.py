@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_prep.spec import DataError
+from data_prep.system.surroundings import child_environment
 
 
 def run_logged(command: Sequence[str], log: Path) -> None:
@@ -21,7 +22,7 @@ def run_logged(command: Sequence[str], log: Path) -> None:
         stream.write((" ".join(command) + "\n").encode("utf-8"))
         stream.flush()
         # One thread a process: its workers share the cores already.
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        environment = child_environment() | {"OMP_NUM_THREADS": "1"}
         with subprocess.Popen(
             command,
             stdout=stream,

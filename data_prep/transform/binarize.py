@@ -14,11 +14,12 @@ def binarize(
 
     fairseq calls dev `valid`. Raises DataError when the command fails; the log says why.
     """
-    command = [sys.executable, "-m", "data_prep.transform.preprocess", "--task", "data_prep"]
+    command = [sys.executable, "-m", "data_prep.transform.preprocess", str(pieces)]
+    command += ["--task", "data_prep"]
     command += ["--source-lang", languages[0], "--target-lang", languages[1]]
-    command += ["--trainpref", str(pieces / "train"), "--validpref", str(pieces / "dev")]
-    command += ["--testpref", str(pieces / "test"), "--destdir", str(folder)]
-    command += ["--srcdict", str(dictionary), "--joined-dictionary"]
+    command += ["--trainpref", "train", "--validpref", "dev", "--testpref", "test"]
+    command += ["--destdir", str(folder.resolve())]
+    command += ["--srcdict", str(dictionary.resolve()), "--joined-dictionary"]
     command += ["--workers", str(_parts(workers))]
     run_logged(command, log)
     # It holds times and paths, and our log has the same: what stays are the data's own bytes.

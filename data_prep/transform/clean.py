@@ -6,13 +6,13 @@ pieces, as the model sees them, and come after. Dev and test lines are never dro
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
 import msgspec
 
-from data_prep.spec import HELD_OUT, SPLITS, DataError, Languages
+from data_prep.spec import HELD_OUT, SPLITS, DataError, Languages, Setting
 from data_prep.system.parallel import chunks, ordered_map
 from data_prep.system.progress import Advance
 from data_prep.text import Pair, pair_writer, same_text_key
@@ -59,13 +59,24 @@ def piece_reason_to_drop(
     return None
 
 
-def require_some(training_pairs: int) -> None:
-    """Raise DataError when no training pair is left."""
-    if not training_pairs:
-        raise DataError(
-            "cleaning leaves no training pair: give other text, or allow more with max_pieces "
-            "and max_ratio"
-        )
+def require_some(training_pairs: int, dropped: Mapping[str, int]) -> None:
+    """Raise DataError, with how many were `dropped` by reason, when no training pair is left."""
+    if training_pairs:
+        return
+    counts = ", ".join(f"{reason} {count:,}" for reason, count in dropped.items() if count)
+    more: list[str] = []
+    if dropped["held_out"]:
+        more.append(", which does not repeat dev and test")
+    if dropped["control_characters"]:
+        more.append(', whose lines end in "\\n" and hold no control characters')
+    for reason, setting in (("too_long", "max_pieces"), ("ratio", "max_ratio")):
+        if dropped[reason]:
+            more += [", or raise ", Setting(setting)]
+    raise DataError(
+        f"cleaning leaves no training pair of {sum(dropped.values()):,} ({counts}): give other "
+        "text",
+        *more,
+    )
 
 
 def _sift(rules: TextRules, pairs: list[Pair]) -> tuple[list[Pair], Counter[str]]:
@@ -112,5 +123,5 @@ def clean_splits(
             read = len(kept) + sum(dropped.values())
             counts.read["train"] += read
             advance(read)
-    require_some(counts.read["train"] - sum(counts.dropped.values()))
+    require_some(counts.read["train"] - sum(counts.dropped.values()), counts.dropped)
     return counts

@@ -1,5 +1,6 @@
 """Text to subword pieces on all cores, dropping training pairs by their lengths in pieces."""
 
+from collections.abc import Mapping
 from functools import cache, partial
 from pathlib import Path
 
@@ -61,11 +62,12 @@ def encode_splits(
     out: Path,
     advance: Advance,
     workers: int = 1,
+    dropped_before: Mapping[str, int] | None = None,
 ) -> dict[str, Encoded]:
     """Encode every split of the folder `texts`: `out`/pieces, and `out`/text with the same pairs.
 
     Training pairs are dropped by `piece_reason_to_drop`; of dev and test every pair stays.
-    Raises DataError when no training pair is left.
+    Raises DataError when no training pair is left; its message counts `dropped_before` as well.
     """
     found: dict[str, Encoded] = {}
     for split in SPLITS:
@@ -83,7 +85,9 @@ def encode_splits(
                 pieces(encoded)
                 counts.add(more)
                 advance(more.kept + sum(more.dropped.values()))
-    require_some(found["train"].kept)
+    before = dropped_before or {}
+    dropped = {reason: n + before.get(reason, 0) for reason, n in found["train"].dropped.items()}
+    require_some(found["train"].kept, dropped)
     return found
 
 

@@ -1,12 +1,15 @@
 """fairseq-preprocess with a dictionary that looks up a line at a time.
 
-    python -m data_prep.transform.preprocess --task data_prep ...
+    python -m data_prep.transform.preprocess FOLDER --task data_prep ...
 
-It takes all options of fairseq-preprocess. fairseq's own encode_line sets one element of a tensor
+It takes all options of fairseq-preprocess and works in FOLDER: fairseq divides the path of a text
+at every comma, and a name alone has none. fairseq's own encode_line sets one element of a tensor
 after the other, which is most of what the command costs. The task's
 dictionary gives the same tensors (a test compares the bytes).
 """
 
+import os
+import sys
 from collections.abc import Callable
 
 import torch
@@ -58,4 +61,5 @@ class PreprocessTask(TranslationTask):
 
 
 if __name__ == "__main__":
+    os.chdir(sys.argv.pop(1))
     cli_main()

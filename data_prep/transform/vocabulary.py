@@ -14,6 +14,7 @@ from pathlib import Path
 
 import sentencepiece
 
+from data_prep.spec import DataError, Setting
 from data_prep.system.subprocesses import run_logged
 from data_prep.text import open_for_writing, read_lines
 
@@ -32,7 +33,13 @@ def train_vocabulary(texts: Sequence[Path], vocab_size: int, folder: Path, log: 
     same bytes. Raises DataError when the text does not give `vocab_size` pieces; the log says more.
     """
     command = [sys.executable, "-m", "data_prep.transform.vocabulary", str(vocab_size), str(folder)]
-    run_logged([*command, *map(str, texts)], log)
+    try:
+        run_logged([*command, *map(str, texts)], log)
+    except DataError as error:
+        before, colon, after = str(error).partition(": vocab_size")
+        if colon:
+            raise DataError(before, ": ", Setting("vocab_size"), after) from error
+        raise
     with open_for_writing(folder / DICTIONARY_NAME) as stream:
         for name in piece_names(load_pieces(folder / MODEL_NAME)):
             if name not in FAIRSEQ_SPECIALS:

@@ -14,6 +14,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from data_prep.system.surroundings import settle
 from experiments.errors import ExperimentError
 from experiments.measure.request import Request, check_request
 from experiments.records.measurement import write_measurement
@@ -29,6 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("request", type=Path, help="what to measure")
     parser.add_argument("out", type=Path, help="the measurement")
+    settle()
     args = parser.parse_args(arguments)
     try:
         request = read_json(args.request, Request)

@@ -4,8 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from rich.console import Console
-
+from data_prep.system.surroundings import console_of, settle
 from experiments.errors import ExperimentError
 from experiments.records.record import read_records
 from experiments.records.speed import find_measurements
@@ -37,6 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--out", type=Path, default=Path("outputs/report"), help="folder (%(default)s)"
     )
+    settle()
     options = parser.parse_args(arguments)
     try:
         records = [record for folder in options.records for record in read_records(folder)]
@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     except ExperimentError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    console = Console()
+    console = console_of(wraps=True)
     for group in groups:
         console.print(terminal_table(group))
     console.print(f"report: {path}", soft_wrap=True)

@@ -128,6 +128,8 @@ def shared_config(record: Record) -> dict[str, object]:
     config = {key: value for key, value in record.config.items() if key not in FREE_CONFIG_KEYS}
     hardware = config.get("hardware", {}).items()
     config["hardware"] = {key: value for key, value in hardware if key not in FREE_HARDWARE_KEYS}
+    # Whether there is a baseline of the nearest line: the data's checksum tells, where it matters.
+    config["data"] = {k: v for k, v in config.get("data", {}).items() if k != "nearest"}
     return config
 
 

@@ -48,7 +48,7 @@ def prepare_data(config: SuiteConfig, stage: Stage, *, again: bool = False) -> D
 @functools.cache
 def _run_once(command: tuple[str, ...]) -> int:
     """Run `command` at its first call; returns its exit code. Jobs of a sweep share their data."""
-    return subprocess.run(command, check=False).returncode
+    return subprocess.run([*command, "--config-names"], check=False).returncode
 
 
 def read_lines(path: Path) -> list[str]:

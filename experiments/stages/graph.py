@@ -11,6 +11,7 @@ is recorded, and never a reason to make it again; for that a developer raises th
 
 import functools
 import hashlib
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -139,8 +140,10 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def job_of(config: SuiteConfig) -> Job:
-    """The job of a config; raises ExperimentError when its text cannot be used."""
+    """The job of a config; raises ExperimentError when its text or a folder cannot be used."""
     paths = config.paths
+    for name in paths.__struct_fields__:
+        _check_folder(name, getattr(paths, name))
     data, stages = config.data, Path(paths.stages)
     prepare = Stage(
         name="prepare",
@@ -164,6 +167,28 @@ def job_of(config: SuiteConfig) -> Job:
         folder_of_kind=stages / "evaluate",
     )
     return Job(config=config, prepare=prepare, train=train, evaluate=evaluate)
+
+
+def _check_folder(name: str, folder: str) -> None:
+    """Raise ExperimentError for a folder whose name somebody on the way cannot take.
+
+    fairseq divides the path of its data at every colon. Results are JSON, and messages are lines.
+    """
+    path = str(Path(folder).resolve())
+    shown = path.encode("unicode_escape").decode() if not path.isprintable() else path
+    if name == "data" and os.pathsep in path:
+        raise ExperimentError(
+            f"paths.{name}: fairseq divides {shown} at {os.pathsep!r} (give a folder without it)"
+        )
+    if name in ("data", "stages") and "${" in path:
+        raise ExperimentError(
+            f"paths.{name}: fairseq reads ${{ in {shown} as the name of a setting (give a folder "
+            "without it)"
+        )
+    if any(ord(each) < 32 or 0xD800 <= ord(each) < 0xE000 for each in path):
+        raise ExperimentError(
+            f"paths.{name}: {shown} has characters that no text holds (give another folder)"
+        )
 
 
 def measurements_of(jobs: Sequence[Job]) -> list[tuple[Stage, list[Job]]]:
@@ -260,4 +285,5 @@ def _request(data: Any) -> str:
     try:
         return request(data)
     except DataError as error:
-        raise ExperimentError(f"data: {error}") from error
+        message = error.spelled(lambda setting: f"data.{setting}")
+        raise ExperimentError(f"data: {message}") from error

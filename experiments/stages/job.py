@@ -49,7 +49,7 @@ def run_job(job: Job) -> Outcome:
     try:
         outcome = _run(job, folder)
     except ExperimentError as error:
-        console.print(f"{job.name}: error: {error}", markup=False)
+        console.print(f"{job.name}: error: {error}")
         outcome = Outcome(job=job.name, status="failed", message=str(error))
     except Exception as error:  # a fault of ours: the other jobs are tried all the same
         traceback.print_exc()
@@ -57,7 +57,7 @@ def run_job(job: Job) -> Outcome:
     try:
         write_json(folder.outcome_path, outcome)
     except ExperimentError as error:
-        console.print(f"{job.name}: error: {error}", markup=False)
+        console.print(f"{job.name}: error: {error}")
         outcome = Outcome(job=job.name, status="failed", message=str(error))
     return outcome
 
@@ -72,13 +72,13 @@ def _run(job: Job, folder: JobFolder) -> Outcome:
             train_along(config, job.train.folder, data, threads)
         return Outcome(job=job.name, status="done")
     if done := _existing_record(folder):
-        console.print(f"{job.name}: has its record, skipped", markup=False)
+        console.print(f"{job.name}: has its record, skipped")
         return _outcome_of(job, done, "skipped")
     folder.write_links(job)
 
     def train_it(attempt: Attempt) -> TrainResult:
         for line in describe(config):
-            console.print(f"{job.train.title}: {line}", markup=False)
+            console.print(f"{job.train.title}: {line}")
         return train(attempt, config, data)
 
     trained = run_stage(job.train, TrainResult, train_it, threads)  # type: ignore[arg-type]
@@ -156,7 +156,7 @@ def _existing_record(folder: JobFolder) -> Record | None:
     try:
         return read_record(folder.record_path)
     except ExperimentError as error:
-        console.print(f"{error}: it is made again", markup=False)
+        console.print(f"{error}: it is made again")
         return None
 
 
@@ -181,4 +181,4 @@ def _summarize(record: Record, folder: JobFolder) -> None:
         line = (
             f"dev {evaluation.dev_nll_nats_per_token:.3f} nats/token, test BLEU {', '.join(bleu)}"
         )
-    console.print(f"{record.name}: {line}; {folder.record_path}", markup=False)
+    console.print(f"{record.name}: {line}; {folder.record_path}")

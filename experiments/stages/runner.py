@@ -159,7 +159,7 @@ def _say_once(line: str) -> None:
     """Print a line, once a process: jobs of a sweep share their stages."""
     if line not in _said:
         _said.add(line)
-        console.print(line, markup=False)
+        console.print(line)
 
 
 @contextmanager
@@ -181,7 +181,7 @@ def _alone(stage: Stage) -> Iterator[int]:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            console.print(f"{stage.title}: another process works on it; waiting", markup=False)
+            console.print(f"{stage.title}: another process works on it; waiting")
             fcntl.flock(stream, fcntl.LOCK_EX)
         os.set_inheritable(stream.fileno(), True)
         yield stream.fileno()

@@ -5,6 +5,7 @@ before the first one works. After: what was trained is measured side by side, an
 jobs themselves are Hydra's, wherever its launcher runs them.
 """
 
+import shlex
 import subprocess
 import sys
 import traceback
@@ -16,6 +17,7 @@ from hydra import compose
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -69,6 +71,27 @@ def _ending(action: Any) -> None:
         sys.exit(1)
 
 
+def check_overrides(arguments: Sequence[str]) -> None:
+    """Raise ExperimentError, one line, for an override that Hydra cannot read or would divide."""
+    is_sweep = bool({"-m", "--multirun"} & set(arguments))
+    parser = OverridesParser.create()
+    for given in arguments:
+        key, equals, value = given.partition("=")
+        if not equals or given.startswith("-"):
+            continue
+        quoted = value.replace('"', '\\"')
+        advice = "quote text for Hydra: " + shlex.quote(f'{key}="{quoted}"')
+        try:
+            override = parser.parse_override(given)
+        except HydraException as error:
+            raise ExperimentError(f"{given}: {str(error).splitlines()[0]} ({advice})") from error
+        if override.is_sweep_override() and not is_sweep:
+            raise ExperimentError(
+                f"{given}: a comma divides the values of a sweep, which is asked for with -m; "
+                f"{advice}"
+            )
+
+
 def resolve(composed: DictConfig) -> SuiteConfig:
     """The checked config of a composed one; raises ExperimentError, one line."""
     try:
@@ -105,9 +128,7 @@ def _without_hydra(config: DictConfig) -> DictConfig:
 def start(configs: list[SuiteConfig]) -> list[Job]:
     """Check and show all jobs; ends the process where only the plan was asked for."""
     if not configs:
-        raise ExperimentError(
-            "the sweep has no job (a list on the command line is empty)"
-        )
+        raise ExperimentError("the sweep has no job (a list on the command line is empty)")
     jobs, stages = plan(configs)
     if any(config.dry_run for config in configs):
         print_plan(jobs, stages)
@@ -142,7 +163,7 @@ def finish(jobs: Sequence[Job], *, is_sweep: bool) -> None:
         try:
             _measure(stage, group)
         except ExperimentError as error:
-            console.print(f"error: {error}", markup=False)
+            console.print(f"error: {error}")
             failed += 1
     if is_sweep and trained:
         failed += _report(trained)
@@ -152,7 +173,7 @@ def finish(jobs: Sequence[Job], *, is_sweep: bool) -> None:
 
 def _measure(stage: Stage, jobs: list[Job]) -> None:
     measurement = measure(stage, jobs)
-    console.print(f"speed: {stage.folder / MEASUREMENT_NAME}", markup=False)
+    console.print(f"speed: {stage.folder / MEASUREMENT_NAME}")
     config = jobs[0].config
     records = [JobFolder(job.folder).record() for job in jobs]
     directory = Path(config.paths.runs).parent

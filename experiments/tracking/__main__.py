@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import get_args
 
+from data_prep.system.surroundings import settle
 from experiments.errors import ExperimentError
 from experiments.records.record import read_records
 from experiments.records.speed import find_measurements
@@ -27,6 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--mode", choices=get_args(Mode), default="offline")
     parser.add_argument("--project", default=PROJECT, help="wandb's project")
     parser.add_argument("--dir", type=Path, default=Path("outputs"), help="where wandb/ is made")
+    settle()
     options = parser.parse_args(arguments)
     try:
         records = read_records(options.records)

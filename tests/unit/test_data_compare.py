@@ -1,5 +1,15 @@
 """What dev and test share with train, and hypotheses that no model made, on cases done by hand."""
 
+import tracemalloc
+from itertools import islice
+from pathlib import Path
+
+import numpy
+import pytest
+from sklearn.feature_extraction.text import TfidfVectorizer
+
+from data_prep.corpora.sample_en_de import Sample
+from data_prep.transform import baselines
 from data_prep.transform.baselines import nearest, write_baselines
 from data_prep.transform.overlap import measure_overlap
 
@@ -41,7 +51,7 @@ def test_no_four_grams_at_all():
 
 
 def test_nearest_takes_the_first_of_equals():
-    assert nearest(TRAIN, ["save table", "menu", "a"]) == [
+    assert nearest(lambda: TRAIN, ["save table", "menu", "a"]) == [
         "Speichern Sie die Tabelle.",
         "Öffnen Sie jetzt das Menü Datei.",
         "A b c",
@@ -49,12 +59,12 @@ def test_nearest_takes_the_first_of_equals():
 
 
 def test_nearest_to_nothing_known_is_the_first_line():
-    assert nearest(TRAIN, ["", "xyzzy"]) == [TRAIN[0][1]] * 2
+    assert nearest(lambda: TRAIN, ["", "xyzzy"]) == [TRAIN[0][1]] * 2
 
 
 def test_one_hypothesis_a_test_line(tmp_path):
     sources = ["save the table", "", "x\u2028y"] * 50
-    write_baselines(TRAIN, sources, "de", tmp_path)
+    write_baselines(lambda: TRAIN, sources, "de", tmp_path)
     copied = (tmp_path / "copy.test.de").read_text(encoding="utf-8")
     assert copied == "".join(f"{line}\n" for line in sources)
     assert (tmp_path / "nearest.test.de").read_text(encoding="utf-8").count("\n") == len(sources)
@@ -63,3 +73,47 @@ def test_one_hypothesis_a_test_line(tmp_path):
 def test_no_nearest_without_the_training_text(tmp_path):
     write_baselines(None, ["a"], "fr", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["copy.test.fr"]
+
+
+@pytest.mark.parametrize("text", ["😀", "!?", "", " \u200b "])
+def test_text_without_a_word_gives_the_first_line(text):
+    assert nearest(lambda: [(text, "eins"), (text, "zwei")], [text, "a", "1"]) == ["eins"] * 3
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 10_000])
+def test_nearest_is_that_of_all_vectors_at_once(monkeypatch, chunk):
+    """What streams in chunks is, bit for bit, what scikit-learn gives with all text in memory."""
+    monkeypatch.setattr(baselines, "CHUNK_PAIRS", chunk)
+    train = list(islice(Sample().pairs("train", Path()), 300))
+    sources = [source for source, _ in islice(Sample().pairs("test", Path()), 150)]
+    vectorizer = TfidfVectorizer(token_pattern=r"(?u)\b\w+\b")
+    vectors = vectorizer.fit_transform([source for source, _ in train]).T.tocsr()
+    cosines = (vectorizer.transform(sources) @ vectors).toarray()
+    expected = [train[index][1] for index in numpy.argmax(cosines, axis=1)]
+    assert nearest(lambda: train, sources) == expected
+    assert len(set(expected)) > 50
+
+
+def test_its_memory_does_not_grow_with_the_lines():
+    """Ten times the lines of the same words take no more memory."""
+
+    def peak(lines: int) -> int:
+        tracemalloc.start()
+        nearest(lambda: ((f"word{n % 1000} and {n % 7}", "x") for n in range(lines)), ["word9"])
+        try:
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    peak(1000)  # imports
+    assert peak(100_000) < 1.2 * peak(20_000)
+
+
+def test_a_baseline_that_fails_is_left_out_and_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(baselines, "MAX_WORDS", 3)
+    said = []
+    write_baselines(lambda: TRAIN, ["a"], "fr", tmp_path, said.append)
+    assert [path.name for path in tmp_path.iterdir()] == ["copy.test.fr"]
+    assert said == [
+        "the nearest-line baseline is left out: the training text has more than 3 different words"
+    ]

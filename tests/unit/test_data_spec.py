@@ -12,12 +12,12 @@ from msgspec.structs import replace
 from omegaconf import OmegaConf
 from wmt14_mirror import small_mirror
 
+from data_prep.corpora.local import FILES
 from data_prep.corpora.registry import CORPORA, open_corpus, request
 from data_prep.spec import DataError, DataSpec
 
 ROOT = Path(__file__).parents[2]
-BASE = ROOT / "conf" / "data" / "base.yaml"
-CONF = sorted(path for path in BASE.parent.glob("*.yaml") if path != BASE)
+CONF = [path for path in sorted((ROOT / "conf" / "data").glob("*.yaml")) if path.stem != "base"]
 
 IMPORT = """
 import sys
@@ -40,7 +40,8 @@ def test_a_spec_and_its_request_import_nothing_heavy(module):
 
 @pytest.mark.parametrize("path", CONF, ids=lambda path: path.stem)
 def test_the_configuration_of_each_corpus_is_a_spec(path):
-    settings = OmegaConf.to_container(OmegaConf.merge(OmegaConf.load(BASE), OmegaConf.load(path)))
+    merged = OmegaConf.merge(OmegaConf.load(path.with_name("base.yaml")), OmegaConf.load(path))
+    settings = OmegaConf.to_container(merged)
     assert settings.pop("defaults") == ["base"]
     values = {key: None if value == "???" else value for key, value in settings.items()}
     spec = msgspec.convert(values, DataSpec)
@@ -83,7 +84,12 @@ def test_every_setting_is_tested_here():
     assert set(DataSpec.__struct_fields__) == tested | places
 
 
-@pytest.mark.parametrize("setting", CORPORA["local"].settings)
+def test_the_nearest_line_left_out_is_another_request_and_kept_is_not(local):
+    assert request(replace(local, nearest=False)) != request(local)
+    assert request(replace(local, nearest=True)) == request(local)
+
+
+@pytest.mark.parametrize("setting", FILES)
 def test_other_content_of_a_file_is_another_request(local, setting):
     before = request(local)
     path = Path(getattr(local, setting))
@@ -101,10 +107,7 @@ def test_two_files_that_change_places_are_another_request(local):
 
 def test_the_same_files_elsewhere_are_the_same_request(local, tmp_path):
     shutil.copytree(tmp_path / "in", tmp_path / "copy")
-    moved = {
-        setting: getattr(local, setting).replace("/in/", "/copy/")
-        for setting in CORPORA["local"].settings
-    }
+    moved = {setting: getattr(local, setting).replace("/in/", "/copy/") for setting in FILES}
     assert request(replace(local, **moved)) == request(local)
 
 

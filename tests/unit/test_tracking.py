@@ -1,5 +1,6 @@
 """wandb as a view: offline runs are read back from the files that `wandb sync` would send."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -246,3 +247,47 @@ def test_a_folder_that_cannot_be_made_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(ExperimentError, match="the record is safe"):
         log_record(synthetic.record(), "offline", tmp_path / "file" / "below")
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        {"WANDB_RUN_ID": "somebody-elses", "WANDB_NAME": "theirs", "WANDB_RESUME": "must"},
+        {
+            "WANDB_SWEEP_ID": "abcd1234",
+            "WANDB_RUN_ID": "of-the-agent",
+            "WANDB_SWEEP_PARAM_PATH": "/nowhere/config.yaml",
+            "WANDB_PROJECT": "theirs",
+            "WANDB_RUN_GROUP": "theirs",
+            "WANDB_MODE": "disabled",
+        },
+        {"WANDB_DISABLED": "true", "WANDB_DIR": "/nowhere", "WANDB_JOB_TYPE": "theirs"},
+    ],
+)
+def test_a_run_is_its_records_whatever_the_environment_says(
+    foreign: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in foreign.items():
+        monkeypatch.setenv(name, value)
+    records = [synthetic.record(num_kv_heads=8), synthetic.record(num_kv_heads=1)]
+    for record in records:
+        log_record(record, "offline", tmp_path)
+    found = runs(tmp_path)
+    assert {run["id"] for run in found.values()} == {run_id(record) for record in records}
+    assert set(found) == {record.name for record in records}
+    for run in found.values():
+        assert (run["project"], run["group"]) == (PROJECT, "synthetic")
+        assert run["history"]
+    # The user's own run goes on with its variables.
+    assert {name: os.environ.get(name) for name in foreign} == foreign
+
+
+def test_whatever_wandb_raises_is_one_line_and_the_record_is_safe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_user(**arguments: object) -> None:
+        raise KeyError("getpwuid(): uid not found: 12345")
+
+    monkeypatch.setattr("wandb.init", no_user)
+    with pytest.raises(ExperimentError, match=r"wandb: .*uid not found.* \(the record is safe"):
+        log_record(synthetic.record(), "offline", tmp_path)

@@ -105,6 +105,47 @@ def test_the_last_checkpoint_is_enough_to_finish_even_half_copied(
         assert folder.dictionary(language).exists()
 
 
+def test_a_copy_that_was_never_made_is_made_before_anything_is_removed(
+    job: Job, folder: ModelFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """fairseq copies its last checkpoint inside an assertion, which Python may leave out."""
+    whole = b""
+
+    def train_without_the_copy(*arguments: object) -> None:
+        nonlocal whole
+        for updates in (6, 12):
+            save(folder.checkpoints / f"checkpoint_1_{updates}.pt", updates)
+        whole = (folder.checkpoints / "checkpoint_1_12.pt").read_bytes()
+        write_log(folder, 12)
+
+    monkeypatch.setattr(training, "_run_training", train_without_the_copy)
+    assert isinstance(trained(job).result, Trained)
+    assert [path.name for path in folder.checkpoints.iterdir()] == [folder.last.name]
+    assert folder.last.read_bytes() == whole
+
+
+def test_a_run_goes_on_from_a_numbered_checkpoint_alone(
+    job: Job, folder: ModelFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a training whose process ended without a copy; the newest is cut off."""
+    monkeypatch.setattr(training, "_run_training", no_training)
+    save(folder.checkpoints / "checkpoint_1_12.pt", 12)
+    (folder.checkpoints / "checkpoint_1_14.pt").write_bytes(b"PK half a checkpoint")
+    write_log(folder, 12)
+    assert isinstance(trained(job).result, Trained)
+
+
+def test_a_checkpoint_of_too_few_updates_is_kept_for_the_next_run(
+    job: Job, folder: ModelFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "_run_training", lambda *arguments: None)
+    save(folder.checkpoints / "checkpoint_1_6.pt", 6)
+    with pytest.raises(ExperimentError, match="training stopped at update 6 of 12"):
+        trained(job)
+    assert (folder.checkpoints / "checkpoint_1_6.pt").exists()
+    assert folder.last.exists()
+
+
 def test_a_checkpoint_that_cannot_be_read_is_refused_and_nothing_removed(
     job: Job, folder: ModelFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

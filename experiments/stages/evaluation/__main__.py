@@ -9,6 +9,7 @@ translations by its digest, with every metric's counts of each line.
 import sys
 from pathlib import Path
 
+from data_prep.system.surroundings import settle
 from experiments.errors import ExperimentError
 from experiments.records.storage import read_json, write_json
 from experiments.stages.evaluation.evaluate import evaluate
@@ -21,6 +22,7 @@ from experiments.stages.evaluation.request import (
 
 def main(arguments: list[str]) -> int:
     """Evaluate what a stage's folder asks for; returns the exit code."""
+    settle()
     folder = Path(arguments[0])
     try:
         request = read_json(folder / REQUEST_NAME, EvaluationRequest)

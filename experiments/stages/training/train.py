@@ -52,8 +52,7 @@ def train(attempt: Attempt, config: SuiteConfig, data: DataFolder) -> TrainResul
     if found > updates:
         console.print(
             f"{attempt.stage.title}: its checkpoint has {found} updates, more than {updates}: "
-            "training starts over",
-            markup=False,
+            "training starts over"
         )
         shutil.rmtree(folder.checkpoints)
         log.unlink(missing_ok=True)
@@ -66,6 +65,8 @@ def train(attempt: Attempt, config: SuiteConfig, data: DataFolder) -> TrainResul
     if reason := divergence(log):
         curve = read_curve(read_events(log))
         return Diverged(after_update=curve[-1].update if curve else 0, reason=reason, curve=curve)
+    if not folder.last.exists():
+        _take_numbered(folder)
     found = _updates_of(attempt, folder.last)
     if found != updates:
         raise ExperimentError(
@@ -118,7 +119,7 @@ def _describe(attempt: Attempt, config: SuiteConfig, log: Path, averaged: list[i
     tokens = curve[-1].target_tokens
     mean = tokens / updates
     if deviation := off_target(mean, wanted):
-        console.print(f"{attempt.stage.title}: {deviation}", markup=False)
+        console.print(f"{attempt.stage.title}: {deviation}")
     us_per_token = us_per_target_token(events, config.train.log_every_updates)
     return Training(
         device=config.hardware.device,
@@ -215,18 +216,25 @@ def _average(attempt: Attempt, folder: ModelFolder, paths: list[Path]) -> Path:
 
 
 def _drop_half_copied(folder: ModelFolder) -> None:
-    """Put the last whole checkpoint in the place of one whose writing was interrupted.
+    """Put the last whole checkpoint in the place of one that is missing or half written.
 
     fairseq writes a checkpoint in one step under the number of its update, and then copies it to
-    checkpoint_last.pt: half a copy would stop every resume. Half a checkpoint is no zip file.
+    checkpoint_last.pt: half a copy would stop every resume, and where the copy is missing a resume
+    would start over. Half a checkpoint is no zip file.
     """
-    if not folder.last.exists() or zipfile.is_zipfile(folder.last):
+    if zipfile.is_zipfile(folder.last):
         return
-    numbered = _numbered(folder)
-    if numbered:
-        shutil.copyfile(numbered[-1], folder.last)
-    else:
-        folder.last.unlink()
+    folder.last.unlink(missing_ok=True)
+    _take_numbered(folder)
+
+
+def _take_numbered(folder: ModelFolder) -> None:
+    """Copy the last whole numbered checkpoint, where there is one, to checkpoint_last.pt."""
+    whole = [path for path in _numbered(folder) if zipfile.is_zipfile(path)]
+    if whole:
+        part = folder.last.with_suffix(".part")
+        shutil.copyfile(whole[-1], part)
+        part.replace(folder.last)
 
 
 def _numbered(folder: ModelFolder) -> list[Path]:

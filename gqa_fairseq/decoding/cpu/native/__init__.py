@@ -313,16 +313,35 @@ def build(instructions: str) -> Path:
     key = hashlib.sha256(" ".join([version, *command]).encode())
     for path in _READ:
         key.update(path.read_bytes())
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    library = home / "gqa_fairseq" / f"native-{key.hexdigest()[:16]}.so"
+    library = _cache() / f"native-{key.hexdigest()[:16]}.so"
     if not library.exists():
         logger.info("compiling the operators for decoding, once: some seconds")
-        library.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=library.parent) as folder:
             made = Path(folder) / library.name
             _output(*command, *map(str, _SOURCES), "-o", str(made))
             made.replace(library)  # whole or not at all: other processes may compile it too
     return library
+
+
+def _cache() -> Path:
+    """The folder for libraries, which is made; a temporary one of this user where there is no home.
+
+    A library runs in this process: a temporary folder that another user can write is not taken.
+    """
+    try:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        folder = home / "gqa_fairseq"
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.glob("native-*.so")) or os.access(folder, os.W_OK | os.X_OK):
+            return folder
+    except (OSError, RuntimeError):  # a home that nobody may write, or none at all
+        pass
+    folder = Path(tempfile.gettempdir(), f"gqa_fairseq-{os.getuid()}")
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    if folder.is_symlink() or found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise PermissionError(f"{folder} is not this user's alone: set XDG_CACHE_HOME")
+    return folder
 
 
 def _output(*command: str) -> str:
