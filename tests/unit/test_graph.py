@@ -107,7 +107,7 @@ CHANGES: dict[str, tuple[Any, set[str]]] = {
 }
 REFUSED = {"attention.num_heads", "attention.head_dim", "attention.window"}
 # Files of other corpora: the sample takes none (test_a_training_file_counts_by_its_content).
-OF_OTHER_CORPORA = {"data.sources"} | {
+OF_OTHER_CORPORA = {"data.sources", "data.nearest"} | {
     f"data.{split}_{side}" for split in ("train", "dev", "test") for side in ("source", "target")
 }
 
