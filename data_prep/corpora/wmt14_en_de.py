@@ -18,7 +18,7 @@ FILTERED = "filtered"
 class Wmt14(Corpus):
     """The archives of WMT14, or of the user's own table of the same form.
 
-    The `nearest` baseline is off: it would hold all of train, and news is not repeated word by
+    The `nearest` baseline is off: news is not repeated word by
     word.
     """
 
