@@ -18,8 +18,7 @@ FILTERED = "filtered"
 class Wmt14(Corpus):
     """The archives of WMT14, or of the user's own table of the same form.
 
-    The `nearest` baseline is off: news is not repeated word by
-    word.
+    The `nearest` baseline is off: news is not repeated word by word.
     """
 
     name = "wmt14_en_de"
