@@ -152,7 +152,8 @@ def measure_in_process(request: Request, on_measured: Callable[[Measurement], No
     with tempfile.TemporaryDirectory() as folder:
         asked, found = Path(folder, "request.json"), Path(folder, "measurement.json")
         write_json(asked, request)
-        command = [sys.executable, "-m", "experiments.measure", str(asked), str(found)]
+        tied = [sys.executable, "-m", "experiments.stages.tied", str(os.getpid())]
+        command = [*tied, sys.executable, "-m", "experiments.measure", str(asked), str(found)]
         lines: list[str] = []
         seen = 0
         with subprocess.Popen(

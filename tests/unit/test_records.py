@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 
 from data_prep.spec import Manifest
 from experiments.errors import ExperimentError
+from experiments.metrics import METRICS, score_of
 from experiments.records.checked import median_us_per_token
+from experiments.records.hypotheses import read_hypotheses
 from experiments.records.measurement import (
     MEASUREMENT_NAME,
     Measurement,
@@ -28,7 +30,13 @@ from experiments.records.measurement import (
     write_measurement,
 )
 from experiments.records.parts import TrainPoint
-from experiments.records.record import Record, read_record, read_records, write_record
+from experiments.records.record import (
+    RECORD_NAME,
+    Record,
+    read_record,
+    read_records,
+    write_record,
+)
 from experiments.records.speed import decoder_speed_up, find_measurements
 from experiments.records.storage import read_json, write_json, write_text
 
@@ -184,10 +192,25 @@ def test_what_was_written_before_a_field_was_there_is_still_read(path: Path) -> 
     assert read_record(path).data.subsets == {}
 
 
-@pytest.mark.xfail(strict=True, reason="the committed records are of schema 1: make them again")
+RUNS = Path(__file__).resolve().parents[2] / "results" / "runs"
+
+
 def test_the_committed_records_are_read() -> None:
-    runs = Path(__file__).resolve().parents[2] / "results" / "runs"
-    assert {record.variant for record in read_records(runs)} >= {"mha", "mqa"}
+    assert {record.variant for record in read_records(RUNS)} >= {"mha", "mqa"}
+
+
+def test_committed_scores_follow_from_the_counts_beside_them() -> None:
+    """So every test of significance can be made from results/ alone, without a reference."""
+    for path in sorted(RUNS.rglob(RECORD_NAME)):
+        evaluation = read_record(path).evaluation
+        assert evaluation is not None
+        for score in [*evaluation.scores, *evaluation.model_free]:
+            kept = read_hypotheses(path.parent / "hypotheses", score.hypotheses_sha256)
+            counts = kept.of(score.metric)
+            assert counts.signature == score.signature
+            scorer = METRICS[score.metric].scorer("de")
+            assert score_of(scorer, counts.lines) == score.value
+            assert len(kept.lines) == (score.lines if score in evaluation.scores else 0)
 
 
 def test_refuses_a_missing_field(path: Path) -> None:
