@@ -198,7 +198,7 @@ def no_space(*_):
 
 def test_sources_are_for_wmt14(tmp_path, capsys):
     assert main(["sample_en_de", "--out", str(tmp_path / "o"), "--sources", "x"]) == 2
-    assert "sample_en_de does not take sources" in capsys.readouterr().err
+    assert "sample_en_de does not take --sources: wmt14_en_de does" in capsys.readouterr().err
 
 
 @pytest.mark.slow
