@@ -57,7 +57,7 @@ class Translator(ABC):
         """Bytes of K and V at the end of the watched run, `self` and `cross`; None: not known."""
         return None
 
-    def close(self) -> None:  # noqa: B027
+    def close(self) -> None:  # noqa: B027  most have started none
         """End the processes that it started."""
 
 

@@ -58,7 +58,9 @@ class StockBeams(Stock):
     )
 
     def model_class(self) -> Any:
-        base = super().model_class()
+        base = (
+            super().model_class()
+        )  # fairseq is imported when an engine starts: mypy cannot know it
 
         class PerSentenceTransformer(base):  # type: ignore[misc, valid-type]
             def set_beam_size(self, beam: int) -> None:

@@ -16,7 +16,6 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from experiments.errors import ExperimentError
 from experiments.records.checked import (
     Checked,
     Count,
@@ -30,7 +29,7 @@ from experiments.records.checked import (
     require,
 )
 from experiments.records.parts import Provenance, search_name
-from experiments.records.storage import decode_json, read_bytes, write_json
+from experiments.records.storage import read_versioned, write_json
 from gqa_fairseq.architecture import Architecture
 
 SCHEMA_VERSION = 1
@@ -278,17 +277,6 @@ def write_measurement(path: Path, measurement: Measurement) -> None:
     write_json(path, measurement)
 
 
-class _Versioned(msgspec.Struct):
-    schema_version: int
-
-
 def read_measurement(path: Path) -> Measurement:
     """Read one measurement strictly; raises ExperimentError, one line with file and field."""
-    raw = read_bytes(path)
-    version = decode_json(raw, _Versioned, path).schema_version
-    if version != SCHEMA_VERSION:
-        raise ExperimentError(
-            f"{path}: schema_version: {version}, but this code reads {SCHEMA_VERSION} (measure "
-            "again)"
-        )
-    return decode_json(raw, Measurement, path)
+    return read_versioned(path, Measurement, SCHEMA_VERSION, "measure again")

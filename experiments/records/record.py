@@ -11,12 +11,11 @@ Later fields get a default, so that old records stay readable; a change of meani
 from pathlib import Path
 from typing import Annotated, Any
 
-import msgspec
 from msgspec import Meta
 
 from data_prep.spec import Manifest
 from experiments.errors import ExperimentError
-from experiments.records.checked import Checked, Positive, Text, require
+from experiments.records.checked import Checked, Text, require
 from experiments.records.parts import (
     Evaluation,
     JobInfo,
@@ -25,7 +24,7 @@ from experiments.records.parts import (
     TrainPoint,
     check_curve,
 )
-from experiments.records.storage import decode_json, read_bytes, write_json
+from experiments.records.storage import read_versioned, write_json
 from gqa_fairseq.architecture import Architecture
 
 SCHEMA_VERSION = 2
@@ -132,21 +131,10 @@ def write_record(path: Path, record: Record) -> None:
     write_json(path, record)
 
 
-class _Versioned(msgspec.Struct):
-    schema_version: Positive
-
-
 def read_record(path: Path) -> Record:
     """Read one record strictly; raises ExperimentError, one line that names file and field."""
-    raw = read_bytes(path)
-    # The version first: another version's fields would only give a misleading message.
-    version = decode_json(raw, _Versioned, path).schema_version
-    if version != SCHEMA_VERSION:
-        raise ExperimentError(
-            f"{path}: schema_version: {version}, but this code reads {SCHEMA_VERSION} (use the "
-            "commit that wrote it, or run the job again)"
-        )
-    return decode_json(raw, Record, path)
+    remedy = "use the commit that wrote it, or run the job again"
+    return read_versioned(path, Record, SCHEMA_VERSION, remedy)
 
 
 def read_records(folder: Path) -> list[Record]:

@@ -90,6 +90,27 @@ def decode_json(raw: bytes, struct_type: type[StructT], path: Path) -> StructT:
         ) from error
 
 
+class _Versioned(msgspec.Struct):
+    schema_version: int
+
+
+def read_versioned(path: Path, struct_type: type[StructT], version: int, remedy: str) -> StructT:
+    """Read `path` as `struct_type` where its `schema_version` is `version`.
+
+    The version comes first: another version's fields would only give a misleading message.
+
+    Raises ExperimentError, one line that names file and field; `remedy` says what to do about
+    another version.
+    """
+    raw = read_bytes(path)
+    found = decode_json(raw, _Versioned, path).schema_version
+    if found != version:
+        raise ExperimentError(
+            f"{path}: schema_version: {found}, but this code reads {version} ({remedy})"
+        )
+    return decode_json(raw, struct_type, path)
+
+
 def _path_to_text(value: Any) -> str:
     """Paths are text in JSON; nothing else is unknown to msgspec."""
     if isinstance(value, Path):

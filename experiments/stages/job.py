@@ -30,6 +30,7 @@ from experiments.stages.folders import (
     JobFolder,
     ModelFolder,
     Outcome,
+    Status,
     Trained,
     TrainResult,
 )
@@ -81,6 +82,7 @@ def _run(job: Job, folder: JobFolder) -> Outcome:
             console.print(f"{job.train.title}: {line}")
         return train(attempt, config, data)
 
+    # A union is no `type` to mypy; msgspec reads one by its tag.
     trained = run_stage(job.train, TrainResult, train_it, threads)  # type: ignore[arg-type]
     result, infos = trained.result, [trained.info]
     finished: Finished | Diverged
@@ -160,11 +162,11 @@ def _existing_record(folder: JobFolder) -> Record | None:
         return None
 
 
-def _outcome_of(job: Job, record: Record, status: str) -> Outcome:
+def _outcome_of(job: Job, record: Record, status: Status) -> Outcome:
     if isinstance(record.result, Diverged):
         message = f"training diverged after update {record.result.after_update}"
         return Outcome(job=job.name, status="diverged", message=message)
-    return Outcome(job=job.name, status=status)  # type: ignore[arg-type]
+    return Outcome(job=job.name, status=status)
 
 
 def _summarize(record: Record, folder: JobFolder) -> None:

@@ -12,6 +12,7 @@ from experiments.config import SuiteConfig
 from experiments.environment import usable_cores
 from experiments.errors import ExperimentError
 from experiments.measure.request import (
+    Dtype,
     Request,
     RequestedContender,
     RequestedTraining,
@@ -29,7 +30,7 @@ from experiments.stages.training.command import train_command
 
 # By decode.engine: `stock` is this plugin's model under fairseq's search.
 ENGINES_OF = {"gqa": "gqa", "stock": "gqa+stock"}
-DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+DTYPES: dict[str, Dtype] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 class Measured(Checked, frozen=True, kw_only=True):
@@ -94,7 +95,7 @@ def measure_request(config: SuiteConfig, contenders: Sequence[RequestedContender
         warmup_runs=settings.warmup_runs,
         repeats=settings.repeats,
         device=config.hardware.device,
-        dtype=DTYPES[config.hardware.precision],  # type: ignore[arg-type]
+        dtype=DTYPES[config.hardware.precision],
         threads=config.hardware.threads or usable_cores(),
     )
 

@@ -109,6 +109,7 @@ def run_stage(
             tries=len(attempt.all.tries),
         )
         done = Done(info, result)
+        # The type is known when this runs, and mypy wants it before: here and in `read_done`.
         write_json(stage.folder / RESULT_NAME, done, Done[result_type])  # type: ignore[valid-type]
         return done
 

@@ -13,7 +13,7 @@ from fairseq.models import BaseFairseqModel
 from fairseq.tasks import FairseqTask
 
 import gqa_fairseq.models  # registers what a checkpoint names, and sets the allowlist
-import gqa_fairseq.tasks  # noqa: F401
+import gqa_fairseq.tasks  # noqa: F401  registers them, as the line above
 from gqa_fairseq.checkpoints.allowlist import why_unreadable
 from gqa_fairseq.finite import require_finite
 
