@@ -3,6 +3,7 @@
     python -m experiments.benchmark                                # the paper's shape, MHA
     python -m experiments.benchmark --shapes 8x512x512,8x1024x1024 --beams 1 --kv-heads 8,1
     python -m experiments.benchmark --job outputs/runs/quickstart/mha-seed1-0123456789ab
+    python -m experiments.benchmark --training experiment=study_multi30k seed=1
     python -m experiments.benchmark --show results/measurements/*.json    # Markdown of earlier ones
 
 Every contender does the same work in turn, so that a machine that slows down slows all of them, and
@@ -14,6 +15,10 @@ engines:
 {engines}
 
 What an engine cannot do is left out, and said.
+
+--training takes overrides of experiments.run, prepares their data where that is not done, and times
+updates on real batches: of the job's training command (fairseq), of fairseq's own Transformer, loss
+and Adam (stock), and the matrix products of these updates alone (products), which bound them all.
 """
 
 from __future__ import annotations
@@ -29,16 +34,20 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import msgspec
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
 
 from data_prep.system.surroundings import console_of, settle
 from experiments.engines import ENGINES, EXACT_ENGINES, find_engine, help_lines
 from experiments.environment import compute_environment, usable_cores
 from experiments.errors import ExperimentError
 from experiments.measure.request import (
+    TRAINERS,
     FixedShape,
     Request,
     RequestedContender,
     RequestedText,
+    RequestedTraining,
     check_request,
 )
 from experiments.measure.tables import markdown, terminal_table
@@ -49,10 +58,15 @@ from experiments.records.measurement import (
     write_measurement,
 )
 from experiments.records.storage import write_json
+from experiments.stages.corpus import prepare_data
+from experiments.stages.graph import job_of
 from experiments.stages.job_files import JobFiles, job_files
+from experiments.stages.sweep import CONFIG_NAME, check_overrides, resolve
+from experiments.stages.training.command import train_command
 from gqa_fairseq.architecture import Architecture, Variant
 from gqa_fairseq.parity import BASELINES
 
+CONF = Path(__file__).resolve().parents[1] / "conf"
 TABLE_WIDTH = 150  # where there is no terminal to ask
 PAPER_POSITIONS = 256  # Shazeer 2019, section 4.1
 SPECIAL_SYMBOLS = 4  # of fairseq's dictionary, beside the pieces
@@ -61,7 +75,12 @@ DEFAULT_SIZE, DEFAULT_PIECES, DEFAULT_KV_HEADS = "wmt_en_de", 32000, 8
 
 
 def requests(args: argparse.Namespace) -> list[Request]:
-    """One measurement for the shapes, or one a job; raises ExperimentError, one line."""
+    """One measurement for the shapes, one of training, or one a job.
+
+    Raises ExperimentError, one line.
+    """
+    if args.training:
+        return [_request_of_training(args)]
     if not args.job:
         architectures = _architectures(args)
         return [_request(args, architectures, shapes=args.shapes, beams=args.beams or [4, 1])]
@@ -105,6 +124,38 @@ def _request_of_job(args: argparse.Namespace, job: JobFiles) -> Request:
     }
     beams = args.beams or [decode.beam, 1]
     return _request(args, [job.architecture], weights, text=text, beams=beams)
+
+
+def _request_of_training(args: argparse.Namespace) -> Request:
+    if args.memory:
+        raise ExperimentError("--memory is about decoding: leave it out of --training")
+    check_overrides(args.training)
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            config = resolve(compose(CONFIG_NAME, overrides=args.training))
+    except HydraException as error:
+        raise ExperimentError(f"--training: {str(error).splitlines()[0]}") from error
+    data = prepare_data(config, job_of(config).prepare)
+    contender = RequestedContender(
+        architecture=config.architecture,
+        engine="gqa",
+        training_command=train_command(config, data.binarized, Path("unused")),
+    )
+    training = RequestedTraining(
+        batch=args.updates,
+        repeats=args.repeats,
+        text=config.data.name,
+        trainers=args.trainers or list(TRAINERS),
+    )
+    return Request(
+        contenders=[contender],
+        beams=[],
+        training=training,
+        memory=False,
+        device=config.hardware.device,
+        dtype="float32",
+        threads=config.hardware.threads or _threads(),
+    )
 
 
 def _request(
@@ -275,6 +326,12 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--job", type=Path, action="append", help="the folder of a trained job: its test set"
     )
+    what.add_argument(
+        "--training",
+        nargs="+",
+        metavar="OVERRIDE",
+        help="time training, such as experiment=study_multi30k",
+    )
     what.add_argument("--show", type=Path, nargs="+", metavar="FILE", help="tables of --out files")
     numbers = _list_of(_number)
     parser.add_argument(
@@ -293,6 +350,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--beams", type=numbers, help="default: 4 (or the job's) and 1")
     parser.add_argument("--repeats", type=_number, default=5, help="rounds, after one warm-up")
+    parser.add_argument(
+        "--updates", type=_number, default=8, help="with --training: real batches in a round"
+    )
+    parser.add_argument(
+        "--trainers",
+        type=_list_of(str),
+        help=f"with --training: some of {', '.join(TRAINERS)} (default: all)",
+    )
     parser.add_argument("--memory", action="store_true", help="peak memory, in fresh processes")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")

@@ -16,7 +16,14 @@ from experiments.engines.clock import now
 from experiments.errors import ExperimentError
 from experiments.measure.machine import MachineProbe
 from experiments.measure.memory import Peak
-from experiments.records.measurement import Contender, RealText, Samples, Timing, Workload
+from experiments.records.measurement import (
+    Contender,
+    RealText,
+    Samples,
+    Timing,
+    TrainingText,
+    Workload,
+)
 from gqa_fairseq.architecture import Architecture
 from gqa_fairseq.costs import Work
 
@@ -134,4 +141,6 @@ def turns(competitors: int, count: int) -> list[int]:
 
 
 def _forced_tokens(workload: Workload) -> int | None:
+    if isinstance(workload, TrainingText):
+        return workload.target_tokens
     return None if isinstance(workload, RealText) else workload.batch * workload.target_tokens

@@ -21,6 +21,8 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 # Sentences, source tokens and target tokens, end of sentence included.
 FixedShape = tuple[int, int, int]
 TRAINER = "fairseq"  # the engine of training updates
+# Who else can do them: fairseq's own model, loss and Adam, and the products of an update alone.
+TRAINERS = (TRAINER, "stock", "products")
 
 
 class RequestedContender(Checked, frozen=True, kw_only=True):
@@ -62,12 +64,18 @@ class RequestedText(Checked, frozen=True, kw_only=True):
 
 
 class RequestedTraining(Checked, frozen=True, kw_only=True):
-    """Updates on `batch` sentence pairs of these lengths."""
+    """Updates on `batch` sentence pairs of these lengths, by each of `trainers`.
+
+    With `text` there is an update on each of `batch` real batches instead, which are evenly spread
+    over those of the training command's own text; `text` is its name.
+    """
 
     batch: Positive
     repeats: Positive = 5
     source_tokens: Positive = 128
     target_tokens: Positive = 128
+    text: Text | None = None
+    trainers: list[str] = field(default_factory=lambda: [TRAINER])
 
 
 class Request(Checked, frozen=True, kw_only=True):
@@ -101,7 +109,8 @@ def check_request(request: Request) -> list[str]:
         ExperimentError: one line: nothing to measure, something doubled, an unknown engine, or all
             contenders are refused.
     """
-    if not request.shapes and request.text is None:
+    decodes = bool(request.shapes or request.text)
+    if not decodes and not (request.training and request.training.text):
         raise ExperimentError(
             "shapes is empty: give at least one BATCHxSOURCExTARGET, such as 32x128x64"
         )
@@ -113,10 +122,10 @@ def check_request(request: Request) -> list[str]:
                 f"shapes: {shape}: a batch has at least 1 sentence, a source 1 token and a target "
                 "2 tokens (one ends the sentence)"
             )
-    if not request.beams:
+    if decodes and not request.beams:
         raise ExperimentError("beams is empty: give at least one, such as 4 or 1 (greedy)")
     _refuse_doubled("beams", request.beams)
-    if min(request.beams) < 1:
+    if min(request.beams, default=1) < 1:
         raise ExperimentError(f"beams: {min(request.beams)} is not a whole number above 0")
     _refuse_doubled("contenders", [c.name for c in request.contenders])
     for contender in request.contenders:
@@ -127,6 +136,11 @@ def check_request(request: Request) -> list[str]:
             raise ExperimentError(
                 f"{contender.name}: a checkpoint without the folder of data that has its dictionary"
             )
+    if request.training:
+        _refuse_doubled("trainers", request.training.trainers)
+        for name in request.training.trainers:
+            if name not in TRAINERS:
+                raise ExperimentError(f"trainer {name!r} is unknown: {', '.join(TRAINERS)}")
     refused = [(c, _refusal(c, request)) for c in request.contenders]
     reasons = [f"{c.name}: left out: {reason}" for c, reason in refused if reason]
     if len(reasons) == len(request.contenders):

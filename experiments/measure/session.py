@@ -24,7 +24,7 @@ from experiments.measure.request import (
     weights_of,
     without_refused,
 )
-from experiments.measure.training import Training
+from experiments.measure.training import Training, competitors, real_updates
 from experiments.measure.workloads import Text, load_text
 from experiments.records import provenance
 from experiments.records.measurement import (
@@ -115,7 +115,10 @@ def run_request(
             decoder.close()
     if training and request.training:
         gc.collect()
-        time([Training(asked, training) for asked in trained], training, request.training.repeats)
+        asked, updates, batches = request.training, training, None
+        if asked.text:
+            updates, batches = real_updates(trained[0], asked.text, asked.batch)
+        time(competitors(trained, asked.trainers, updates, batches), updates, asked.repeats)
     return result()
 
 

@@ -25,7 +25,7 @@ from experiments.records.measurement import (
 from gqa_fairseq.architecture import Architecture, Heads
 
 # Engines that others are compared with, beside the plugin's own multi-head attention.
-REFERENCE_ENGINES = ("stock", "ctranslate2")
+REFERENCE_ENGINES = ("stock", "ctranslate2", "products")
 OWN_ENGINES = ("gqa", "fairseq")  # of decoding and of training
 _NOTHING = "-"
 _PACKAGES = ("torch", "ctranslate2")

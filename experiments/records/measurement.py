@@ -89,7 +89,24 @@ class TrainingUpdates(Checked, frozen=True, kw_only=True, tag="training", tag_fi
         )
 
 
-Workload = FixedLengths | RealText | TrainingUpdates
+class TrainingText(Checked, frozen=True, kw_only=True, tag="training_text", tag_field="kind"):
+    """An update on each of `updates` real batches of a training text; padding is not counted."""
+
+    name: Text
+    updates: Positive
+    sentences: Positive
+    source_tokens: Positive
+    target_tokens: Positive
+
+    @property
+    def title(self) -> str:
+        return (
+            f"{self.updates} training updates: {self.name}, real text, {self.sentences:,} "
+            f"sentences, {self.source_tokens:,} source and {self.target_tokens:,} target tokens"
+        )
+
+
+Workload = FixedLengths | RealText | TrainingUpdates | TrainingText
 
 
 class Contender(Checked, frozen=True, kw_only=True):

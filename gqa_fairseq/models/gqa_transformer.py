@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from fairseq.dataclass.utils import gen_parser_from_dataclass
@@ -22,6 +23,7 @@ from gqa_fairseq.decoding.cpu.cache import DecoderCache
 from gqa_fairseq.decoding.weights import DecodingWeights
 from gqa_fairseq.layers import GroupedQueryDecoderLayer, GroupedQueryEncoderLayer
 from gqa_fairseq.models.config import GroupedQueryTransformerConfig, nested, resolve
+from gqa_fairseq.training.packed import can_pack, packed_features
 
 MODEL_NAME = "gqa_transformer"
 _CACHE_KEY = "gqa_decoder_cache"
@@ -258,6 +260,26 @@ def _misfit(given: dict[str, Tensor], own: dict[str, Tensor]) -> str | None:
 @register_model(MODEL_NAME, dataclass=GroupedQueryTransformerConfig)
 class GroupedQueryTransformerModel(TransformerModelBase):
     """Encoder-decoder Transformer; G = H is fairseq's own, with the same parameter names."""
+
+    takes_packed = True
+
+    def forward(
+        self,
+        src_tokens: Tensor,
+        src_lengths: Tensor,
+        prev_output_tokens: Tensor,
+        *args: Any,
+        packed: bool = False,
+        **kwargs: Any,
+    ) -> tuple[Tensor, dict]:
+        """As in fairseq; with `packed`, where that can be, the features of real tokens alone.
+
+        These are [N, C], and "rows" has their places in `prev_output_tokens`, flattened.
+        """
+        if packed and can_pack(self):
+            features, at = packed_features(self, src_tokens, prev_output_tokens)
+            return features, {"rows": at.rows}
+        return super().forward(src_tokens, src_lengths, prev_output_tokens, *args, **kwargs)
 
     @classmethod
     def add_args(cls, parser) -> None:

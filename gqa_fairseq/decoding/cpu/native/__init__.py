@@ -15,18 +15,20 @@ import logging
 import os
 import subprocess
 import tempfile
+from collections.abc import Callable
 from ctypes import c_float, c_int64, c_void_p
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 MAX_BEAM = 32  # one bit for each beam says whether it sees a slot
 INSTRUCTION_SETS = {"AVX512": "x86-64-v4", "AVX2": "x86-64-v3"}  # PyTorch's names, g++'s
-_SOURCES = sorted(Path(__file__).parent.glob("*.cpp"))
-_READ = [*_SOURCES, *sorted(Path(__file__).parent.glob("*.h"))]
+_FOLDER = Path(__file__).parent
 _FLAGS = ("-std=c++17", "-O3", "-fopenmp", "-fPIC", "-shared", "-Wno-psabi")
 _FUNCTIONS = {
     "gqa_pack": [c_void_p] * 2 + [c_int64] * 2,
@@ -271,18 +273,24 @@ class Operators:
 @functools.cache
 def operators() -> Operators | None:
     """The operators for this processor, or None where it or the compiler is missing."""
+    return compiled(Operators, "decoding")
+
+
+def compiled(make: Callable[[str], T], work: str) -> T | None:
+    """`make` of this processor's instruction set, or None and a line in the log about `work`."""
     capability = torch.backends.cpu.get_cpu_capability()
     if capability not in INSTRUCTION_SETS:
-        logger.info("decoding with PyTorch's operators: the processor has no AVX2")
+        logger.info("%s with PyTorch's operators: the processor has no AVX2", work)
         return None
     try:
-        return Operators(capability)
+        return make(capability)
     except (OSError, subprocess.CalledProcessError) as error:
         lines = (getattr(error, "stderr", None) or "").splitlines()
         cause = next((line for line in lines if "error" in line), str(error))
         logger.warning(
-            "decoding with PyTorch's operators, which are slower: the native ones, which need g++ "
+            "%s with PyTorch's operators, which are slower: the native ones, which need g++ "
             "11 or later, could not be built: %s",
+            work,
             cause,
         )
         return None
@@ -300,8 +308,10 @@ def operators_name(weight: Tensor) -> str:
     return "PyTorch" if native is None else f"native {native.instructions}"
 
 
-def build(instructions: str) -> Path:
-    """Compiles for one of INSTRUCTION_SETS, unless that was done before; returns the library.
+def build(instructions: str, folder: Path = _FOLDER) -> Path:
+    """Compiles a folder's operators for one of INSTRUCTION_SETS, unless that was done before.
+
+    They may include the headers of this folder. Returns the library.
 
     Raises:
         OSError: no compiler, or no place for the library.
@@ -311,14 +321,15 @@ def build(instructions: str) -> Path:
     version = _output(*compiler, "--version")
     command = [*compiler, *_FLAGS, f"-march={INSTRUCTION_SETS[instructions]}"]
     key = hashlib.sha256(" ".join([version, *command]).encode())
-    for path in _READ:
+    sources = sorted(folder.glob("*.cpp"))
+    for path in [*sources, *sorted({*folder.glob("*.h"), *_FOLDER.glob("*.h")})]:
         key.update(path.read_bytes())
     library = _cache() / f"native-{key.hexdigest()[:16]}.so"
     if not library.exists():
-        logger.info("compiling the operators for decoding, once: some seconds")
-        with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-            made = Path(folder) / library.name
-            _output(*command, *map(str, _SOURCES), "-o", str(made))
+        logger.info("compiling operators, once: some seconds")
+        with tempfile.TemporaryDirectory(dir=library.parent) as temporary:
+            made = Path(temporary) / library.name
+            _output(*command, f"-I{_FOLDER}", *map(str, sources), "-o", str(made))
             made.replace(library)  # whole or not at all: other processes may compile it too
     return library
 
