@@ -119,8 +119,8 @@ def test_adam_is_fairseqs(dtype: torch.dtype) -> None:
     tolerance = 1e-12 if dtype == torch.float64 else 2e-6
     for one, other in zip(*sides, strict=True):
         torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
-    steps = [[s["step"] for s in o.state_dict()["state"].values()] for o in optimizers]
-    assert steps == [[6, 4, 6]] * 2
+    steps = [{i: s["step"] for i, s in o.state_dict()["state"].items()} for o in optimizers]
+    assert steps == [{0: 6, 1: 4, 2: 6}] * 2
 
 
 def test_half_precision_is_left_to_fairseqs_adam() -> None:
