@@ -197,7 +197,8 @@ class _Attention(torch.autograd.Function):
     ) -> Tensor:
         H, G, D = attention.num_heads, attention.num_kv_heads, attention.head_dim
         rows = len(queries)
-        log_sums, out = queries.new_empty(rows, H), queries.new_empty(rows, H * D)
+        highest, shares = queries.new_empty(2, H, rows)
+        out = queries.new_empty(rows, H * D)
         shape = {
             "query_begin": begin,
             "key_begin": key_begin,
@@ -208,15 +209,19 @@ class _Attention(torch.autograd.Function):
             "scale": D**-0.5,
         }
         native.sentences(
-            **shape, **_parts("", queries, keys, H * D, G * D), log_sums=log_sums, out=out
+            **shape,
+            **_parts("", queries, keys, H * D, G * D),
+            highest=highest,
+            shares=shares,
+            out=out,
         )
-        ctx.save_for_backward(queries, keys, log_sums)
+        ctx.save_for_backward(queries, keys, highest, shares)
         ctx.shape, ctx.native = shape, native
         return out
 
     @staticmethod
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
-        queries, keys, log_sums = ctx.saved_tensors
+        queries, keys, highest, shares = ctx.saved_tensors
         shape = ctx.shape
         widths = shape["H"] * shape["D"], shape["G"] * shape["D"]
         d_queries = torch.empty_like(queries)
@@ -227,7 +232,8 @@ class _Attention(torch.autograd.Function):
             **shape,
             **_parts("", queries, keys, *widths),
             **gradients,
-            log_sums=log_sums,
+            highest=highest,
+            shares=shares,
             d_out=d_out.contiguous(),
         )
         return d_queries, d_keys, None, None, None, None, None
