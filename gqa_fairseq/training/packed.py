@@ -11,6 +11,7 @@ dropped is drawn by another generator, with the same probability.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,8 @@ from torch import Tensor, nn
 from gqa_fairseq.attention import GroupedQueryAttention
 from gqa_fairseq.layers import GroupedQueryDecoderLayer, GroupedQueryEncoderLayer
 from gqa_fairseq.training.native import TrainingOperators, operators_for
+
+_PIECE_BYTES = 2**21
 
 
 @dataclass(frozen=True)
@@ -140,9 +143,60 @@ def _decoder_layer(
 def _feed_forward(layer: Any, x: Tensor, native: TrainingOperators) -> Tensor:
     pre = layer.normalize_before
     h = layer.final_layer_norm(x) if pre else x
-    h = layer.activation_dropout_module(layer.activation_fn(layer.fc1(h)))
-    x = _dropout(layer.dropout_module, layer.fc2(h), x, native)
+    if layer.activation_fn is F.relu and layer.activation_dropout_module.p == 0:
+        weights = layer.fc1.weight, layer.fc1.bias, layer.fc2.weight, layer.fc2.bias
+        h = _FeedForward.apply(h, *weights)
+    else:
+        h = layer.fc2(layer.activation_dropout_module(layer.activation_fn(layer.fc1(h))))
+    x = _dropout(layer.dropout_module, h, x, native)
     return x if pre else layer.final_layer_norm(x)
+
+
+class _FeedForward(torch.autograd.Function):
+    """relu(x W1^T + b1) W2^T + b2 by pieces of rows, whose d_ff wide activations stay in the cache.
+
+    The gradient needs the activations alone: where one is 0, so is its gradient.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None
+    ) -> Tensor:
+        active, y = x.new_empty(len(x), len(w1)), x.new_empty(len(x), len(w2))
+        for rows in _pieces(active):
+            _linear(x[rows], w1, b1, active[rows]).relu_()
+            _linear(active[rows], w2, b2, y[rows])
+        ctx.save_for_backward(x, active, w1, w2)
+        ctx.has_bias = b1 is not None
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, ...]:
+        x, active, w1, w2 = ctx.saved_tensors
+        d_x, d_w1, d_w2 = torch.empty_like(x), torch.zeros_like(w1), torch.zeros_like(w2)
+        d_b1 = x.new_zeros(len(w1)) if ctx.has_bias else None
+        for rows in _pieces(active):
+            d_active = d_y[rows] @ w2
+            d_active = torch.ops.aten.threshold_backward(d_active, active[rows], 0)
+            d_w2.addmm_(d_y[rows].t(), active[rows])
+            d_w1.addmm_(d_active.t(), x[rows])
+            torch.mm(d_active, w1, out=d_x[rows])
+            if d_b1 is not None:
+                d_b1 += d_active.sum(0)
+        return d_x, d_w1, d_b1, d_w2, d_y.sum(0) if ctx.has_bias else None
+
+
+def _pieces(rows: Tensor) -> Iterator[slice]:
+    """Slices of [N, width] that are small beside a core's cache, and long enough for products."""
+    size = max(256, _PIECE_BYTES // (rows.shape[1] * rows.element_size()))
+    return (slice(start, start + size) for start in range(0, len(rows), size))
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
+    """x weight^T + bias into `out`, which it returns."""
+    if bias is None:
+        return torch.mm(x, weight.t(), out=out)
+    return torch.addmm(bias, x, weight.t(), out=out)
 
 
 def _attend(
