@@ -125,6 +125,31 @@ def test_training_resumes_where_it_stopped(
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+def test_training_goes_on_with_the_other_loss_and_optimizer(corpus: Path, tmp_path: Path) -> None:
+    """From fairseq's loss and Adam to the plugin's and back, as if nothing had changed."""
+    plugin = ["--criterion", "gqa_label_smoothed_cross_entropy", "--optimizer", "gqa_adam"]
+    options = ["--dropout", 0, "--update-freq", 2, "--clip-norm", 1]
+    for folder in ("whole", "mixed"):
+        (tmp_path / folder).mkdir()
+    whole = losses(train(corpus, tmp_path / "whole", 9, *options))
+    found = {}
+    for updates, own in ((3, []), (6, plugin), (9, [])):
+        result = train(corpus, tmp_path / "mixed", updates, *options, *own)
+        assert result.status == 0, result.output[-4000:]
+        found |= losses(result)
+    assert list(found) == list(whole) == list(range(1, 10))
+    # The log has three decimals.
+    assert [float(x) for x in found.values()] == pytest.approx(
+        [float(x) for x in whole.values()], abs=0.0015
+    )
+    one, two = (
+        weights(tmp_path / folder / "checkpoints/checkpoint_last.pt")
+        for folder in ("whole", "mixed")
+    )
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], rtol=1e-3, atol=1e-3)
+
+
 def hypotheses(result: Result) -> dict[int, str]:
     rows = (line.split("\t") for line in result.lines("H-"))
     return {int(name.removeprefix("H-")): text for name, _, text in rows}

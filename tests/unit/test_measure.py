@@ -33,6 +33,7 @@ from experiments.measure.decoding import Decoder, Translating, random_model
 from experiments.measure.loop import Competitor, measure, turns
 from experiments.measure.memory import Peak
 from experiments.measure.request import (
+    TRAINERS,
     Request,
     RequestedContender,
     RequestedText,
@@ -55,6 +56,7 @@ from experiments.records.measurement import (
     RealText,
     Samples,
     Timing,
+    TrainingText,
     TrainingUpdates,
     median_ratio,
     read_measurement,
@@ -532,6 +534,35 @@ def test_training_updates_are_a_workload_of_the_same_measurement(tmp_path: Path)
     assert found.jobs == {"a" * 64}
     assert rounds[-1] == (updates.workload.title, 5, 5)
     assert "training update, 3 sentences" in markdown([found])
+
+
+def test_training_on_real_batches_by_all_trainers(tmp_path: Path) -> None:
+    """The plugin's updates, stock fairseq's and the products alone: the same real target tokens."""
+    command = [*training_command(tmp_path), "--target-tokens-per-update", "20"]
+    vocabulary = dictionary()
+    lines = random_lines(9, vocabulary)
+    for language in ("en", "de"):
+        prefix = str(tmp_path / f"train.en-de.{language}")
+        builder = indexed_dataset.make_builder(f"{prefix}.bin", "mmap", len(vocabulary))
+        for line in lines:
+            builder.add_item(line.int())
+        builder.finalize(f"{prefix}.idx")
+    command[command.index("--num-kv-heads") + 1] = str(HEADS)
+    command += ["--encoder-ffn-embed-dim", "48", "--decoder-ffn-embed-dim", "48"]
+    training = RequestedTraining(batch=2, repeats=2, text="tiny", trainers=list(TRAINERS))
+    own = contender(MHA, training_command=command)
+    found = run_request(request(own, shapes=[], beams=[], training=training))
+    (timing,) = found.timings
+    assert isinstance(timing.workload, TrainingText)
+    assert timing.workload.updates == 2
+    assert [s.contender.engine for s in timing.samples] == list(TRAINERS)
+    assert {s.tokens_produced for s in timing.samples} == {timing.workload.target_tokens}
+    assert 0 < timing.workload.target_tokens < sum(map(len, lines))
+    write_measurement(tmp_path / "found.json", found)
+    shown = markdown([read_measurement(tmp_path / "found.json")])
+    assert "2 training updates: tiny, real text" in shown
+    assert "times as fast as stock" in shown
+    assert "times as fast as products" in shown
 
 
 def trained_on_text(folder: Path) -> tuple[RequestedContender, RequestedText]:

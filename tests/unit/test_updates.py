@@ -213,6 +213,41 @@ def test_packed_attention(
 # Dropout
 
 
+def reference_draws(seed: int, count: int) -> list[int]:
+    """The first 16-bit numbers of a seed, by the algorithms as they were published.
+
+    Sixteen xoshiro128++ side by side, seeded by SplitMix64; the lower halves come first.
+    """
+
+    def mixed() -> int:
+        nonlocal seed
+        seed = (seed + 0x9E3779B97F4A7C15) % 2**64
+        z = (seed ^ seed >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+        z = (z ^ z >> 27) * 0x94D049BB133111EB % 2**64
+        return z ^ z >> 31
+
+    def rotated(x: int, by: int) -> int:
+        return (x << by | x >> 32 - by) % 2**32
+
+    seed = mixed()
+    words = [half for _ in range(32) for two in [mixed()] for half in (two % 2**32, two >> 32)]
+    states = [words[i::16] for i in range(16)]
+    found: list[int] = []
+    while len(found) < count:
+        drawn = []
+        for s in states:
+            drawn.append((rotated((s[0] + s[3]) % 2**32, 7) + s[0]) % 2**32)
+            t = s[1] << 9 & 0xFFFFFFFF
+            s[2] ^= s[0]
+            s[3] ^= s[1]
+            s[1] ^= s[2]
+            s[0] ^= s[3]
+            s[2] ^= t
+            s[3] = rotated(s[3], 11)
+        found += [word % 2**16 for word in drawn] + [word >> 16 for word in drawn]
+    return found[:count]
+
+
 @native_only
 @pytest.mark.parametrize("p", [0.1, 0.2, 0.75])
 def test_dropout_drops_the_share_and_scales_the_rest(p: float) -> None:
@@ -226,6 +261,8 @@ def test_dropout_drops_the_share_and_scales_the_rest(p: float) -> None:
     for distance in (1, 8, 16, 32, 8192):
         both = (kept[:-distance] & kept[distance:]).float().mean()
         assert abs(both - (1 - p) ** 2) < 8 * deviation
+    drawn = reference_draws(7, 100)
+    assert kept[:100].tolist() == [word >= round(p * 2**16) for word in drawn]
     added = operators().dropout(x, 2 * x, p, seed=7)
     torch.testing.assert_close(added, y + 2 * x)
     assert torch.equal(operators().dropout(x, None, p, seed=7), y)
@@ -378,6 +415,13 @@ def test_what_is_not_packed(change: Any) -> None:
     assert can_pack(model)
     change(model)
     assert not can_pack(model)
+
+
+def test_half_precision_is_left_to_fairseqs_loss() -> None:
+    """Its gradient would be lost: the loss is scaled after it was made."""
+    model = build(VOCABULARY)
+    assert loss_module._output_weight(model) is not None
+    assert loss_module._output_weight(model.half()) is None
 
 
 def test_where_sentences_are() -> None:

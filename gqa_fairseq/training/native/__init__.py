@@ -24,8 +24,8 @@ class _Sentences(ctypes.Structure):
     _fields_ = (
         *((name, c_void_p) for name in ("queries", "keys", "values")),
         *((name, c_int64) for name in ("query_stride", "key_stride")),
-        *((name, c_void_p) for name in ("query_begin", "key_begin", "highest", "shares", "out", "d_out")),
-        *((name, c_void_p) for name in ("d_queries", "d_keys", "d_values")),
+        *((name, c_void_p) for name in ("query_begin", "key_begin", "highest", "shares", "out")),
+        *((name, c_void_p) for name in ("d_out", "d_queries", "d_keys", "d_values")),
         *((name, c_int64) for name in ("B", "H", "G", "D", "is_causal", "window")),
         ("scale", c_float),
     )

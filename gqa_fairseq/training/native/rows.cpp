@@ -6,7 +6,10 @@
 
 namespace {
 
-using Words = uint32_t __attribute__((vector_size(kLanes * 4)));
+// Generators side by side: as many on every processor, so that a seed drops the same elements on all.
+constexpr int kGenerators = 16;
+using Words = uint32_t __attribute__((vector_size(kGenerators * 4)));
+using Elements = Vector<kGenerators>::type;
 
 inline Words rotated(Words x, int by) { return (x << by) | (x >> (32 - by)); }
 
@@ -18,13 +21,13 @@ inline uint64_t mixed(uint64_t& state) {
   return z ^ (z >> 31);
 }
 
-// kLanes generators xoshiro128++ (Blackman and Vigna 2021) side by side.
+// Generators xoshiro128++ (Blackman and Vigna 2021) side by side.
 struct Generator {
   Words state[4];
 
   explicit Generator(uint64_t seed) {
     for (Words& words : state)
-      for (int i = 0; i < kLanes; i += 2) {
+      for (int i = 0; i < kGenerators; i += 2) {
         const uint64_t two = mixed(seed);
         words[i] = static_cast<uint32_t>(two);
         words[i + 1] = static_cast<uint32_t>(two >> 32);
@@ -44,7 +47,7 @@ struct Generator {
   }
 };
 
-constexpr int64_t kBlock = 8192;  // elements of one generator, whatever the number of threads
+constexpr int64_t kBlock = 8192;  // elements that one seed serves, whatever the number of threads
 
 }  // namespace
 
@@ -63,12 +66,12 @@ void gqa_dropout(const float* x, const float* plus, float* y, int64_t n, uint64_
     Generator generator(mixed(own));
     const int64_t end = (block + 1) * kBlock < n ? (block + 1) * kBlock : n;
     Words random = {};
-    for (int64_t i = block * kBlock, half = 0; i < end; i += kLanes, half ^= 1) {
+    for (int64_t i = block * kBlock, half = 0; i < end; i += kGenerators, half ^= 1) {
       random = half ? random >> 16 : generator.next();
       const auto is_kept = (random & 0xffff) >= limit;
-      if (i + kLanes <= end) {
-        const Floats base = plus ? load<Floats>(plus + i) : Floats{};
-        store(y + i, is_kept ? base + load<Floats>(x + i) * scale : base);
+      if (i + kGenerators <= end) {
+        const Elements base = plus ? load<Elements>(plus + i) : Elements{};
+        store(y + i, is_kept ? base + load<Elements>(x + i) * scale : base);
       } else {
         for (int64_t j = i; j < end; j++)
           y[j] = (plus ? plus[j] : 0.f) + (is_kept[j - i] ? x[j] * scale : 0.f);
