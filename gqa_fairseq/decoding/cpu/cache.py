@@ -30,7 +30,8 @@ INITIAL_CAPACITY = 32
 class DecoderCache:
     """Keys and values of all layers for `batch` sentences with `beam` hypotheses each.
 
-    `native` operators attend where they can; the cache then has to be float32 on a CPU.
+    `native` operators attend where they can; the cache then has to be float32 on a CPU. With a
+    `window` a step reads the newest `window` steps alone; older ones are kept, and not read.
     Tensors take dtype and device from the first keys that are stored. Rows (sentences) are in
     the cache's own order: `to_cache_order` and `to_sentence_order` convert at the decoder's edges.
     """
@@ -41,6 +42,7 @@ class DecoderCache:
         beam: int,
         capacity: int = INITIAL_CAPACITY,
         native: Operators | None = None,
+        window: int | None = None,
     ) -> None:
         self.batch = batch
         self.beam = beam
@@ -48,6 +50,7 @@ class DecoderCache:
         self.capacity = capacity
         self.source_mask: Tensor | None = None
         self._native = native
+        self._window = window
         self._cross: list[tuple[Tensor, Tensor]] = []
         self._self: list[tuple[Tensor, Tensor]] = []
         self._mask: Tensor | None = None
@@ -94,9 +97,10 @@ class DecoderCache:
 
     def _native_self(self, native: Operators, layer: int, heads: int, like: Tensor) -> Attention:
         """For new keys like `like` [B, ..., G, D]; the operator writes them before it reads."""
-        buffers, slots = self._buffers(layer, like), self.length * self.beam
+        begin, end = self._seen
+        keys, values = (buffer[:, :, begin:] for buffer in self._buffers(layer, like))
         shape = self.batch, self.beam, heads
-        return native.attention(*buffers, slots, self._ancestry(), shape, is_growing=True)
+        return native.attention(keys, values, end - begin, self._ancestry(), shape, is_growing=True)
 
     def native_attentions(self, layer: int, heads: int) -> tuple[Attention, Attention] | None:
         """This step's self- and cross-attention for a native layer; None without such operators."""
@@ -125,17 +129,18 @@ class DecoderCache:
     def append(
         self, layer: int, keys: Tensor, values: Tensor
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Writes this step's keys and values [B, W, G, D] in place; returns all so far.
+        """Writes this step's keys and values [B, W, G, D] in place; returns all that it reads.
 
         Returns:
-            (keys, values) views [B, G, length * W, D] and the mask [B, W, length * W] or None.
+            (keys, values) views [B, G, n * W, D] and the mask [B, W, n * W] or None, of all n
+            steps so far, or of the newest that the window holds.
         """
-        n, end = self.batch, self.length * self.beam
+        n, (begin, end) = self.batch, self._seen
         buffers = self._buffers(layer, keys)
         for buffer, new in zip(buffers, (keys, values), strict=True):
             buffer[:n, :, end - self.beam : end] = new.transpose(1, 2)
         k, v = buffers
-        return k[:n, :, :end], v[:n, :, :end], self._ancestry()
+        return k[:n, :, begin:end], v[:n, :, begin:end], self._ancestry()
 
     def _buffers(self, layer: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """A layer's keys and values [>= B, G, capacity * W, D], for new `like` [..., G, D]."""
@@ -146,9 +151,15 @@ class DecoderCache:
         return self._self[layer]
 
     def _ancestry(self) -> Tensor | None:
-        """The mask [B, W, length * W] of the slots in use; None for one beam."""
+        """The mask [B, W, n * W] of the slots that the step reads; None for one beam."""
         mask = self._mask
-        return mask if mask is None else mask[: self.batch, :, : self.length * self.beam]
+        return mask if mask is None else mask[: self.batch, :, slice(*self._seen)]
+
+    @property
+    def _seen(self) -> tuple[int, int]:
+        """The first slot that the step reads, and the one after the last."""
+        window = self._window or self.length
+        return max(0, self.length - window) * self.beam, self.length * self.beam
 
     def attend_self(self, layer: int, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Appends keys and values; self-attention of query [B, W, H, D] over all: [B, W, H * D]."""

@@ -71,6 +71,7 @@ class GpuCache:
     Args:
         beam: hypotheses a sentence, W.
         attend: the attention over it.
+        window: steps that a step reads, the newest ones; None: all. Older ones are kept.
 
     `batch` rows and `length` steps of the current batch are in view; `is_running` [rows] int32 on
     the device is 1 for the sentences that are searched; the other rows read nothing.
@@ -87,6 +88,7 @@ class GpuCache:
         dtype: torch.dtype,
         device: torch.device,
         attend: Attention,
+        window: int | None = None,
     ) -> None:
         def pairs(tokens: int) -> list[tuple[Tensor, Tensor]]:
             size = tokens * num_kv_heads * head_dim
@@ -96,7 +98,7 @@ class GpuCache:
         def integers(size: int, dtype: torch.dtype = torch.int32) -> Tensor:
             return torch.zeros(size, dtype=dtype, device=device)
 
-        self.beam, self.attend = beam, attend
+        self.beam, self.attend, self._window = beam, attend, window
         self.position = integers(1, torch.int64)  # of the step that is next
         self.is_running = integers(capacity.rows)
         self._source_start, self._source_end = integers(capacity.rows), integers(capacity.rows)
@@ -175,6 +177,8 @@ class GpuCache:
             self._readers[:n].index_copy_(1, self._slots, self._own.expand(n, -1))
         running = self.is_running[:n]
         self._filled = running * ((self.position + 1) * self.beam).int()
+        if self._window is not None:
+            self._first = (((self.position + 1 - self._window) * self.beam).clamp(min=0)).int()
         self._source_stop = running * self._source_end[:n]
 
     def attend_self(self, layer: int, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -184,7 +188,9 @@ class GpuCache:
         k[:n].index_copy_(2, self._slots, keys.transpose(1, 2))
         v[:n].index_copy_(2, self._slots, values.transpose(1, 2))
         readers = None if self._readers is None else self._readers[:n, :N]
-        return self.attend(query, k[:n, :, :N], v[:n, :, :N], end=self._filled, readers=readers)
+        start = None if self._window is None else self._first
+        k, v = k[:n, :, :N], v[:n, :, :N]
+        return self.attend(query, k, v, start=start, end=self._filled, readers=readers)
 
     def native_attentions(self, layer: int, heads: int) -> None:
         """None: native operators need lengths on the host; here they are on the device."""

@@ -79,6 +79,7 @@ class GpuSearch:
             layers=len(decoder.layers),
             num_kv_heads=attention.num_kv_heads,
             head_dim=attention.head_dim,
+            window=attention.window,
             dtype=dtype,
             device=device,
             attend=grouped_decode_attention if is_fast else attend_visible,
