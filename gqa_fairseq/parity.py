@@ -148,6 +148,40 @@ BASELINES = {
 }
 
 
+def is_variant(architecture: Architecture, multi_head: Architecture) -> bool:
+    """Whether the baseline that `multi_head` is resolves some `Variant` to `architecture`."""
+    if not multi_head.is_multi_head:
+        return False
+    baseline = Baseline(
+        d_model=multi_head.d_model,
+        num_heads=multi_head.decoder_heads.num_heads,
+        mha_d_ff=multi_head.decoder_d_ff,
+        encoder_layers=multi_head.encoder_layers,
+        decoder_layers=multi_head.decoder_layers,
+        bias=multi_head.bias,
+        pre_norm=multi_head.pre_norm,
+        vocab_size=multi_head.vocab_size,
+        max_source_positions=multi_head.max_source_positions,
+        max_target_positions=multi_head.max_target_positions,
+    )
+    if multi_head != baseline.multi_head:
+        return False
+    heads = architecture.decoder_heads
+    is_kept = architecture.decoder_d_ff == multi_head.decoder_d_ff
+    variant = Variant(
+        heads.num_kv_heads,
+        architecture.placement,
+        heads.num_heads,
+        heads.head_dim,
+        architecture.window,
+        "kept" if is_kept else "matched",
+    )
+    try:
+        return baseline.resolve(variant) == architecture
+    except ValueError:  # of another baseline, whose d_ff can make up for such heads
+        return False
+
+
 def check_matched(d_ff: int, heads: Heads) -> None:
     """Raise ValueError unless a d_ff that makes up for these heads has at least one unit."""
     if d_ff < 1:

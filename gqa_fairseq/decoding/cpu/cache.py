@@ -278,8 +278,8 @@ class DecoderCache:
     @property
     def nbytes(self) -> dict[str, int]:
         """Bytes of K and V in use, `self` and `cross`; compare costs.cache_bytes."""
-        used, n = self.length * self.beam, self.batch
+        n, (begin, end) = self.batch, self._seen
         return {
-            "self": sum(t[:n, :, :used].nbytes for pair in self._self for t in pair),
+            "self": sum(t[:n, :, begin:end].nbytes for pair in self._self for t in pair),
             "cross": sum(t[:n].nbytes for pair in self._cross for t in pair),
         }

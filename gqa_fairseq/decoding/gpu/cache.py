@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from gqa_fairseq.attention import attend_cached
+from gqa_fairseq.costs import positions_kept
 from gqa_fairseq.decoding.memory import BatchShape, Capacity
 
 LEAST_STEPS = 32  # in view: 32, 64, 128, ... steps
@@ -221,7 +222,8 @@ class GpuCache:
     @property
     def nbytes(self) -> dict[str, int]:
         """Bytes of K and V in use, `self` and `cross`, as DecoderCache.nbytes."""
-        n, used, S = min(self._sentences, self.batch), self.steps * self.beam, self._source_tokens
+        n, S = min(self._sentences, self.batch), self._source_tokens
+        used = positions_kept(self.steps, self._window) * self.beam
         return {
             "self": sum(t[:n, :, :used].nbytes for pair in self._self for t in pair),
             "cross": sum(t[:n, :, :S].nbytes for pair in self._cross for t in pair),
