@@ -234,7 +234,7 @@ def test_other_heads_are_paid_for_exactly(
         assert one_more.parameters > most
 
 
-@settings(max_examples=30)
+@settings(deadline=None, max_examples=30)
 @given(baselines_with_divisors(), st.integers(1, 9), st.integers(1, 65))
 @example(
     (Baseline(d_model=2, num_heads=2, mha_d_ff=1, encoder_layers=1, decoder_layers=1), 1), 1, 2
