@@ -3,8 +3,12 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-WMT14_MODELS := wmt14-mha wmt14-gqa4 wmt14-gqa2 wmt14-mqa
-.PHONY: help setup quickstart wmt14 $(WMT14_MODELS) wmt14-sweep wmt14-data wmt14-bench test test-long lint report lock clean
+# Shazeer 2019, table 1: its rows in its order; and every attention that conf/ has.
+TABLE1 := mha mqa mha-w32 mqa-w32 mha-1x128 mha-2x64 mha-4x32 mha-8x16
+WMT14_MODELS := $(addprefix wmt14-,$(filter-out base,$(notdir $(basename $(wildcard conf/attention/*.yaml)))))
+comma := ,
+space := $(subst ,, )
+.PHONY: help setup quickstart wmt14 $(WMT14_MODELS) wmt14-table1 wmt14-sweep wmt14-data wmt14-bench test test-long lint report lock clean
 
 TORCH ?= default
 TORCH_VERSION := 2.13.0
@@ -80,10 +84,13 @@ WMT14 = $(if $(filter $(HARDWARE),$(PRESETS)),,echo "error: HARDWARE=$(HARDWARE)
 $(WMT14_MODELS): wmt14-%: setup
 	@$(WMT14) attention=$* $(ARGS)
 
-wmt14-mqa:  ## Train, measure and report MQA on WMT14 (wmt14-mha, wmt14-gqa4, wmt14-gqa2: HARDWARE=gpu8)
+wmt14-mqa:  ## Train, measure and report MQA on WMT14 (wmt14-NAME: any of conf/attention; HARDWARE=gpu8)
 
 wmt14: setup  ## All four models on WMT14, and the report
 	@$(WMT14) attention=mha,gqa4,gqa2,mqa $(ARGS)
+
+wmt14-table1: setup  ## The eight models of Shazeer 2019, table 1, and the report
+	@$(WMT14) attention=$(subst $(space),$(comma),$(TABLE1)) $(ARGS)
 
 wmt14-sweep: setup  ## SEEDS=1,2,3 and KV_HEADS=1,2,4,8 on WMT14, and the report
 	@$(WMT14) attention.num_kv_heads=$(KV_HEADS) seed=$(SEEDS) $(ARGS)

@@ -113,8 +113,13 @@ class Architecture:
 
     @property
     def is_multi_head(self) -> bool:
-        """Whether every attention has as many key/value heads as query heads, as in fairseq."""
-        return self.encoder_heads.is_multi_head and self.decoder_heads.is_multi_head
+        """Whether fairseq's own Transformer is the same: every attention multi-head and alike.
+
+        Its heads are together as wide as the model, and read all positions.
+        """
+        heads = self.decoder_heads
+        is_plain = heads.query_width == self.d_model and self.window is None
+        return is_plain and heads.is_multi_head and heads == self.encoder_heads
 
     @property
     def parameters(self) -> int:

@@ -1,11 +1,13 @@
 """Which d_ff keeps the parameter count when key/value heads are removed: exact integer arithmetic.
 
-Fewer key/value heads make the K and V projections narrower; the weights saved go into wider
-feed-forward layers (FFN), so that variants differ in attention and not in size (Shazeer 2019,
-section 4.1: d_ff 4096 -> 5440 for multi-query attention). Nothing here imports torch.
+Fewer key/value heads make the K and V projections narrower, fewer or narrower query heads all four
+projections; the weights saved go into wider feed-forward layers (FFN), so that variants differ in
+attention and not in size (Shazeer 2019, section 4.1: d_ff 4096 -> 5440 for multi-query attention,
+6784 for heads that are together as wide as one). Nothing here imports torch.
 
     python -m gqa_fairseq.parity                      # the paper's shape
     python -m gqa_fairseq.parity --d-model 512 --mha-d-ff 2048 --placement decoder
+    python -m gqa_fairseq.parity --query-heads 4 --head-dim 32    # other heads than the baseline's
 """
 
 from __future__ import annotations
@@ -148,6 +150,40 @@ BASELINES = {
 }
 
 
+def is_variant(architecture: Architecture, multi_head: Architecture) -> bool:
+    """Whether the baseline that `multi_head` is resolves some `Variant` to `architecture`."""
+    if not multi_head.is_multi_head:
+        return False
+    baseline = Baseline(
+        d_model=multi_head.d_model,
+        num_heads=multi_head.decoder_heads.num_heads,
+        mha_d_ff=multi_head.decoder_d_ff,
+        encoder_layers=multi_head.encoder_layers,
+        decoder_layers=multi_head.decoder_layers,
+        bias=multi_head.bias,
+        pre_norm=multi_head.pre_norm,
+        vocab_size=multi_head.vocab_size,
+        max_source_positions=multi_head.max_source_positions,
+        max_target_positions=multi_head.max_target_positions,
+    )
+    if multi_head != baseline.multi_head:
+        return False
+    heads = architecture.decoder_heads
+    is_kept = architecture.decoder_d_ff == multi_head.decoder_d_ff
+    variant = Variant(
+        heads.num_kv_heads,
+        architecture.placement,
+        heads.num_heads,
+        heads.head_dim,
+        architecture.window,
+        "kept" if is_kept else "matched",
+    )
+    try:
+        return baseline.resolve(variant) == architecture
+    except ValueError:  # of another baseline, whose d_ff can make up for such heads
+        return False
+
+
 def check_matched(d_ff: int, heads: Heads) -> None:
     """Raise ValueError unless a d_ff that makes up for these heads has at least one unit."""
     if d_ff < 1:
@@ -157,10 +193,26 @@ def check_matched(d_ff: int, heads: Heads) -> None:
         )
 
 
-def parity_table(baseline: Baseline, placement: Placement) -> list[Architecture]:
-    """The variants for each number of key/value heads that divides the heads, from MQA to MHA."""
-    divisors = [g for g in range(1, baseline.num_heads + 1) if baseline.num_heads % g == 0]
-    return [baseline.resolve(Variant(g, placement)) for g in divisors]
+def parity_table(
+    baseline: Baseline,
+    placement: Placement,
+    num_heads: int | None = None,
+    head_dim: int | None = None,
+) -> list[Architecture]:
+    """The variants for each number of key/value heads that divides the heads, from MQA to MHA.
+
+    Unset heads and head widths are the baseline's.
+
+    Raises:
+        ValueError: as Baseline.resolve.
+    """
+    multi_head = baseline.resolve(Variant(None, placement, num_heads, head_dim))
+    most = multi_head.num_kv_heads
+    return [
+        baseline.resolve(Variant(g, placement, num_heads, head_dim))
+        for g in range(1, most + 1)
+        if most % g == 0
+    ]
 
 
 def _name(changed: Heads, baseline: Heads, placement: Placement, window: int | None) -> str:
@@ -188,13 +240,16 @@ def main(argv: list[str] | None = None) -> int:
         if not isinstance(default, bool):
             parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
     parser.add_argument("--placement", default="all", help="all (default) or decoder")
+    parser.add_argument("--query-heads", type=int, help="query heads (default: the baseline's)")
+    parser.add_argument("--head-dim", type=int, help="width of a head (default: the baseline's)")
     parser.add_argument("--bias", action="store_true", help="projections and FFNs have biases")
     parser.add_argument("--post-norm", action="store_true", help="no final norms")
     parser.add_argument("--json", action="store_true", help="machine-readable")
     args = vars(parser.parse_args(argv))
-    placement, as_json = args.pop("placement"), args.pop("json")
+    variant = [args.pop(name) for name in ("placement", "query_heads", "head_dim")]
+    as_json = args.pop("json")
     try:
-        rows = parity_table(Baseline(pre_norm=not args.pop("post_norm"), **args), placement)
+        rows = parity_table(Baseline(pre_norm=not args.pop("post_norm"), **args), *variant)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

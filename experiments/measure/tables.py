@@ -176,6 +176,8 @@ def _in_numbers(own: Architecture) -> str:
     heads = _heads(own.decoder_heads)
     if own.encoder_heads != own.decoder_heads:
         heads = f"{_heads(own.encoder_heads)} (encoder) and {heads} (decoder)"
+    if own.window is not None:
+        heads += f" with a window of {own.window} positions"
     return (
         f"{own.name}: {own.encoder_layers} + {own.decoder_layers} layers, d_model {own.d_model:,}, "
         f"d_ff {widths}, {heads}, vocabulary {own.vocab_size:,}, {own.parameters:,} parameters"

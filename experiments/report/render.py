@@ -135,7 +135,7 @@ def group_heading(group: Group) -> str:
     model = record.architecture
     return (
         f"{record.data.name}: {model.encoder_layers} + {model.decoder_layers} layers, d_model "
-        f"{model.d_model}, {model.decoder_heads.num_heads} heads"
+        f"{model.d_model}, {record.config['model']['num_heads']} heads"
     )
 
 

@@ -173,19 +173,29 @@ ENGINES: dict[str, tuple[type[SequenceGenerator], dict[str, Any], torch.dtype, b
 }
 
 
-@pytest.mark.parametrize("kind", ["beam search", "sampling", "prefix"])
-@pytest.mark.parametrize(("window", "g"), [(1, 2), (2, 8), (3, 1), (32, 4)])
-@pytest.mark.parametrize("beam", [1, 4])
-def test_every_engine_keeps_the_window(beam: int, window: int, g: int, kind: str) -> None:
+WINDOWS = {1: 2, 2: 8, 3: 1, 32: 4}  # with so many key/value heads
+
+
+@pytest.mark.parametrize(
+    ("kind", "beam", "window"),
+    [("beam search", beam, window) for beam in (1, 4) for window in WINDOWS]
+    + [(kind, 3, window) for kind in ("sampling", "prefix") for window in (2, 32)],
+)
+def test_every_engine_keeps_the_window(kind: str, beam: int, window: int) -> None:
     """As a search that recomputes everything under a band mask, below and beyond the window."""
     vocabulary = dictionary()
     model = build(
-        vocabulary, num_kv_heads=g, decoder_window=window, share_all_embeddings=False
+        vocabulary,
+        num_kv_heads=WINDOWS[window],
+        decoder_window=window,
+        share_all_embeddings=False,
     ).double()
     randomize(model, scale=1.5)
+    with torch.no_grad():
+        model.decoder.output_projection.weight[vocabulary.eos()] *= 5  # ends come at many steps
     naive = NaiveModel(band_masked(model))
     batch = source_batch(random_lines(6, vocabulary), vocabulary)
-    options: dict[str, Any] = {"beam_size": beam, "min_len": window, "max_len_b": window + 6}
+    options: dict[str, Any] = {"beam_size": beam, "min_len": window // 2, "max_len_b": window + 6}
     call: dict[str, Any] = {}
     if kind == "sampling":
         options["search_strategy"] = Sampling(vocabulary, sampling_topk=5)
@@ -199,8 +209,8 @@ def test_every_engine_keeps_the_window(beam: int, window: int, g: int, kind: str
 
     expected = found(SequenceGenerator, naive)
     lengths = {len(h["tokens"]) for h in expected}
-    assert len(lengths) > 2  # sentences leave in between
-    assert max(lengths) > window
+    assert len(lengths) > 1  # sentences leave in between
+    assert max(lengths) > window + 1
     for name, (search, driver, dtype, is_native) in ENGINES.items():
         model.to(dtype).decoder.is_native = is_native
         ours = found(search, model, **driver)

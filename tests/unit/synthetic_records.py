@@ -8,6 +8,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import msgspec
 
@@ -65,9 +66,13 @@ def sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def wmt14_record(num_kv_heads: int = NUM_HEADS, placement: str = "all", seed: int = 1) -> Record:
+def wmt14_record(
+    num_kv_heads: int = NUM_HEADS, placement: str = "all", seed: int = 1, **variant: Any
+) -> Record:
     """A record on WMT14 at the paper's shape, its filtered lines and both penalties scored."""
-    plain = record(num_kv_heads, seed, placement, data_name="wmt14_en_de", baseline=PAPER)
+    plain = record(
+        num_kv_heads, seed, placement, data_name="wmt14_en_de", baseline=PAPER, **variant
+    )
     base = 20 + 0.1 * num_kv_heads
     scores = [*finished(plain).evaluation.scores, model_score(1, "bleu_intl", base - 1, "dev")]
     for metric, gain in (("bleu", 0.0), ("bleu_intl", 0.5), ("chrf", 30.0)):
@@ -263,11 +268,11 @@ def record(
     data_name: str = "sample_en_de",
     updates: int = 600,
     baseline: Baseline = SMALL,
-    d_ff: str = "matched",
     diverged_after: int | None = None,
+    **variant: Any,
 ) -> Record:
     """A consistent record; with `diverged_after` an update its training came to no end."""
-    architecture = baseline.resolve(Variant(num_kv_heads, placement, d_ff=d_ff))
+    architecture = baseline.resolve(Variant(num_kv_heads, placement, **variant))
     identity = f"{architecture} {seed} {data_name} {updates}"
     started = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(minutes=seed)
     result: Finished | Diverged

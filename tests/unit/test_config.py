@@ -163,9 +163,10 @@ NO_NUMBER = float("nan")
         ({"model.d_model": 100}, "model.d_model 100 is not divisible by 8 heads"),
         ({"attention.num_kv_heads": 3}, "choose one of 1, 2, 4, 8"),
         ({"attention.num_kv_heads": 16}, "does not divide"),
-        ({"attention.num_heads": 4}, "attention.num_heads 4 .* not supported yet"),
-        ({"attention.head_dim": 16}, "attention.head_dim 16 .* not supported yet"),
-        ({"attention.window": 32}, "attention.window 32: .* not supported yet"),
+        ({"attention.num_heads": 4}, "attention.num_kv_heads 8 does not divide 4 attention heads"),
+        ({"attention.head_dim": 0}, r"attention\.head_dim"),
+        ({"attention.head_dim": 1000}, "8 heads of 1000 are so wide that no d_ff keeps"),
+        ({"attention.window": 0}, r"attention\.window"),
         ({"attention.placement": "encoder"}, r"attention\.placement: .*choose one of all, decoder"),
         ({"attention.d_ff": "wide"}, r"attention\.d_ff: .*\(choose one of matched, kept\)"),
         ({"hardware.device": "tpu"}, r"hardware\.device: .*\(choose one of cpu, cuda\)"),
@@ -294,6 +295,9 @@ def test_accumulation_leaves_the_device_room_for_padding(
         ({"attention.num_kv_heads": 1}, "mqa"),
         ({"attention.num_kv_heads": 1, "attention.placement": "decoder"}, "mqa-dec"),
         ({"attention.num_kv_heads": 1, "attention.d_ff": "kept"}, "mqa-ff768"),
+        ({"attention.num_kv_heads": 1, "attention.window": 32}, "mqa-w32"),
+        ({"attention.num_kv_heads": 4, "attention.num_heads": 4}, "mha-4x24"),
+        ({"attention.num_kv_heads": 8, "attention.head_dim": 16}, "mha-8x16"),
     ],
 )
 def test_the_variant_has_its_name(
@@ -321,6 +325,19 @@ def test_commands_of_two_variants_differ_in_heads_and_what_pays_for_them(
         "--encoder-ffn-embed-dim": ("768", d_ff),
         "--decoder-ffn-embed-dim": ("768", d_ff),
     }
+
+
+def test_the_command_of_other_heads_says_so(quickstart: SuiteConfig) -> None:
+    """Placement decoder: the encoder's options stay the baseline's."""
+    local = {"attention.num_kv_heads": 4, "attention.num_heads": 4, "attention.window": 32}
+    asked = changed(quickstart, local | {"attention.placement": "decoder"})
+    command = train_command(asked, Path("bin"), Path("ck"))
+    found = dict(pairwise(command))
+    names = [f"--{side}-attention-heads" for side in ("encoder", "decoder")]
+    assert [found[name] for name in names] == ["8", "4"]
+    assert (found["--decoder-head-dim"], found["--decoder-window"]) == ("24", "32")
+    assert "--encoder-head-dim" not in command
+    assert found["--encoder-ffn-embed-dim"] == "768"
 
 
 def test_the_command_says_what_the_config_says(composed: dict[str, Any]) -> None:

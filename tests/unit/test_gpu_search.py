@@ -107,7 +107,8 @@ def check_random_model(seed: int) -> None:
         encoder_normalize_before=is_pre_norm,
         decoder_normalize_before=is_pre_norm,
         decoder_learned_pos=draw.choice((True, False)),
-        decoder_window=None if seed < 100 else draw.choice((1, 2, 3, 5, 33)),
+        decoder_window=draw.choice((None, 1, 3, 40)),
+        decoder_head_dim=draw.choice((None, 2, 7)),
     )
     options: dict[str, Any] = {
         "beam_size": draw.choice((1, 2, 4, 5)),
@@ -125,7 +126,7 @@ def check_random_model(seed: int) -> None:
     check(model, *samples, **options)
 
 
-@pytest.mark.parametrize("first", range(0, 125, 25))
+@pytest.mark.parametrize("first", range(0, 100, 25))
 def test_same_hypotheses_for_random_models(first: int) -> None:
     for seed in range(first, first + 25):
         check_random_model(seed)
@@ -308,7 +309,8 @@ def test_the_bytes_in_use_are_those_predicted(g: int, window: int | None) -> Non
         batch=17,
         beam=3,
         source_tokens=4,
-        target_tokens=min(36, window or 36),
+        target_tokens=36,
+        window=window,
         layers=2,
         num_kv_heads=g,
         head_dim=4,
@@ -316,7 +318,7 @@ def test_the_bytes_in_use_are_those_predicted(g: int, window: int | None) -> Non
     )
 
 
-@pytest.mark.parametrize("window", [1, 3, 32])
+@pytest.mark.parametrize("window", [3, 32])
 def test_memory_holds_the_window_and_no_more(window: int) -> None:
     """Whatever the length, and with a second batch of another shape in the same memory."""
     model = model_of(num_kv_heads=2, decoder_window=window)

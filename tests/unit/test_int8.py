@@ -85,7 +85,14 @@ def test_the_residual_is_added() -> None:
 
 
 @pytest.mark.parametrize("num_kv_heads", [8, 2, 1])
-@pytest.mark.parametrize("options", [{}, {"use_bias": True, "activation_fn": "gelu"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"use_bias": True, "activation_fn": "gelu"},
+        {"decoder_head_dim": 6, "encoder_head_dim": 16},
+    ],
+)
 def test_a_whole_model_in_8_bits(num_kv_heads: int, options: dict[str, Any]) -> None:
     vocabulary = dictionary()
     model = build(vocabulary, num_kv_heads=num_kv_heads, **options)

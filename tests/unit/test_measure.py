@@ -82,6 +82,8 @@ BASELINE = Baseline(
     max_target_positions=16,
 )
 MHA, MQA = BASELINE.multi_head, BASELINE.resolve(Variant(1))
+LOCAL = BASELINE.resolve(Variant(window=32))
+NARROW = BASELINE.resolve(Variant(num_heads=4))
 FAIRSEQ_ENGINES = [name for name in EXACT_ENGINES if name != "ctranslate2"]
 MULTI_HEAD_ENGINES = ("stock", "stock+beams", "ctranslate2")
 
@@ -222,6 +224,8 @@ def test_the_8_bit_engine_moves_a_quarter_of_the_weights_and_no_rate_binds_it() 
         ("gqa+int8", MQA, "cuda", "float32", "gqa+int8 needs float32 weights on a CPU"),
         ("stock", MHA, "cpu", "float32", None),
         ("stock", MQA, "cpu", "float32", "stock is multi-head only, and the decoder of mqa has 1 "),
+        ("stock", LOCAL, "cpu", "float32", "the decoder of mha-w32 has a window of 32 positions"),
+        ("stock", NARROW, "cpu", "float32", "has 4 heads of 4 for a width of 32"),
         ("stock+beams", MHA, "cuda", "float16", None),
         ("stock+beams", MQA, "cpu", "float32", "stock+beams is multi-head only"),
     ],

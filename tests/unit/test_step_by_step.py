@@ -36,6 +36,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"encoder_normalize_before": False, "decoder_normalize_before": False, "use_bias": True},
     {"decoder_normalize_before": False, "decoder_learned_pos": False},
     {"activation_fn": "gelu", "decoder_layers": 1},
+    {"decoder_window": 3, "decoder_head_dim": 12, "encoder_head_dim": 2, "use_bias": True},
 ]
 
 
@@ -234,9 +235,31 @@ def test_a_window_hides_what_lies_before_it() -> None:
             walk.move(torch.arange(SENTENCES), torch.zeros(SENTENCES, 1, dtype=torch.int64))
 
 
-def test_a_long_search_outgrows_the_first_capacity() -> None:
+@pytest.mark.parametrize("window", [1, 6, 7, 9])
+@pytest.mark.parametrize("head_dim", [16, 128])
+@pytest.mark.parametrize("is_native", [True, False])
+def test_narrow_wide_and_local_steps(window: int, head_dim: int, is_native: bool) -> None:
+    """Shazeer 2019, table 1, in small: heads together narrower and wider than the model.
+
+    The walk has 7 steps: lengths are below a window, at it, and beyond it.
+    """
     vocabulary = dictionary()
-    model = model_of(vocabulary, num_kv_heads=2, max_target_positions=128)
+    sizes = {f"{side}_attention_heads": 2 for side in ("encoder", "decoder")}
+    sizes |= {f"{side}_head_dim": head_dim for side in ("encoder", "decoder")}
+    sizes |= {f"{side}_embed_dim": 64 for side in ("encoder", "decoder")}
+    for g, beam in ((1, 3), (2, 1)):
+        options = sizes | {"num_kv_heads": g, "decoder_window": window, "encoder_ffn_embed_dim": 9}
+        model = model_of(vocabulary, torch.float32, decoder_ffn_embed_dim=9, **options)
+        model.decoder.is_native = is_native
+        logits, attention = walk_errors(Walk(model, vocabulary, beam))
+        assert logits < 1e-4
+        assert attention < 1e-5
+
+
+@pytest.mark.parametrize("window", [None, 24, 40])
+def test_a_long_search_outgrows_the_first_capacity(window: int | None) -> None:
+    vocabulary = dictionary()
+    model = model_of(vocabulary, num_kv_heads=2, max_target_positions=128, decoder_window=window)
     walk = Walk(model, vocabulary, 2)
     with torch.no_grad():
         for step in range(70):

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from gqa_fairseq.attention import attend_cached
+from gqa_fairseq.costs import positions_kept
 from gqa_fairseq.decoding.cpu.native import Attention, Operators
 
 INITIAL_CAPACITY = 32
@@ -52,7 +53,7 @@ class DecoderCache:
         self.beam = beam
         self.window = window
         self.length = 0  # steps so far
-        self.capacity = self._at_most_window(capacity)  # steps that there is room for
+        self.capacity = positions_kept(capacity, window)  # steps that there is room for
         self._newest = self._used = 0  # the newest step's first slot; slots in use
         self.source_mask: Tensor | None = None
         self._native = native
@@ -173,14 +174,11 @@ class DecoderCache:
     def reserve(self, steps: int) -> None:
         """Makes room for `steps` in all, so that a known length is allocated once."""
         if self.length == 0:
-            self.capacity = self._at_most_window(max(1, steps))
-
-    def _at_most_window(self, steps: int) -> int:
-        return steps if self.window is None else min(steps, self.window)
+            self.capacity = positions_kept(max(1, steps), self.window)
 
     def _grow(self) -> None:
         """Doubles the capacity: the copies add up to less than one more pass over the cache."""
-        used, self.capacity = self._used, self._at_most_window(2 * self.capacity)
+        used, self.capacity = self._used, positions_kept(2 * self.capacity, self.window)
 
         def wider(old: Tensor, dim: int) -> Tensor:
             size = list(old.shape)

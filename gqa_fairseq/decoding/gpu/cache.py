@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from gqa_fairseq.attention import attend_cached
+from gqa_fairseq.costs import positions_kept
 from gqa_fairseq.decoding.memory import BatchShape, Capacity
 
 LEAST_STEPS = 32  # in view: 32, 64, 128, ... steps
@@ -119,7 +120,7 @@ class GpuCache:
             start, end: [sentences], each one's part of its `source_tokens` that is no padding.
         """
         G, D = self._heads
-        self._kept = shape.steps if self._window is None else min(shape.steps, self._window)
+        self._kept = positions_kept(shape.steps, self._window)
         rows, slots = shape.rows, self._kept * self.beam
 
         def laid_out(pair: tuple[Tensor, Tensor], slots: int) -> tuple[Tensor, Tensor]:
