@@ -108,8 +108,9 @@ class Architecture:
 
     @property
     def placement(self) -> Placement:
-        """Whether all attentions have the decoder's heads; `all` for a multi-head model."""
-        return "all" if self.encoder_heads == self.decoder_heads else "decoder"
+        """`decoder` where the encoder has multi-head attention of its own, else `all`."""
+        is_own = self.encoder_heads != self.decoder_heads and self.encoder_heads.is_multi_head
+        return "decoder" if is_own else "all"
 
     @property
     def is_multi_head(self) -> bool:

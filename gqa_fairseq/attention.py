@@ -104,7 +104,8 @@ class GroupedQueryAttention(nn.Module):
             key_padding_mask: [B, S] bool, True at padding.
             attn_mask: [T, S] or [B, T, S], added to the scores (fairseq: -inf where forbidden).
             need_weights: also return the probabilities, averaged over heads.
-            is_causal: position t reads positions up to t; needs T = S, as a `window` does.
+            is_causal: position t reads positions up to t; needs T = S, as a `window` does, which
+                cuts what lies before t.
 
         Returns:
             output [T, B, C], and weights [B, T, S] or None.

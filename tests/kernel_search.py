@@ -49,7 +49,6 @@ def generator_of(model: Any, beam: int, max_len: int, **options: Any) -> Grouped
         (2, 3, 2, {}),
         (8, 2, 1, {}),
         (2, 3, 2, {"decoder_window": 2, "decoder_head_dim": 32}),
-        (8, 1, 2, {"decoder_window": 3}),
     ],
 )
 def test_finds_what_the_cpu_path_finds(

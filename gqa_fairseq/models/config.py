@@ -111,10 +111,10 @@ def resolve(cfg) -> None:
         bias=cfg.use_bias,
     ).matched_d_ff(encoder_heads, decoder_heads, cfg.attention_placement)
     for side, d_ff in zip(("encoder", "decoder"), matched, strict=True):
-        option = f"{side}_ffn_embed_dim"
-        if getattr(cfg, option) is None:
+        name = f"{side}_ffn_embed_dim"
+        if getattr(cfg, name) is None:
             check_matched(d_ff, decoder_heads)
-            setattr(cfg, option, d_ff)
+            setattr(cfg, name, d_ff)
     if cfg.num_kv_heads is None:
         cfg.num_kv_heads = decoder_heads.num_kv_heads
         if encoder_heads.num_kv_heads != cfg.num_kv_heads:

@@ -25,6 +25,7 @@ from fairseq.models.transformer import TransformerModelBase
 from fairseq.search import BeamSearch
 from fairseq.sequence_generator import SequenceGenerator
 from plugin_models import (
+    HEADS,
     build,
     build_stock,
     dictionary,
@@ -201,6 +202,33 @@ def test_logits_and_gradients_in_float64(
     logits, gradients = compare(model, stock, batch, targets, vocabulary.pad())
     assert logits < 1e-10
     assert gradients < 1e-10
+
+
+@pytest.mark.parametrize("g", [1, 2, 4])
+@pytest.mark.usefixtures("float64_softmax")
+def test_grouped_heads_are_fairseqs_with_each_key_head_repeated(g: int) -> None:
+    """Query heads 0 to R - 1 read key head 0, the next R key head 1: contiguous groups."""
+    vocabulary = dictionary()
+    grouped = build(vocabulary, num_kv_heads=g, use_bias=True).double()
+    randomize(grouped)
+    d_ff = {
+        f"{name}_ffn_embed_dim": side.layers[0].fc1.out_features
+        for name, side in (("encoder", grouped.encoder), ("decoder", grouped.decoder))
+    }
+    twin = build(vocabulary, use_bias=True, **d_ff).double()
+    weights = grouped.state_dict()
+    for name, weight in weights.items():
+        if ".k_proj." in name or ".v_proj." in name:
+            heads = weight.unflatten(0, (g, -1))  # [G, D, ...]
+            weights[name] = heads.repeat_interleave(HEADS // g, 0).flatten(0, 1)
+    twin.load_state_dict(weights, strict=True)
+    stock = build_stock(vocabulary, twin)
+    batch = source_batch(random_lines(6, vocabulary), vocabulary)["net_input"]
+    targets = random_targets(vocabulary, 6)
+    is_read = targets.ne(vocabulary.pad())
+    with torch.no_grad():
+        ours, theirs = (m(**batch, prev_output_tokens=targets)[0] for m in (grouped, stock))
+    assert (ours - theirs)[is_read].abs().max().item() < 1e-10
 
 
 @pytest.mark.usefixtures("float64_softmax")

@@ -109,6 +109,7 @@ def check_random_model(seed: int) -> None:
         decoder_learned_pos=draw.choice((True, False)),
         decoder_window=draw.choice((None, 1, 3, 40)),
         decoder_head_dim=draw.choice((None, 2, 7)),
+        mha_ffn_embed_dim=160,  # enough to pay for wider heads
     )
     options: dict[str, Any] = {
         "beam_size": draw.choice((1, 2, 4, 5)),

@@ -90,7 +90,7 @@ def test_the_residual_is_added() -> None:
     [
         {},
         {"use_bias": True, "activation_fn": "gelu"},
-        {"decoder_head_dim": 6, "encoder_head_dim": 16},
+        {"decoder_head_dim": 6, "encoder_head_dim": 2, "mha_ffn_embed_dim": 99},
     ],
 )
 def test_a_whole_model_in_8_bits(num_kv_heads: int, options: dict[str, Any]) -> None:

@@ -36,7 +36,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"encoder_normalize_before": False, "decoder_normalize_before": False, "use_bias": True},
     {"decoder_normalize_before": False, "decoder_learned_pos": False},
     {"activation_fn": "gelu", "decoder_layers": 1},
-    {"decoder_window": 3, "decoder_head_dim": 12, "encoder_head_dim": 2, "use_bias": True},
+    {"decoder_window": 3, "decoder_head_dim": 12, "encoder_head_dim": 2, "mha_ffn_embed_dim": 256},
 ]
 
 
