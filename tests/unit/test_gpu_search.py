@@ -319,6 +319,25 @@ def test_the_bytes_in_use_are_those_predicted(g: int, window: int | None) -> Non
     )
 
 
+@pytest.mark.parametrize("window", [3, 32])
+def test_memory_holds_the_window_and_no_more(window: int) -> None:
+    """Whatever the length, and with a second batch of another shape in the same memory."""
+    model = model_of(num_kv_heads=2, decoder_window=window)
+    for max_len in (35, 60):
+        samples = [
+            source_batch(random_lines(count, VOCABULARY, longest), VOCABULARY)
+            for count, longest in ((8, 9), (3, 5))
+        ]
+        ours = check(model, *samples, beam_size=3, max_len_b=max_len, min_len=max_len - 2)
+        assert ours.gpu_search is not None
+        cache = ours.gpu_search.cache
+        own, _ = cache._memory
+        slots = 8 * window * 3  # rows, places and beams
+        assert sum(t.nbytes for pair in own for t in pair) == slots * 2 * 2 * 2 * 4 * 8
+        assert cache._all_readers is not None
+        assert cache._all_readers.numel() == slots
+
+
 def test_sizes_are_few_and_near() -> None:
     for least in (1, 16, 32):
         sizes = [bucket(n, least) for n in range(1, 3000)]

@@ -79,10 +79,10 @@ class GpuSearch:
             layers=len(decoder.layers),
             num_kv_heads=attention.num_kv_heads,
             head_dim=attention.head_dim,
-            window=attention.window,
             dtype=dtype,
             device=device,
             attend=grouped_decode_attention if is_fast else attend_visible,
+            window=attention.window,
         )
         self.beams = GpuBeams(capacity, beam=chooser.beam, eos=chooser.eos, device=device)
         self.graphed = GraphedStep(device)
