@@ -385,7 +385,7 @@ def test_weights_keep_their_type(vocabulary: Dictionary) -> None:
 def test_named_architectures_of_fairseq_are_known(vocabulary: Dictionary) -> None:
     """16 heads of 64 and others: sizes come from the name where the options leave them out."""
     args = Namespace(arch="transformer_vaswani_wmt_en_de_big", encoder_layers=1, decoder_layers=1,
-                     share_all_embeddings=True)  # fmt: skip
+                     encoder_ffn_embed_dim=8, decoder_ffn_embed_dim=8)  # fmt: skip
     model = TransformerModel.build_model(named(args), task(vocabulary))
     converted = convert(state_of(model, args), 4, "first")
     child = loaded(converted, vocabulary)
