@@ -145,9 +145,15 @@ def test_as_many_heads_is_the_identity(method: Any, vocabulary: Dictionary) -> N
         assert all(torch.equal(converted[name], w) for name, w in state["model"].items())
 
 
-@pytest.mark.parametrize("pre_norm_in", ["encoder", "decoder"])
-@pytest.mark.parametrize("learned_in", ["encoder", "decoder"])
-@pytest.mark.parametrize("sharing", ["all", "decoder", "none"])
+@pytest.mark.parametrize(
+    ("pre_norm_in", "learned_in", "sharing"),
+    [
+        ("encoder", "decoder", "all"),
+        ("decoder", "encoder", "decoder"),
+        ("encoder", "encoder", "none"),
+        ("decoder", "decoder", "none"),
+    ],
+)
 def test_a_stock_model_is_the_same_model_in_the_plugin(
     pre_norm_in: str,
     learned_in: str,
