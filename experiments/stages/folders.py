@@ -83,15 +83,16 @@ def model_of(result: ModelResult, alpha: float) -> Model | Diverged:
     if isinstance(result, Diverged):
         return result
     if isinstance(result, Uptrained):
-        found = next((point for point in result.points if point.alpha == alpha), None)
-        if found is None:
+        reached = [point for point in result.points if point.alpha == alpha]
+        if not reached:
             assert result.diverged is not None  # else all points are there
             return result.diverged
-        checkpoint, training = found.checkpoint, found.training
-    else:
-        checkpoint = result.checkpoint
-        training = result.training if isinstance(result, Trained) else None
-    return Model(checkpoint=checkpoint, data_checksum=result.data_checksum, training=training)
+    found = reached[0] if isinstance(result, Uptrained) else result
+    return Model(
+        checkpoint=found.checkpoint,
+        data_checksum=result.data_checksum,
+        training=None if isinstance(found, Converted) else found.training,
+    )
 
 
 class DataFolder(msgspec.Struct, frozen=True):

@@ -186,7 +186,10 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def job_of(config: SuiteConfig) -> Job:
-    """The job of a config; raises ExperimentError when its text or a folder cannot be used."""
+    """The job of a config.
+
+    Raises ExperimentError when its text, a folder or the checkpoint to start from cannot be used.
+    """
     paths = config.paths
     for name in paths.__struct_fields__:
         _check_folder(name, getattr(paths, name))
@@ -198,20 +201,17 @@ def job_of(config: SuiteConfig) -> Job:
         folder_of_kind=Path(paths.data),
     )
     parent = read_parent(config) if config.uptrain.parent is not None else None
-    if config.uptrain.method is None:
-        train = _stage("train", config, config.architecture, prepare)
-        last = (train, _stage("evaluate", config, config.architecture, train))
-        return Job(config=config, architecture=config.architecture, stages=(prepare, *last))
-    if parent:
-        architecture, first = parent.converted(config), (prepare,)
-    else:
-        architecture, multi_head = config.architecture, config.multi_head
-        train = _stage("train", multi_head, multi_head.architecture, prepare)
-        first = (prepare, train)
-    found = [*first]
-    for name in ("convert", *(("uptrain",) if config.uptrain.alpha else ()), "evaluate"):
-        found.append(_stage(name, config, architecture, found[-1], parent))
-    return Job(config=config, architecture=architecture, stages=tuple(found), parent=parent)
+    architecture = parent.converted(config) if parent else config.architecture
+    stages = [prepare]
+    names: tuple[StageName, ...] = ("train", "evaluate")
+    if config.uptrain.method:
+        names = ("convert", *(("uptrain",) if config.uptrain.alpha else ()), "evaluate")
+        if parent is None:
+            multi_head = config.multi_head
+            stages.append(_stage("train", multi_head, multi_head.architecture, prepare))
+    for name in names:
+        stages.append(_stage(name, config, architecture, stages[-1], parent))
+    return Job(config=config, architecture=architecture, stages=tuple(stages), parent=parent)
 
 
 def _stage(

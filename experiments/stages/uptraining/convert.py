@@ -1,4 +1,4 @@
-"""The convert stage: a trained model with the variant's heads (gqa_fairseq/checkpoints/convert.py)."""
+"""The convert stage: a trained model gets the variant's heads (gqa_fairseq.checkpoints.convert)."""
 
 import sys
 from pathlib import Path

@@ -62,7 +62,7 @@ def log_interval(job: Job) -> int:
     return max(n for n in range(1, train.log_every_updates + 1) if ends % n == 0)
 
 
-def uptrain(attempt: Attempt, job: Job, data: DataFolder, converted: Path) -> Uptrained:
+def uptrain(attempt: Attempt, job: Job, data: DataFolder, checkpoint: Path) -> Uptrained:
     """Train the converted model on, or do what is left of it; to diverge is a result too.
 
     Raises ExperimentError, one line that names the log, when the command fails otherwise.
@@ -75,7 +75,7 @@ def uptrain(attempt: Attempt, job: Job, data: DataFolder, converted: Path) -> Up
     found, left = _left(attempt, folder, after, saved)
     for updates, path in left.items():
         if found != after + updates:  # it was not interrupted just before this was kept
-            command = uptrain_command(job, data.binarized, folder.checkpoints, converted, updates)
+            command = uptrain_command(job, data.binarized, folder.checkpoints, checkpoint, updates)
             found = _train_to(attempt, command, folder, after, updates)
         if divergence(log):
             break
