@@ -110,7 +110,7 @@ def _run(job: Job, folder: JobFolder) -> Outcome:
         commands={
             stage.name: command_of(stage, job)
             for stage in job.stages
-            if stage.name in ("train", "convert", "uptrain")
+            if stage.name in WORK and stage.key in [info.key for info in infos]
         },
         stages=infos,
         seed=config.seed,

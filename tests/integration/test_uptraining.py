@@ -1,11 +1,13 @@
 """A tiny model is converted and trained on, as jobs do it and as its command does, and killed."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import msgspec
 import psutil
 import pytest
 import torch
@@ -22,15 +24,21 @@ from experiments.stages.evaluation.evaluate import load_split, load_trained, nll
 from experiments.stages.folders import (
     Converted,
     DataFolder,
+    Done,
     ModelFolder,
     Uptrained,
 )
 from experiments.stages.graph import Job, job_of
-from experiments.stages.runner import run_stage
+from experiments.stages.process import Ended
+from experiments.stages.runner import Attempt, run_stage
+from experiments.stages.training import run
 from experiments.stages.training.command import train_command
-from experiments.stages.uptraining.convert import convert
+from experiments.stages.training.run import CheckedCheckpoint
+from experiments.stages.uptraining import convert as convert_stage
 from experiments.stages.uptraining.uptrain import uptrain, uptrain_command
 from gqa_fairseq.checkpoints.allowlist import read_state
+from gqa_fairseq.checkpoints.check import check
+from gqa_fairseq.checkpoints.convert import main as convert_main
 
 pytestmark = pytest.mark.slow
 
@@ -63,17 +71,44 @@ def data_of(job: Job) -> DataFolder:
     return DataFolder(job.prepare.folder, "en", "de")
 
 
+@pytest.fixture(autouse=True)
+def in_this_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Conversions and checks, whose processes would import fairseq each; not in long tests."""
+    if request.node.get_closest_marker("long"):
+        return
+
+    def convert_here(command: list[str], *arguments: object) -> Ended:
+        assert convert_main(command[3:]) == 0
+        return Ended(wall_s=0.0, peak_rss_bytes=1)
+
+    def check_here(attempt: object, checkpoint: Path) -> CheckedCheckpoint:
+        return CheckedCheckpoint(**check(checkpoint))
+
+    monkeypatch.setattr(convert_stage, "run_command", convert_here)
+    monkeypatch.setattr(convert_stage, "check", check_here)
+    monkeypatch.setattr(run, "check", check_here)
+
+
 def converted(job: Job) -> Path:
     """The model of the job's convert stage."""
     stage = job.stage("convert")
     assert stage is not None
 
-    def work(attempt: object) -> Converted:
-        return convert(attempt, job, data_of(job), parent_of(job).last)
+    def work(attempt: Attempt) -> Converted:
+        return convert_stage.convert(attempt, job, data_of(job), parent_of(job).last)
 
     result = run_stage(stage, Converted, work, threads=1).result
     assert result.parent_updates == CONVERTED
     return stage.folder / result.checkpoint
+
+
+def uptrained(job: Job, checkpoint: Path) -> Done[Uptrained]:
+    """The models of the job's uptrain stage."""
+
+    def work(attempt: Attempt) -> Uptrained:
+        return uptrain(attempt, job, data_of(job), checkpoint)
+
+    return run_stage(job.model, Uptrained, work, threads=1)
 
 
 def dev_loss(checkpoint: Path, job: Job) -> tuple[float, int]:
@@ -93,33 +128,63 @@ def test_the_control_starts_as_its_parent_bit_for_bit(config: SuiteConfig) -> No
     assert dev_loss(converted(mqa), mqa) != dev_loss(parent, mqa)
 
 
-def test_a_killed_uptraining_ends_as_its_command_does_in_one_run(
-    config: SuiteConfig, tmp_path: Path
-) -> None:
-    """Killed in its second part; it stops and resumes at its first point as well."""
-    job = job_of(changed(config, {"attention.num_kv_heads": 1}))
-    checkpoint = converted(job)
-    command = uptrain_command(job, data_of(job).binarized, tmp_path / "one", checkpoint, 6)
-    succeed("train", *command[1:], folder=ROOT)
+@pytest.fixture
+def job(config: SuiteConfig, tmp_path: Path) -> Job:
+    """MQA out of MHA, whose run has a folder of its own."""
+    mqa = changed(config, {"attention.num_kv_heads": 1})
+    shared, own = job_of(mqa), job_of(changed(mqa, {"paths.stages": f"{tmp_path}/stages"}))
+    stages = (*shared.stages[:3], *own.stages[3:])
+    return msgspec.structs.replace(own, stages=stages)
 
-    kill_after_first_point(job, checkpoint, tmp_path)
+
+@pytest.fixture
+def whole(job: Job, tmp_path: Path) -> Path:
+    """The last checkpoint of the published command, to the last point in one process."""
+    train_to(job, 6, tmp_path / "whole")
+    return tmp_path / "whole/checkpoint_last.pt"
+
+
+def train_to(job: Job, updates: int, checkpoints: Path) -> str:
+    """Run the uptrain command without the stage; returns its output."""
+    command = uptrain_command(job, data_of(job).binarized, checkpoints, converted(job), updates)
+    return succeed("train", *command[1:], folder=ROOT).output
+
+
+def test_an_interrupted_uptraining_ends_as_its_command_does_in_one_run(
+    job: Job, whole: Path
+) -> None:
+    """As after a kill in the second part, whose last checkpoint was of its first update."""
+    folder = ModelFolder(job.model.folder)
+    folder.log("uptrain").parent.mkdir(parents=True)
+    with folder.log("uptrain").open("w", encoding="utf-8") as log:
+        log.write(train_to(job, 3, folder.checkpoints))
+        shutil.copyfile(folder.last, folder.checkpoints / "uptrained_3.pt")
+        log.write(train_to(job, 4, folder.checkpoints))
+    check_uptrained(uptrained(job, converted(job)).result, folder, whole)
+    text = folder.log("uptrain").read_text(encoding="utf-8")
+    assert f"@ {CONVERTED + 4} updates)" in text.split("Loaded checkpoint")[-1].split("\n")[0]
+
+
+@pytest.mark.long
+def test_a_killed_uptraining_ends_as_its_command_does_in_one_run(
+    job: Job, whole: Path, tmp_path: Path
+) -> None:
+    kill_after_first_point(job, converted(job), tmp_path)
     folder = ModelFolder(job.model.folder)
     assert {path.name for path in folder.checkpoints.glob("uptrained_*")} == {"uptrained_3.pt"}
     first = (folder.checkpoints / "uptrained_3.pt").stat().st_mtime_ns
-
-    def work(attempt: object) -> Uptrained:
-        return uptrain(attempt, job, data_of(job), checkpoint)
-
-    done = run_stage(job.model, Uptrained, work, threads=1)
+    done = uptrained(job, converted(job))
     assert done.info.tries == 2
     assert (folder.checkpoints / "uptrained_3.pt").stat().st_mtime_ns == first
-    assert [point.training.updates for point in done.result.points] == [3, 6]
-    for point in done.result.points:
+    check_uptrained(done.result, folder, whole)
+
+
+def check_uptrained(found: Uptrained, folder: ModelFolder, whole: Path) -> None:
+    """Both points are there, and the last is that of an uninterrupted run, bit for bit."""
+    assert [point.training.updates for point in found.points] == [3, 6]
+    for point in found.points:
         assert point.training.curve[-1].dev_nll_nats_per_token is not None
-    one, other = (
-        read_state(path)
-        for path in (tmp_path / "one/checkpoint_last.pt", folder.checkpoints / "uptrained_6.pt")
-    )
+    one, other = read_state(whole), read_state(folder.path / found.points[-1].checkpoint)
     assert one["optimizer_history"][-1]["num_updates"] == LAST
     assert one["extra_state"]["train_iterator"] == other["extra_state"]["train_iterator"]
     for name, weight in one["model"].items():

@@ -132,7 +132,7 @@ def test_an_uptrained_model_has_a_record_that_says_so(
         (stage.name, stage.key) for stage in job.stages[1:]
     ]
     assert [stage.name for stage in record.stages] == names
-    assert list(record.commands) == names[:-1]
+    assert set(record.commands) == set(names[:-1])
     at = next((point for point in more.points if point.alpha == alpha), None) if more else None
     assert record.training == (at.training if at else None)
     checkpoint = f"uptrained_{updates}.pt" if alpha else "converted.pt"
