@@ -76,7 +76,8 @@ def build_parent(options: Any, weights: dict[str, Tensor]) -> TransformerModelBa
         weights: by name, of the checkpoint; old names are replaced in place.
 
     Raises:
-        ValueError: it is another kind of model, or config and weights do not go together.
+        ValueError: it is another kind of model, it was built with an option that the plugin does
+            not have, or config and weights do not go together.
     """
     name = getattr(options, "_name", None) or getattr(options, "arch", None)
     kind = models.ARCH_MODEL_REGISTRY.get(name) or models.MODEL_REGISTRY.get(name)
@@ -98,6 +99,7 @@ def build_parent(options: Any, weights: dict[str, Tensor]) -> TransformerModelBa
         raise ValueError(
             f"its config makes no model ({type(error).__name__}: {error})".split("\n")[0]
         ) from error
+    _refuse_other_options(parent.cfg)
     parent.upgrade_state_dict(weights)
     for name in [name for name in weights if name.endswith(_FORMER_BUFFERS)]:
         del weights[name]
@@ -124,19 +126,19 @@ def build_empty(options: Any, weights: dict[str, Tensor]) -> Any:
         return models.build_model(copy.deepcopy(options), task, from_checkpoint=True)
 
 
-def plugin_options(parent: TransformerModelBase) -> dict[str, Any]:
-    """A model's options, by their names in the plugin's dataclass.
-
-    Raises:
-        ValueError: it was built with an option that the plugin does not have.
-    """
-    given, usual = _flat(parent.cfg), _flat(TransformerConfig.from_namespace(argparse.Namespace()))
+def _refuse_other_options(cfg: TransformerConfig) -> None:
+    """Raise ValueError where the model was built with an option that the plugin does not have."""
+    given, usual = _flat(cfg), _flat(TransformerConfig.from_namespace(argparse.Namespace()))
     for name in sorted(usual.keys() - _WITHOUT_EFFECT - set(_OPTIONS)):
         if given[name] != usual[name]:
             raise ValueError(
                 f"its model was built with {name} = {given[name]!r}, and the plugin's has "
                 f"{usual[name]!r} alone"
             )
+
+
+def plugin_options(parent: TransformerModelBase) -> dict[str, Any]:
+    """A model's options, by their names in the plugin's dataclass."""
     options = {name: getattr(parent.cfg, name, None) for name in _OPTIONS}
     options["activation_fn"] = str(options["activation_fn"])  # may be a class of fairseq's choices
     if not isinstance(parent, GroupedQueryTransformerModel):
@@ -145,13 +147,11 @@ def plugin_options(parent: TransformerModelBase) -> dict[str, Any]:
     return options
 
 
-def _flat(cfg: TransformerConfig) -> dict[str, Any]:
+def _flat(cfg: Any) -> dict[str, Any]:
     """fairseq's nested options by the names that they have on the command line."""
     flat = {}
-    for field in fields(cfg):
-        value = getattr(cfg, field.name)
-        if is_dataclass(value):
-            flat |= {f"{field.name}_{f.name}": getattr(value, f.name) for f in fields(value)}
-        else:
-            flat[field.name] = value
+    for name in [f.name for f in fields(cfg) if not f.name.startswith("_")]:
+        value = getattr(cfg, name)
+        inner = _flat(value) if is_dataclass(value) else None
+        flat |= {name: value} if inner is None else {f"{name}_{n}": v for n, v in inner.items()}
     return flat

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from fairseq import models
 from fairseq.data import Dictionary, data_utils
 from fairseq.models import ARCH_CONFIG_REGISTRY
 from fairseq.models.transformer import TransformerModel, TransformerModelBase
@@ -62,7 +63,7 @@ def state_of(model: nn.Module, options: Any, **changes: Any) -> dict[str, Any]:
             "model": options,
             "task": {"_name": "translation", "data": "there"},
             "optimizer": {"_name": "adam", "lr": [0.003], "adam_betas": "(0.9, 0.98)",
-                          "adam_eps": 1e-8, "weight_decay": 0.01},
+                          "adam_eps": 1e-8, "weight_decay": 0.01, "tpu": False},
         },
         "model": model.state_dict(),
         "criterion": None,
@@ -84,7 +85,7 @@ def ours(vocabulary: Dictionary, **options: Any) -> tuple[nn.Module, dict[str, A
 
 
 STOCK = {
-    **TINY,
+    **{name: value for name, value in TINY.items() if name != "mha_ffn_embed_dim"},
     "encoder_ffn_embed_dim": 48,
     "decoder_ffn_embed_dim": 40,
     "arch": "transformer",
@@ -391,6 +392,17 @@ def test_named_architectures_of_fairseq_are_known(vocabulary: Dictionary) -> Non
     for each in attentions(child).values():
         assert (each.num_heads, each.head_dim, each.num_kv_heads) == (16, 64, 4)
     assert converted["cfg"]["model"]["dropout"] == 0.3
+
+
+def test_named_architectures_of_the_plugin_are_known(vocabulary: Dictionary) -> None:
+    """d_ff is derived for the parent's heads, and kept for the child's."""
+    options = asdict(GroupedQueryTransformerConfig()) | {"_name": "gqa4_transformer_small"}
+    model = models.build_model(OmegaConf.create(options), task(vocabulary))
+    converted = convert(state_of(model, options), 2, "mean")
+    child = loaded(converted, vocabulary)
+    assert {each.num_kv_heads for each in attentions(child).values()} == {2}
+    assert child.decoder.layers[0].fc1.out_features == 912  # 768 for 8 heads, 912 for 4
+    assert model.decoder.layers[0].fc1.out_features == 912
 
 
 def named(args: Namespace) -> Namespace:
