@@ -76,6 +76,7 @@ def _baseline(architecture: Architecture) -> tuple[object, ...]:
         architecture.bias,
         architecture.pre_norm,
         architecture.vocab_size,
+        architecture.embeddings,
         architecture.max_source_positions,
         architecture.max_target_positions,
         architecture.parameters - architecture.residual,

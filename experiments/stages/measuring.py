@@ -93,8 +93,10 @@ def measure_request(config: SuiteConfig, contenders: Sequence[RequestedContender
         contenders=list(merged.values()),
         shapes=[(settings.batch, source, target) for source, target in settings.shapes],
         beams=[1, config.decode.beam],
-        training=RequestedTraining(
-            batch=settings.training_batch, repeats=settings.training_repeats
+        training=(
+            RequestedTraining(batch=settings.training_batch, repeats=settings.training_repeats)
+            if any(one.training_command for one in contenders)
+            else None
         ),
         warmup_runs=settings.warmup_runs,
         repeats=settings.repeats,

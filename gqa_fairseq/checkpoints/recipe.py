@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from fairseq import registry, tasks
+from fairseq.data import data_utils
 from fairseq.dataclass import FairseqDataclass
 from fairseq.dataclass.configs import CommonConfig, DatasetConfig, OptimizationConfig
 from fairseq.models.transformer import TransformerModelBase
@@ -25,7 +27,8 @@ from gqa_fairseq.architecture import Architecture, Heads
 from gqa_fairseq.checkpoints.allowlist import read_state
 from gqa_fairseq.checkpoints.parent import build_parent, plugin_options, upgraded
 
-TASKS = ("translation", "gqa_translation")
+# Both make the same updates; fairseq's drops lines of a validation.
+TASK, TASKS = "gqa_translation", ("translation", "gqa_translation")
 # The training log gives a loss without smoothing, which dev and test are compared by.
 CRITERIA = ("label_smoothed_cross_entropy",)
 # Others end with their training: there is nothing to continue.
@@ -76,10 +79,11 @@ def recipe(state: dict[str, Any]) -> dict[str, Any]:
     if not updates:
         raise ValueError("it does not say how many updates it has had")
     batches = cfg.distributed_training.distributed_world_size * cfg.optimization.update_freq[-1]
+    source, target = _languages(cfg.task)
     return {
         "updates": updates,
-        "source_lang": cfg.task.source_lang,
-        "target_lang": cfg.task.target_lang,
+        "source_lang": source,
+        "target_lang": target,
         "data": cfg.task.data,
         "seed": cfg.common.seed,
         "batches_per_update": batches,
@@ -91,6 +95,14 @@ def recipe(state: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _languages(task: Any) -> tuple[str | None, str | None]:
+    """Source and target; fairseq infers what is not given from its data, which may be gone."""
+    if task.source_lang is None or task.target_lang is None:
+        folder = Path(task.data.split(os.pathsep)[0])
+        return data_utils.infer_language_pair(folder) if folder.is_dir() else (None, None)
+    return task.source_lang, task.target_lang
+
+
 def _options(cfg: Any) -> list[str]:
     """Words of fairseq-train's command line."""
     common = set(CommonConfig.__dataclass_fields__) - _COMMON
@@ -98,7 +110,7 @@ def _options(cfg: Any) -> list[str]:
         *_words(cfg.common, CommonConfig(), common),
         *_words(cfg.dataset, DatasetConfig(), _LEFT_OUT["dataset"]),
         *_words(cfg.optimization, OptimizationConfig(), _LEFT_OUT["optimization"]),
-        *("--task", cfg.task._name),
+        *("--task", TASK),
         *_words(cfg.task, tasks.TASK_DATACLASS_REGISTRY[cfg.task._name](), _LEFT_OUT["task"]),
     ]
     for group in ("criterion", "optimizer", "lr_scheduler"):
@@ -143,6 +155,11 @@ def _architecture(parent: TransformerModelBase) -> Architecture:
         side: options[f"max_{kind}_positions"] if options[f"{side}_learned_pos"] else 0
         for side, kind in zip(sides, ("source", "target"), strict=True)
     }
+    embeddings = 3
+    if options["share_all_embeddings"]:
+        embeddings = 1
+    elif options["share_decoder_input_output_embed"]:
+        embeddings = 2
     built = Architecture(
         name="parent",
         d_model=widths["decoder"],
@@ -158,13 +175,14 @@ def _architecture(parent: TransformerModelBase) -> Architecture:
         vocab_size=parent.decoder.embed_tokens.num_embeddings,
         max_source_positions=positions["encoder"],
         max_target_positions=positions["decoder"],
+        embeddings=embeddings,
     )
     counted = sum(parameter.numel() for parameter in parent.parameters())
     if counted != built.parameters:
         raise ValueError(
             f"it has {counted:,} parameters where its widths make {built.parameters:,}: an "
-            "architecture of this suite has one shared embedding (--share-all-embeddings), and the "
-            "same norms and biases on both sides"
+            "architecture of this suite has one vocabulary, and the same norms and biases on both "
+            "sides"
         )
     return built
 

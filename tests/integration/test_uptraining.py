@@ -1,5 +1,6 @@
 """A tiny model is converted and trained on, as jobs do it and as its command does, and killed."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -12,7 +13,7 @@ import psutil
 import pytest
 import torch
 from data_prep_corpus import write_local_files
-from fairseq_commands import succeed
+from fairseq_commands import losses, succeed
 from suite_configs import ROOT, changed, compose_config
 
 from experiments.config import SuiteConfig
@@ -35,16 +36,33 @@ from experiments.stages.training import run
 from experiments.stages.training.command import train_command
 from experiments.stages.training.run import CheckedCheckpoint
 from experiments.stages.uptraining import convert as convert_stage
+from experiments.stages.uptraining import parent as parent_stage
+from experiments.stages.uptraining.parent import ParentFile, Recipe
 from experiments.stages.uptraining.uptrain import uptrain, uptrain_command
 from gqa_fairseq.checkpoints.allowlist import read_state
 from gqa_fairseq.checkpoints.check import check
 from gqa_fairseq.checkpoints.convert import main as convert_main
+from gqa_fairseq.checkpoints.recipe import recipe
 
 pytestmark = pytest.mark.slow
 
 SHARED = ["experiment=smoke", "uptrain=converted", "hardware.threads=1"]
 POINTS = ["uptrain.points=[0.25,0.5]", "uptrain.alpha=0.5"]
 CONVERTED, LAST = 12, 18  # updates
+# fairseq's own transformer: embeddings that are not shared, sinusoidal positions, post-norm.
+STOCK = [
+    *(
+        f"--{side}-{option}={value}"
+        for side in ("encoder", "decoder")
+        for option, value in (("embed-dim", 32), ("attention-heads", 4), ("layers", 1),
+                              ("ffn-embed-dim", 64))
+    ),
+    *("--arch=transformer", "--optimizer=adam", "--adam-betas=(0.9, 0.98)", "--lr=0.002"),
+    *("--lr-scheduler=inverse_sqrt", "--warmup-updates=14", "--max-tokens=512", "--cpu"),
+    *("--criterion=label_smoothed_cross_entropy", "--label-smoothing=0.1", "--num-workers=0"),
+    *(f"--max-update={LAST}", f"--save-interval-updates={CONVERTED}", "--no-epoch-checkpoints"),
+    *("--log-format=json", "--log-interval=1"),
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -217,6 +235,41 @@ def kill_after_first_point(job: Job, checkpoint: Path, folder: Path) -> None:
         process.kill()
     _, alive = psutil.wait_procs(children, timeout=20)
     assert not alive
+
+
+def test_a_stock_checkpoint_goes_on_with_its_own_recipe(
+    config: SuiteConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Learning rates and batches are those of the parent's own training from there."""
+    binarized, last = data_of(job_of(config)).binarized, "checkpoints/checkpoint_1_12.pt"
+    whole = succeed("train", binarized, *STOCK, folder=tmp_path)
+    monkeypatch.setattr(parent_stage, "_read", read_here)
+    foreign = {"attention.num_kv_heads": 1, "uptrain.parent": str(tmp_path / last)}
+    job = job_of(changed(config, foreign))
+    assert job.parent is not None
+    assert job.parent.check_dictionaries(data_of(job)) is None
+    command = convert_stage.convert_command(job, job.parent.path, ModelFolder(tmp_path))
+    assert convert_main(command[3:]) == 0
+    found = ModelFolder(tmp_path).converted
+    assert check(found)["parameters"] == job.architecture.parameters
+    more = succeed(
+        "train", *uptrain_command(job, binarized, tmp_path / "more", found, 6)[1:], folder=ROOT
+    )
+    for figure in ("lr", "wpb", "bsz"):
+        expected = losses(whole, figure)
+        assert losses(more, figure) == {n: expected[n] for n in range(CONVERTED + 1, LAST + 1)}
+    assert check(tmp_path / "more/checkpoint_last.pt")["updates"] == LAST
+    state = read_state(found)
+    state["cfg"]["lr_scheduler"]["_name"] = "cosine"
+    with pytest.raises(ValueError, match="its lr_scheduler is cosine, and a training goes on with"):
+        recipe(state)
+
+
+def read_here(path: Path, modified_ns: int) -> ParentFile:
+    """What the recipe's own process says."""
+    text = json.dumps(recipe(read_state(path)))
+    found = msgspec.json.decode(text, type=Recipe)
+    return ParentFile(path=path, sha256="0" * 64, recipe=found)
 
 
 @pytest.mark.long

@@ -1,5 +1,6 @@
 """Which stages a sweep has, and which key of the config changes which of them."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ from experiments.stages.graph import (
     RECIPES,
     feeding_name,
     flat_config,
+    identity_of,
     inputs_of,
     job_of,
     measurements_of,
@@ -265,7 +267,10 @@ def test_a_raised_recipe_changes_its_stage_and_what_depends_on_it(
 def test_the_numbers_of_an_architecture_are_its_identity(quickstart: SuiteConfig) -> None:
     architecture = inputs_of("train", quickstart)["architecture"]
     derived = {"name", "residual"}
-    assert set(architecture) == set(Architecture.__dataclass_fields__) - derived
+    unusual = {"embeddings"}  # other than one matrix
+    assert set(architecture) == set(Architecture.__dataclass_fields__) - derived - unusual
+    separate = dataclasses.replace(quickstart.architecture, embeddings=3)
+    assert identity_of(separate) == architecture | {"embeddings": 3}
 
 
 def test_mha_is_mha_whatever_the_placement(quickstart: SuiteConfig) -> None:

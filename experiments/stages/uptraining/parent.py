@@ -34,12 +34,12 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
 
     `options` are fairseq-train's, without those of the model (`model`, by the plugin's names), of
     the machine and of what is saved. An update was made of `batches_per_update` batches, over all
-    devices. `data` is where the corpus lay.
+    devices. `data` is where the corpus lay; null languages were never said, and it is gone.
     """
 
     updates: int
-    source_lang: str
-    target_lang: str
+    source_lang: str | None
+    target_lang: str | None
     data: str
     seed: int
     batches_per_update: int
@@ -99,7 +99,8 @@ class ParentFile(msgspec.Struct, frozen=True, kw_only=True):
             "attention_placement": architecture.placement,
         }
         command = ["fairseq-train", str(binarized), "--user-dir", os.path.relpath(PLUGIN)]
-        command += ["--source-lang", recipe.source_lang, "--target-lang", recipe.target_lang]
+        data = config.data
+        command += ["--source-lang", data.source_lang, "--target-lang", data.target_lang]
         command += [*recipe.options, "--arch", "gqa_transformer"]
         for name, value in model.items():
             option = f"--{name.replace('_', '-')}"
@@ -124,7 +125,8 @@ class ParentFile(msgspec.Struct, frozen=True, kw_only=True):
         words = data.vocab_size + 1  # fairseq's dictionary has one symbol more
         for holds, problem in (
             (
-                (recipe.source_lang, recipe.target_lang) == (data.source_lang, data.target_lang),
+                recipe.source_lang in (None, data.source_lang)
+                and recipe.target_lang in (None, data.target_lang),
                 f"translates {recipe.source_lang} to {recipe.target_lang}, not data.source_lang="
                 f"{data.source_lang} to data.target_lang={data.target_lang}",
             ),
@@ -204,7 +206,7 @@ def converted(parent: Architecture, num_kv_heads: int, placement: Placement) -> 
                 f"num_kv_heads {after.num_kv_heads} does not divide the {before.num_kv_heads} "
                 "key/value heads that it has"
             )
-    return replace(found, encoder_d_ff=parent.encoder_d_ff)
+    return replace(found, encoder_d_ff=parent.encoder_d_ff, embeddings=parent.embeddings)
 
 
 def read_parent(config: SuiteConfig) -> ParentFile:
