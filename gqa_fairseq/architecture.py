@@ -82,7 +82,8 @@ class Architecture:
     """An encoder-decoder Transformer in absolute numbers; `parity.Baseline.resolve` makes them.
 
     `name` is unique among the architectures of one baseline. Cross-attention has the decoder's
-    heads. One embedding matrix serves source, target and output; `vocab_size` 0 counts the layers
+    heads. Of `embeddings` matrices one serves source, target and output; of two the source has its
+    own, of three none is shared. They have `vocab_size` words each; 0 counts the layers
     alone. Positions are learned, 0 stands for none. `residual` is what the model has beyond the
     multi-head baseline's parameters.
     """
@@ -102,6 +103,7 @@ class Architecture:
     max_source_positions: int
     max_target_positions: int
     residual: int = 0
+    embeddings: int = 1
 
     @property
     def num_kv_heads(self) -> int:
@@ -142,7 +144,9 @@ class Architecture:
         final_norms = 2 * norm if self.pre_norm else 0
         # fairseq numbers positions from padding_idx + 1 = 2, so a table has two rows more.
         tables = [n + 2 for n in (self.max_source_positions, self.max_target_positions) if n]
-        return layers + final_norms + self.d_model * (self.vocab_size + sum(tables))
+        return (
+            layers + final_norms + self.d_model * (self.embeddings * self.vocab_size + sum(tables))
+        )
 
     def attention_parameters(self, heads: Heads) -> int:
         """Parameters of one attention: projections of queries, keys, values and the output."""
@@ -186,8 +190,16 @@ class Architecture:
             "encoder_ffn_embed_dim": self.encoder_d_ff,
             "decoder_ffn_embed_dim": self.decoder_d_ff,
             "use_bias": self.bias,
-            "share_all_embeddings": True,
+            **_SHARED[self.embeddings],
         }
+
+
+# fairseq's options by the number of embedding matrices.
+_SHARED = {
+    1: {"share_all_embeddings": True},
+    2: {"share_decoder_input_output_embed": True},
+    3: {},
+}
 
 
 def check_kv_heads(num_heads: int, num_kv_heads: int) -> None:

@@ -152,8 +152,10 @@ BASELINES = {
 
 def is_variant(architecture: Architecture, multi_head: Architecture) -> bool:
     """Whether the baseline that `multi_head` is resolves some `Variant` to `architecture`."""
-    if not multi_head.is_multi_head:
+    if not multi_head.is_multi_head or architecture.embeddings != multi_head.embeddings:
         return False
+    # A baseline has one embedding; with more, what else there is must agree all the same.
+    architecture, multi_head = (replace(one, embeddings=1) for one in (architecture, multi_head))
     baseline = Baseline(
         d_model=multi_head.d_model,
         num_heads=multi_head.decoder_heads.num_heads,

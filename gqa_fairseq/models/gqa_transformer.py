@@ -313,7 +313,7 @@ def architecture_of(
 
     Raises:
         ValueError: the model is none that an `Architecture` describes, because its parameters are
-            not as many: embeddings that are not shared, norms in other places, 8-bit layers.
+            not as many: two vocabularies, norms in other places, 8-bit layers.
     """
     encoder, decoder = model.encoder, model.decoder
     encoder_layer, decoder_layer = encoder.layers[0], decoder.layers[0]
@@ -333,19 +333,27 @@ def architecture_of(
         max_source_positions=_learned_positions(encoder.embed_positions),
         max_target_positions=_learned_positions(decoder.embed_positions),
         residual=residual,
+        embeddings=len({id(matrix) for matrix in _embeddings(model)}),
     )
     counted = sum(parameter.numel() for parameter in model.parameters())
     if counted != built.parameters:
         raise ValueError(
             f"the model has {counted:,} parameters where its widths make {built.parameters:,}: "
-            "an architecture has one shared embedding, the same norms and biases on both sides, "
-            "and no layers in 8 bits"
+            "an architecture has one vocabulary, the same norms and biases on both sides, and no "
+            "layers in 8 bits"
         )
     return built
 
 
 def _heads(attention: GroupedQueryAttention) -> Heads:
     return Heads(attention.num_heads, attention.head_dim, attention.num_kv_heads)
+
+
+def _embeddings(model: GroupedQueryTransformerModel) -> list[Tensor | None]:
+    """The matrices of source, target and output: the same one where they are shared."""
+    encoder, decoder = model.encoder, model.decoder
+    modules = encoder.embed_tokens, decoder.embed_tokens, decoder.output_projection
+    return [getattr(module, "weight", None) for module in modules]
 
 
 def _learned_positions(table: nn.Module | None) -> int:
