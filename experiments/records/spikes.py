@@ -3,7 +3,7 @@
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from experiments.records.parts import TrainPoint
 
@@ -21,10 +21,14 @@ RESOLUTION_NATS = 1e-3 * math.log(2)
 
 @dataclass(frozen=True)
 class Spike:
-    """Consecutive points of a curve that are high; `rise_nats` is of the highest above the mean."""
+    """Consecutive points of a curve that are high, in updates.
+
+    `rise_nats` is how far the highest of them is above the mean of the points before the spike.
+    """
 
     first_update: int
     last_update: int
+    highest_update: int
     rise_nats: float
 
 
@@ -42,20 +46,22 @@ def loss_spikes(curve: Sequence[TrainPoint]) -> list[Spike]:
     """
     spikes: list[Spike] = []
     calm: list[float] = []
-    is_going_on = False
+    is_high = False
     for update, loss in _train_losses(curve):
         before = calm[-WINDOW:]
-        rise = loss - statistics.fmean(before) if len(before) == WINDOW else -math.inf
-        if rise < DEVIATIONS * max(_deviation(before), RESOLUTION_NATS):
+        was_high, is_high = is_high, False
+        if len(before) == WINDOW:
+            rise = loss - statistics.fmean(before)
+            is_high = rise >= DEVIATIONS * max(statistics.stdev(before), RESOLUTION_NATS)
+        if not is_high:
             calm.append(loss)
-            is_going_on = False
-            continue
-        if is_going_on:
-            last = spikes.pop()
-            spikes.append(Spike(last.first_update, update, max(last.rise_nats, rise)))
+        elif not was_high:
+            spikes.append(Spike(update, update, update, rise))
         else:
-            spikes.append(Spike(update, update, rise))
-        is_going_on = True
+            spike = replace(spikes.pop(), last_update=update)
+            if rise > spike.rise_nats:
+                spike = replace(spike, highest_update=update, rise_nats=rise)
+            spikes.append(spike)
     return spikes
 
 
@@ -70,7 +76,3 @@ def _train_losses(curve: Sequence[TrainPoint]) -> list[tuple[int, float]]:
         for point in curve
         if point.train_nll_nats_per_token is not None
     ]
-
-
-def _deviation(values: Sequence[float]) -> float:
-    return statistics.stdev(values) if len(values) > 1 else 0.0

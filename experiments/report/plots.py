@@ -3,9 +3,7 @@
 A variant has one colour and one marker in every plot.
 """
 
-import io
 import statistics
-from pathlib import Path
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -16,6 +14,7 @@ from experiments.records.measurement import Timing, search_label
 from experiments.records.parts import TrainPoint
 from experiments.records.record import Record
 from experiments.report.cells import NOT_MEASURED
+from experiments.report.drawing import GREY, STYLE, png, style
 from experiments.report.groups import Group, Row
 from experiments.report.made_by import distinct
 from experiments.report.selection import (
@@ -29,34 +28,16 @@ from experiments.report.selection import (
     timed_shapes,
 )
 
-# Okabe and Ito's colours: told apart by colour-blind readers, and in grey with the markers.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-GREY = "#555555"
-STYLE = Path(__file__).with_name("plots.mplstyle")
-
 
 def group_plots(group: Group) -> dict[str, bytes]:
     """PNG files by name; a plot without data is left out."""
-    # No pyplot: figures that nobody shows need neither a window nor global state.
     with matplotlib.rc_context(fname=STYLE):
         figures = {
             "bleu-latency": bleu_latency(group),
             "training-curves": training_curves(group),
             "raw-latency": raw_latency(group),
         }
-        return {name: _png(figure) for name, figure in figures.items() if figure}
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    # No software version inside: the same records give the same bytes.
-    figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
-    return buffer.getvalue()
-
-
-def _style(index: int) -> tuple[str, str]:
-    return COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
+        return {name: png(figure) for name, figure in figures.items() if figure}
 
 
 def bleu_latency(group: Group) -> Figure | None:
@@ -91,7 +72,7 @@ def _bleu_latency_panel(axes: Axes, group: Group, split: str, beam: int) -> bool
     kind, timing = headline_kind(group, split, beam), headline_timing(group, beam)
     drawn = False
     for index, row in enumerate(group.rows):
-        colour, marker = _style(index)
+        colour, marker = style(index)
         samples = row.samples(timing)
         us = samples.us_per_token("decoder") if samples else None
         values = [v for r in row.results if kind and (v := score_value(split, kind)(r)) is not None]
@@ -133,7 +114,7 @@ def training_curves(group: Group) -> Figure | None:
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     panels = figure.subplots(1, len(starts), squeeze=False)[0]
     for index, row in enumerate(group.rows):
-        colour, marker = _style(index)
+        colour, marker = style(index)
         for run, record in enumerate(row.records):
             for axes, first in zip(panels, starts.values(), strict=True):
                 shown = [point for point in _dev_points(record) if point.update >= first]
@@ -194,7 +175,7 @@ def _raw_rounds(axes: Axes, index: int, row: Row, timing: Timing | None) -> None
     if samples is None or decoder_s is None:
         axes.text(index, 0, NOT_MEASURED, ha="center", va="bottom", color=GREY)
         return
-    colour, marker = _style(index)
+    colour, marker = style(index)
     us = [1e6 * raw_s / samples.tokens_produced for raw_s in decoder_s]
     # Spread sideways in order of measurement, so that a drift shows and no sample hides another.
     places = [index + 0.44 * ((i + 0.5) / len(us) - 0.5) for i in range(len(us))]
