@@ -17,6 +17,9 @@ Placement = Literal["all", "decoder"]
 PLACEMENTS: tuple[Placement, ...] = ("all", "decoder")
 FeedForward = Literal["matched", "kept"]
 FEED_FORWARDS: tuple[FeedForward, ...] = ("matched", "kept")
+# How the heads of a trained model become fewer (checkpoints/convert.py).
+ConversionMethod = Literal["mean", "first", "random", "svd", "svd-product"]
+CONVERSION_METHODS: tuple[ConversionMethod, ...] = ("mean", "first", "random", "svd", "svd-product")
 
 
 @dataclass(frozen=True)

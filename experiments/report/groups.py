@@ -1,4 +1,6 @@
-"""What may be compared with what: records into groups, and in a group one row an architecture.
+"""What may be compared with what: records into groups, and in a group one row a variant.
+
+A variant is an architecture and, for a model that was uptrained, how: a row never mixes the two.
 
 Two records stand in one table only where their data and their config agree in all but the
 attention, the seed and what says how a job is run. What made them (code, versions, machine) does
@@ -29,6 +31,7 @@ FREE_CONFIG_KEYS = frozenset(
         "rerun",
         "seed",
         "tracking",
+        "uptrain",
     }
 )
 # Precision, number of devices and tokens per device belong to training. These do not.
@@ -46,7 +49,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Row:
-    """The finished runs of one architecture, by seed."""
+    """The finished runs of one variant, by seed."""
 
     records: tuple[Record, ...]
 
@@ -56,8 +59,8 @@ class Row:
 
     @property
     def name(self) -> str:
-        """The architecture's name."""
-        return self.architecture.name
+        """The variant's name."""
+        return self.records[0].variant
 
     @property
     def results(self) -> list[Finished]:
@@ -114,7 +117,7 @@ def group_records(
 ) -> list[Group]:
     """Groups, the one with the newest record first.
 
-    Of several records of one architecture and seed in a group the newest counts. A group takes the
+    Of several records of one variant and seed in a group the newest counts. A group takes the
     measurement that has most of its rows; of several such, the newest.
     """
     by_key: dict[bytes, list[Record]] = {}
@@ -134,19 +137,33 @@ def shared_config(record: Record) -> dict[str, object]:
 
 
 def _group_key(record: Record) -> bytes:
-    key = (record.data.checksum, shared_config(record))
+    key = (record.data.checksum, shared_config(record), _foreign_parent(record))
     return msgspec.json.encode(key, order="deterministic")
 
 
+def _foreign_parent(record: Record) -> str | None:
+    """The checkpoint that was uptrained, where no job trained it: its recipe is in no config."""
+    if record.uptraining is None or record.stage("train"):
+        return None
+    return record.uptraining.parent
+
+
+def _variant(record: Record) -> tuple[object, ...]:
+    """What records of one row have in common, within a group."""
+    uptraining = record.uptraining
+    how = uptraining and (uptraining.method, uptraining.alpha)
+    return record.architecture, how
+
+
 def _group(newest_first: list[Record], measurements: Sequence[Measurement]) -> Group:
-    newest: dict[tuple[Architecture, int], Record] = {}
+    newest: dict[tuple[object, ...], Record] = {}
     for record in newest_first:
-        newest.setdefault((record.architecture, record.seed), record)
+        newest.setdefault((_variant(record), record.seed), record)
     ordered = sorted(newest.values(), key=lambda record: (*_order(record), record.seed))
-    rows: dict[Architecture, list[Record]] = {}
+    rows: dict[tuple[object, ...], list[Record]] = {}
     for record in ordered:
         if isinstance(record.result, Finished):
-            rows.setdefault(record.architecture, []).append(record)
+            rows.setdefault(_variant(record), []).append(record)
     found = tuple(Row(tuple(members)) for members in rows.values())
     return Group(
         rows=found,
@@ -158,7 +175,7 @@ def _group(newest_first: list[Record], measurements: Sequence[Measurement]) -> G
 
 def _order(record: Record) -> tuple[object, ...]:
     architecture = record.architecture
-    return -architecture.num_kv_heads, architecture.placement, architecture.name
+    return -architecture.num_kv_heads, architecture.placement, record.variant
 
 
 def _chosen(rows: Sequence[Row], measurements: Sequence[Measurement]) -> Measurement | None:

@@ -109,7 +109,7 @@ def training_curves(group: Group) -> Figure | None:
     validated = [point.update for record in group.finished for point in _dev_points(record)]
     if not validated:
         return None
-    half = max(result.training.updates for result in group.results) / 2
+    half = max(r.training.updates for r in group.results if r.training) / 2
     starts = {"all updates": 0.0} | ({"second half": half} if min(validated) < half else {})
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     panels = figure.subplots(1, len(starts), squeeze=False)[0]

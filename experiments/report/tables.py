@@ -35,6 +35,7 @@ from experiments.report.selection import (
     headline_kind,
     headline_timing,
     model_free_scores,
+    of_training,
     quality_splits,
     score_kinds,
     score_value,
@@ -205,22 +206,23 @@ def training(group: Group) -> Table:
     rows = []
     for row in group.rows:
         samples = row.samples(timing)
-        memory = row.estimate(lambda r: r.training.peak_memory_bytes)
+        memory = row.estimate(of_training(lambda t: t.peak_memory_bytes))
         rows.append(
             [
                 row.name,
-                number(row.estimate(lambda r: r.training.updates), 0),
-                number(row.estimate(lambda r: r.training.target_tokens_per_update), 0),
+                number(row.estimate(of_training(lambda t: t.updates)), 0),
+                number(row.estimate(of_training(lambda t: t.target_tokens_per_update)), 0),
                 _us(samples.us_per_token("total")) if samples else NOT_MEASURED,
-                number(row.estimate(lambda r: r.training.us_per_target_token), 1),
+                number(row.estimate(of_training(lambda t: t.us_per_target_token)), 1),
                 mebibytes(memory.mean) if memory else NOT_RUN,
             ]
         )
-    trained = [result.training for result in group.results]
+    trained = [result.training for result in group.results if result.training]
     notes = distinct(f"Training on {t.processes} × {t.device} in {t.precision}." for t in trained)
     notes += distinct(
         f"The config asks for {t.target_tokens_per_update_wanted:,} target tokens an update."
         for t in trained
+        if t.target_tokens_per_update_wanted
     )
     notes += distinct(f"Memory is {t.peak_memory_kind.replace('_', ' ')}." for t in trained)
     if timing and group.measurement:

@@ -16,7 +16,7 @@ from experiments.report.cells import NOT_APPLICABLE, NOT_MEASURED, NOT_RUN, Tabl
 from experiments.report.groups import Group, Row
 from experiments.report.made_by import made_by
 from experiments.report.reference import Cell, Paper, PublishedTable, find_table
-from experiments.report.selection import Value, find_timing, timed_shapes
+from experiments.report.selection import Value, find_timing, of_training, timed_shapes
 from experiments.report.tables import signatures, timing_notes
 from gqa_fairseq.architecture import FEED_FORWARDS, PLACEMENTS, Architecture, Variant
 from gqa_fairseq.parity import BASELINES, parity_table
@@ -105,7 +105,7 @@ def _quality(group: Group | None, paper: PublishedTable, which: str) -> Table:
                 _published(paper, where, column),
                 number(row.estimate(value) if row else None, digits),
             ]
-        cells.append(number(row.estimate(lambda r: r.training.updates) if row else None, 0))
+        cells.append(number(row.estimate(of_training(lambda t: t.updates)) if row else None, 0))
         rows.append(cells)
     lines = group.first.lines(FILTERED) if group else None
     scored = f"{lines:,}" if lines else NOT_RUN

@@ -11,7 +11,7 @@ from experiments.records.speed import HEADLINE_SHAPE, decoder_speed_up
 def run_config(record: Record) -> dict[str, object]:
     """What the run's config holds: the record without its commands and what it found."""
     whole = msgspec.to_builtins(record)
-    kept = ("job", "config", "stages", "seed", "data", "architecture")
+    kept = ("job", "config", "stages", "seed", "data", "architecture", "uptraining")
     return {name: whole[name] for name in kept}
 
 
@@ -40,9 +40,10 @@ def summary(record: Record) -> dict[str, float]:
     if not isinstance(result, Finished):
         return values | {"train/diverged_after_update": result.after_update}
     training = result.training
-    values["train/us_per_target_token"] = training.us_per_target_token
-    values["train/peak_memory_bytes"] = training.peak_memory_bytes
-    values["train/target_tokens_per_update"] = training.target_tokens_per_update
+    if training:
+        values["train/us_per_target_token"] = training.us_per_target_token
+        values["train/peak_memory_bytes"] = training.peak_memory_bytes
+        values["train/target_tokens_per_update"] = training.target_tokens_per_update
     return values | _quality(result.evaluation)
 
 
