@@ -24,7 +24,7 @@ from data_prep.corpora.registry import request
 from data_prep.spec import DataError
 from experiments.config import SuiteConfig
 from experiments.errors import ExperimentError
-from gqa_fairseq.architecture import Architecture
+from gqa_fairseq.architecture import Architecture, distinct_names
 
 StageName = Literal["prepare", "train", "evaluate", "measure"]
 
@@ -194,27 +194,27 @@ def _check_folder(name: str, folder: str) -> None:
 def measurements_of(jobs: Sequence[Job]) -> list[tuple[Stage, list[Job]]]:
     """The measurements of a sweep with their jobs: those that are measured alike, side by side.
 
-    Jobs of several experiments, of several multi-head baselines, whose variants have the same
-    names, or measured in several ways give a measurement each.
+    Jobs of several experiments, with vocabularies of several sizes or measured in several ways give
+    a measurement each. Several multi-head baselines stand side by side: a smaller model is another
+    way to be faster.
     """
     groups: dict[bytes, list[Job]] = {}
     for job in jobs:
         config = job.config
-        baseline = config.model.baseline(config.data.vocab_size + 1)
         where = (config.experiment_name, config.paths.measurements)
-        alike = (where, baseline, inputs_of("measure", config))
+        alike = (where, config.data.vocab_size, inputs_of("measure", config))
         groups.setdefault(msgspec.json.encode(alike, order="deterministic"), []).append(job)
     return [(_measurement(group), group) for group in groups.values()]
 
 
 def _measurement(jobs: Sequence[Job]) -> Stage:
     first = jobs[0].config
-    names = dict.fromkeys(job.config.architecture.name for job in jobs)
+    names = distinct_names(job.config.architecture for job in jobs)
     return Stage(
         name="measure",
         inputs=inputs_of("measure", first),
         parents=tuple(job.train for job in jobs),
-        label="-".join(names),
+        label="-".join(names.values()),
         folder_of_kind=Path(first.paths.measurements) / first.experiment_name,
     )
 
