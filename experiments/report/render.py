@@ -13,6 +13,7 @@ from experiments.records.storage import write_bytes, write_text
 from experiments.report.cells import NOT_MEASURED, Table
 from experiments.report.exhibits import group_exhibits
 from experiments.report.exhibits.exhibit import Exhibit
+from experiments.report.exhibits.trade_off import trade_offs
 from experiments.report.groups import Group, shared_config
 from experiments.report.made_by import made_by
 from experiments.report.reference import NOT_COMPARABLE, Paper, paper_tables
@@ -66,6 +67,7 @@ def write_report(groups: list[Group], papers: list[Paper], out: Path) -> Path:
     text = template.render(
         record_count=sum(len(group.records) for group in groups),
         sections=sections,
+        across=[_shown(exhibit, "", out) for exhibit in trade_offs(groups)],
         wmt14_introduction=INTRODUCTION,
         wmt14=beside_papers,
         papers=[table for paper in papers for table in paper_tables(paper)],

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from experiments.records.checked import median_us_per_token
+from experiments.records.measurement import Samples
 from experiments.report.cells import Table
 from experiments.report.drawing import picture
 
@@ -41,3 +43,15 @@ def few(seeds: int) -> str:
         return ""
     counted = "One seed is" if seeds == 1 else f"{seeds} seeds are"
     return f"{counted} few: a difference may be chance."
+
+
+def us_per_token(samples: Samples) -> float:
+    """Median microseconds per output token, encoder and decoder together."""
+    return median_us_per_token(samples.total_s, samples.tokens_produced)
+
+
+def rounds_beyond(samples: Samples) -> list[list[float]]:
+    """How far the fastest and the slowest round are from that median, as error bars want it."""
+    middle = us_per_token(samples)
+    rounds = [median_us_per_token([raw_s], samples.tokens_produced) for raw_s in samples.total_s]
+    return [[middle - min(rounds)], [max(rounds) - middle]]

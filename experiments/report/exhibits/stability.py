@@ -28,7 +28,7 @@ PANELS_IN_A_LINE = 4
 
 @dataclass(frozen=True)
 class Trainings:
-    """All trainings of one row's name, finished or diverged, by seed."""
+    """All trainings of one variant, finished or diverged, by seed."""
 
     name: str
     records: tuple[Record, ...]
@@ -46,7 +46,7 @@ def stability(group: Group) -> Exhibit | None:
     lines = -(-len(found) // PANELS_IN_A_LINE)
     return Exhibit(
         name="stability",
-        table=_table(group, found),
+        table=_table(found),
         caption="Train loss and gradient norm of every training; triangles mark loss spikes, a "
         "cross the last point of a training that diverged.",
         size_inches=(9, 4.6 * lines),
@@ -55,9 +55,9 @@ def stability(group: Group) -> Exhibit | None:
 
 
 def trainings_of(group: Group) -> list[Trainings]:
-    """In the order of the group's rows; what has but diverged trainings comes last."""
+    """From scratch, in the order of the rows; what has but diverged trainings comes last."""
     by_name: dict[str, list[Record]] = {}
-    for record in group.records:
+    for record in (r for r in group.records if r.uptraining is None):
         by_name.setdefault(record.variant, []).append(record)
     return [
         Trainings(name, tuple(sorted(records, key=lambda record: record.seed)))
@@ -65,7 +65,7 @@ def trainings_of(group: Group) -> list[Trainings]:
     ]
 
 
-def _table(group: Group, found: Sequence[Trainings]) -> Table:
+def _table(found: Sequence[Trainings]) -> Table:
     columns = [
         "variant",
         "trainings",
@@ -93,7 +93,8 @@ def _table(group: Group, found: Sequence[Trainings]) -> Table:
                 _over_seeds([max(norms) for norms in later]),
             ]
         )
-    seeds = sorted({record.seed for record in group.records})
+    records = [record for each in found for record in each.records]
+    seeds = sorted({record.seed for record in records})
     notes = [
         f"Trainings by seed ({', '.join(map(str, seeds))}). {few(len(seeds))}".strip(),
         f"A spike is one or more points in a row whose train loss is at least {DEVIATIONS:g} "
@@ -103,7 +104,7 @@ def _table(group: Group, found: Sequence[Trainings]) -> Table:
         "The gradient norm is that of the loss that is trained on, in nats per target token, "
         "before it is clipped; each point is a mean of its updates as well. Over several trainings "
         "the cell is mean ± standard deviation.",
-        *made_by(group.records),
+        *made_by(records),
     ]
     return Table("Training stability", columns, rows, notes)
 
