@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -41,14 +41,15 @@ def kv_heads(group: Group) -> Exhibit | None:
         for row in group.rows
         if any(row.samples(timing) is not None for _, timing in timed)
     )
-    lines = lines_of(measured)
-    if not lines:
+    multi_head = next((own for own in measured if own.is_multi_head), None)
+    lines = lines_of(list(measured), multi_head) if multi_head else []
+    if multi_head is None or not lines:
         return None
     shapes = list(dict.fromkeys(_shape(work) for work, _ in timed))
     searches = list(dict.fromkeys(search_label(work.beam) for work, _ in timed))
     return Exhibit(
         name="kv-heads",
-        table=_table(group, lines, timed),
+        table=_table(group, multi_head, lines, timed),
         caption="Key/value heads against time, encoder and decoder together: medians, with the "
         "fastest and the slowest round.",
         size_inches=(3.6 * len(searches) + 1.5, 2.9 * len(shapes)),
@@ -56,16 +57,14 @@ def kv_heads(group: Group) -> Exhibit | None:
     )
 
 
-def lines_of(measured: Iterable[Architecture]) -> list[Line]:
-    """The lines that have FEWEST_POINTS numbers of key/value heads, MHA's among them."""
-    measured = list(measured)
-    multi_head = next((own for own in measured if own.is_multi_head), None)
-    if multi_head is None:
-        return []
+def lines_of(measured: Sequence[Architecture], multi_head: Architecture) -> list[Line]:
+    """Those that have FEWEST_POINTS numbers of key/value heads."""
     by_name: dict[str, list[Architecture]] = {}
     for own in measured:
         if own != multi_head:
-            by_name.setdefault(_line_name(own, multi_head), [multi_head]).append(own)
+            is_alike = _heads(own) == _heads(multi_head)
+            start = [multi_head] if is_alike else []
+            by_name.setdefault(_line_name(own, multi_head), start).append(own)
     return [
         Line(name, tuple(sorted(found, key=lambda own: -own.num_kv_heads)))
         for name, found in by_name.items()
@@ -73,24 +72,31 @@ def lines_of(measured: Iterable[Architecture]) -> list[Line]:
     ]
 
 
+def _heads(own: Architecture) -> tuple[int, int, int | None]:
+    """The decoder's query heads, their width, and their window."""
+    return own.decoder_heads.num_heads, own.decoder_heads.head_dim, own.window
+
+
 def _line_name(own: Architecture, multi_head: Architecture) -> str:
     """What the architecture has beside its number of key/value heads."""
-    heads, baseline = own.decoder_heads, multi_head.decoder_heads
     words = ["all attentions" if own.placement == "all" else "decoder's attentions"]
-    if (heads.num_heads, heads.head_dim) != (baseline.num_heads, baseline.head_dim):
-        words.append(f"{heads.num_heads} heads of {heads.head_dim}")
-    if own.window is not None:
-        words.append(f"window {own.window}")
+    num_heads, head_dim, window = _heads(own)
+    if (num_heads, head_dim) != _heads(multi_head)[:2]:
+        words.append(f"{num_heads} heads of {head_dim}")
+    if window is not None:
+        words.append(f"window {window}")
     is_kept = own.decoder_d_ff == multi_head.decoder_d_ff
     words.append("d_ff kept" if is_kept else "d_ff matched")
     return ", ".join(words)
 
 
-def _table(group: Group, lines: Sequence[Line], timed: Sequence[Timed]) -> Table:
+def _table(
+    group: Group, multi_head: Architecture, lines: Sequence[Line], timed: Sequence[Timed]
+) -> Table:
     columns = ["variant", "kv heads", "d_ff enc / dec", "parameters"]
     for work, _ in timed:
         what = f"{search_label(work.beam)} {_shape(work)}"
-        columns += [f"{what}: µs/token", "times as fast as MHA"]
+        columns += [f"{what}: µs/token", f"{what}: times as fast as MHA"]
     architectures = dict.fromkeys(own for line in lines for own in line.architectures)
     rows = []
     for own in sorted(architectures, key=lambda own: -own.num_kv_heads):
@@ -101,7 +107,8 @@ def _table(group: Group, lines: Sequence[Line], timed: Sequence[Timed]) -> Table
             f"{own.parameters:,}",
         ]
         for _, timing in timed:
-            samples, base = samples_of(group, timing, own), _multi_head(group, timing, lines)
+            samples = samples_of(group, timing, own)
+            base = samples_of(group, timing, multi_head)
             ratio = speed_up(base, samples, "total") if base and samples else None
             cells += [
                 f"{us_per_token(samples):,.1f}" if samples else NOT_MEASURED,
@@ -120,10 +127,6 @@ def samples_of(group: Group, timing: Timing, own: Architecture) -> Samples | Non
     """The samples of a row of that architecture: time does not depend on how it was trained."""
     found = (row.samples(timing) for row in group.rows if row.architecture == own)
     return next(filter(None, found), None)
-
-
-def _multi_head(group: Group, timing: Timing, lines: Sequence[Line]) -> Samples | None:
-    return samples_of(group, timing, lines[0].architectures[0])
 
 
 def _shape(work: FixedLengths) -> str:

@@ -34,30 +34,26 @@ from experiments.report.tables import timing_notes
 from gqa_fairseq.architecture import distinct_names
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 FROM_SCRATCH = "from scratch"
 
 
-@dataclass(frozen=True)
-class Contestant:
-    """A row with its time: `how` is the method of conversion, or that it had none."""
-
-    name: str
-    how: str
-    row: Row
-    samples: Samples
+# The architecture's name, and how the model was made: its method of conversion, or from scratch.
+Made = tuple[str, str]
 
 
 @dataclass(frozen=True)
 class Search:
-    """One search: its time, what it scores, who has both, and the largest multi-head model."""
+    """One search: what it scores, and the rows that have a score and a time, with that time.
+
+    `base` is the time of the largest multi-head model.
+    """
 
     beam: int
     timing: Timing
     value: Value
-    contestants: tuple[Contestant, ...]
+    shown: dict[Made, tuple[Row, Samples]]
     base: Samples
 
 
@@ -110,15 +106,15 @@ def _searches(groups: Sequence[Group]) -> list[Search]:
         if timing is None or split is None or kind is None:
             continue
         value = score_value(split, kind)
-        contestants = tuple(
-            Contestant(names[row.architecture], _how(row), row, samples)
+        shown = {
+            (names[row.architecture], _how(row)): (row, samples)
             for row in rows
             if (samples := row.samples(timing)) and row.estimate(value)
-        )
-        multi_head = [c for c in contestants if c.row.architecture.is_multi_head]
-        if len(contestants) > 1 and multi_head:
-            base = max(multi_head, key=lambda c: c.row.architecture.parameters).samples
-            found.append(Search(beam, timing, value, contestants, base))
+        }
+        multi_head = [each for each in shown.values() if each[0].architecture.is_multi_head]
+        if len(shown) > 1 and multi_head:
+            _, base = max(multi_head, key=lambda each: each[0].architecture.parameters)
+            found.append(Search(beam, timing, value, shown, base))
     return found
 
 
@@ -138,38 +134,31 @@ def _table(groups: Sequence[Group], searched: Sequence[Search]) -> Table:
         columns += [
             f"{split} {HEADLINE_METRIC.label} {label}",
             f"µs/token {label}",
-            "times as fast as the largest MHA",
+            f"times as fast as the largest MHA {label}",
         ]
+    made = {name: row for search in searched for name, (row, _) in search.shown.items()}
     rows = []
-    entries = dict.fromkeys((c.name, c.how) for search in searched for c in search.contestants)
-    for entry in entries:
-        cells: list[str] = []
+    for name, row in made.items():
+        cells = [*name, *_size(row)]
         for search in searched:
-            own = next((c for c in search.contestants if (c.name, c.how) == entry), None)
-            if own is None:
-                cells += [NOT_MEASURED] * 3
-                continue
-            ratio = speed_up(search.base, own.samples, "total")
+            _, samples = search.shown.get(name, (row, None))
+            ratio = speed_up(search.base, samples, "total") if samples else None
             cells += [
-                number(own.row.estimate(search.value), HEADLINE_METRIC.digits),
-                f"{us_per_token(own.samples):,.1f}",
+                number(row.estimate(search.value), HEADLINE_METRIC.digits),
+                f"{us_per_token(samples):,.1f}" if samples else NOT_MEASURED,
                 times_as_fast(ratio) if ratio else NOT_MEASURED,
             ]
-        row = next(
-            c.row for search in searched for c in search.contestants if (c.name, c.how) == entry
-        )
-        rows.append([*entry, *_size(row), *cells])
-    records = [r for row in shown_rows(groups) for r in row.records]
-    seeds = {record.seed for record in records}
+        rows.append(cells)
     batch, source, target = timed_shapes(groups[0])[0]
+    seeds = min(len(row.records) for row in made.values())
     notes = [
         f"Time is of encoder and decoder together, per output token: batch {batch}, source "
         f"{source:,}, target {target:,} tokens.",
         *timing_notes(groups[0], [search.timing for search in searched]),
-        f"Scores are mean ± standard deviation over seeds. {few(len(seeds))}".strip(),
+        f"Scores are mean ± standard deviation over seeds. {few(seeds)}".strip(),
         "Variants of one baseline have its number of parameters, but for those that keep its d_ff; "
         "what was uptrained is another row than what was trained from scratch.",
-        *made_by(records),
+        *made_by([record for row in made.values() for record in row.records]),
     ]
     return Table("Quality against time (Ainslie et al. 2023, figure 3)", columns, rows, notes)
 
@@ -187,16 +176,27 @@ def _size(row: Row) -> list[str]:
 def _draw(figure: Figure, groups: Sequence[Group], searched: Sequence[Search]) -> None:
     """A panel a search: a colour an architecture, a marker how it was made."""
     panels = figure.subplots(1, len(searched), squeeze=False, sharey=True)[0]
-    everyone = [c for search in searched for c in search.contestants]
-    names = list(dict.fromkeys(c.name for c in everyone))
-    hows = list(dict.fromkeys(c.how for c in everyone))
+    made = list(dict.fromkeys(name for search in searched for name in search.shown))
+    names, hows = (list(dict.fromkeys(part)) for part in zip(*made, strict=True))
     for axes, search in zip(panels, searched, strict=True):
         axes.set_title(search_label(search.beam))
-        for own in search.contestants:
-            colour = style(names.index(own.name))[0]
-            marker = MARKERS[hows.index(own.how) % len(MARKERS)]
-            label = own.name if len(hows) == 1 else f"{own.name}, {own.how}"
-            _draw_point(axes, own, search, colour, marker, label)
+        for (name, how), (row, samples) in search.shown.items():
+            quality = row.estimate(search.value)
+            assert quality is not None
+            axes.errorbar(
+                [us_per_token(samples)],
+                [quality.mean],
+                xerr=rounds_beyond(samples),
+                yerr=quality.deviation,
+                color=style(names.index(name))[0],
+                marker=MARKERS[hows.index(how) % len(MARKERS)],
+                markersize=8,
+                markeredgecolor="white",
+                capsize=2,
+                elinewidth=1.0,
+                linestyle="none",
+                label=name if len(hows) == 1 else f"{name}, {how}",
+            )
         axes.set_xlim(left=0)
         axes.margins(x=0.08, y=0.12)
     split = next(iter(test_splits(groups[0])))
@@ -209,24 +209,3 @@ def _draw(figure: Figure, groups: Sequence[Group], searched: Sequence[Search]) -
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
     figure.legend(list(handles.values()), list(handles), loc="outside right center")
-
-
-def _draw_point(
-    axes: Axes, own: Contestant, search: Search, colour: str, marker: str, label: str
-) -> None:
-    quality = own.row.estimate(search.value)
-    assert quality is not None
-    axes.errorbar(
-        [us_per_token(own.samples)],
-        [quality.mean],
-        xerr=rounds_beyond(own.samples),
-        yerr=quality.deviation,
-        color=colour,
-        marker=marker,
-        markersize=8,
-        markeredgecolor="white",
-        capsize=2,
-        elinewidth=1.0,
-        linestyle="none",
-        label=label,
-    )
