@@ -37,9 +37,10 @@ def summary(record: Record) -> dict[str, float]:
     values: dict[str, float] = {
         "model/parameters": record.architecture.parameters,
         "model/residual_parameters": record.architecture.residual,
-        "train/loss_spikes": len(loss_spikes(record.result.curve)),
     }
     result = record.result
+    if result.curve:
+        values["train/loss_spikes"] = len(loss_spikes(result.curve))
     if not isinstance(result, Finished):
         return values | {"train/diverged_after_update": result.after_update}
     training = result.training
