@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # Okabe and Ito's colours: told apart by colour-blind readers, and in grey with the markers.
@@ -42,3 +43,10 @@ def png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
     return buffer.getvalue()
+
+
+def say_empty(axes: Axes, what: str) -> None:
+    """Say in a panel that has no numbers why that is."""
+    axes.text(0.5, 0.5, what, ha="center", va="center", color=GREY, transform=axes.transAxes)
+    axes.set_yticks([])
+    axes.minorticks_off()

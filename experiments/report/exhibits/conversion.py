@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from experiments.report.cells import NOT_RUN, Table, number
-from experiments.report.drawing import GREY, style
+from experiments.report.drawing import GREY, say_empty, style
 from experiments.report.exhibits.exhibit import Exhibit
 from experiments.report.exhibits.uptrained import (
     CONTROL,
@@ -122,6 +122,8 @@ def _draw_panel(axes: Axes, found: Sequence[Converted], quality: Quality, alpha:
             linestyle="none",
             label=each.architecture.name if is_first else None,
         )
+    if not axes.has_data():
+        say_empty(axes, NOT_RUN)
     axes.set_xticks(range(len(methods)), methods)
     axes.set_xlim(-0.6, len(methods) - 0.4)
     axes.tick_params(axis="x", rotation=20)

@@ -14,7 +14,7 @@ from experiments.records.parts import TrainPoint
 from experiments.records.record import Diverged, Record
 from experiments.records.spikes import DEVIATIONS, WINDOW, judged_points, loss_spikes
 from experiments.report.cells import NOT_APPLICABLE, NOT_RECORDED, Table, number
-from experiments.report.drawing import style
+from experiments.report.drawing import say_empty, style
 from experiments.report.exhibits.exhibit import Exhibit, few
 from experiments.report.groups import Estimate, Group
 from experiments.report.made_by import made_by
@@ -149,10 +149,13 @@ def _draw(figure: Figure, found: Sequence[Trainings]) -> None:
             loss.set_ylabel("train loss\n(nats per target token)")
             norm.set_ylabel("gradient norm")
     for alike in zip(*pairs, strict=True):
-        limits = [axes.get_ylim() for axes in alike]
+        limits = [axes.get_ylim() for axes in alike if axes.lines]
         for axes in alike:
             axes.set_visible(True)
-            axes.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
+            if axes.lines:
+                axes.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
+            else:
+                say_empty(axes, NOT_RECORDED)
     figure.supxlabel("update", fontsize=10)
 
 
@@ -162,9 +165,11 @@ def _draw_training(loss: Axes, norm: Axes, record: Record, colour: str) -> None:
     norms = {p.update: y for p in curve if (y := p.grad_norm) is not None}
     high = [spike.highest_update for spike in loss_spikes(curve)]
     for axes, points in ((loss, losses), (norm, norms)):
+        if not points:
+            continue
         axes.plot(list(points), list(points.values()), color=colour, linewidth=1.0, alpha=0.8)
         spikes = [update for update in high if update in points]
         axes.plot(spikes, [points[u] for u in spikes], "v", color="black", markersize=6)
-        if isinstance(record.result, Diverged) and points:
+        if isinstance(record.result, Diverged):
             last = max(points)
             axes.plot([last], [points[last]], "x", color="black", markersize=8)
