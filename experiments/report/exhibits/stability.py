@@ -131,6 +131,8 @@ def _over_seeds(values: Sequence[float]) -> str:
 
 def _draw(figure: Figure, found: Sequence[Trainings]) -> None:
     """Two panels a variant, loss above gradient norm; a line a training."""
+    from matplotlib.ticker import LogLocator
+
     across = min(len(found), PANELS_IN_A_LINE)
     panels = figure.subplots(2 * -(-len(found) // across), across, squeeze=False, sharex=True)
     for axes in panels.flat:
@@ -142,6 +144,9 @@ def _draw(figure: Figure, found: Sequence[Trainings]) -> None:
         pairs.append((loss, norm))
         loss.set_title(each.name)
         norm.set_yscale("log")
+        norm.minorticks_off()
+        norm.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        norm.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         norm.xaxis.set_tick_params(labelbottom=True)
         for record in each.records:
             _draw_training(loss, norm, record, style(index)[0])
