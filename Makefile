@@ -4,7 +4,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 WMT14_MODELS := wmt14-mha wmt14-gqa4 wmt14-gqa2 wmt14-mqa
-.PHONY: help setup quickstart wmt14 $(WMT14_MODELS) wmt14-sweep wmt14-data wmt14-bench test test-long lint report lock clean
+.PHONY: help setup quickstart uptrain wmt14 $(WMT14_MODELS) wmt14-sweep wmt14-data wmt14-bench test test-long lint report lock clean
 
 TORCH ?= default
 TORCH_VERSION := 2.13.0
@@ -19,8 +19,12 @@ ARGS ?=
 MIRROR ?=
 DRY_RUN ?=
 PLACEMENT ?=
-SEEDS ?= 1,2,3
+# Lists of a sweep; a target that has no list of its own takes these.
+SEEDS ?=
+ALL_SEEDS := 1,2,3
 KV_HEADS ?= 1,2,4,8
+VARIANTS ?= mqa
+METHODS ?= mean,svd-product
 PRESETS := $(filter-out base,$(notdir $(basename $(wildcard conf/hardware/*.yaml))))
 HARDWARE ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu1 || echo cpu)
 # Of wmt14-bench: training pairs, and the two files of lines that are varied (else the sample).
@@ -43,6 +47,7 @@ help:  ## Show this list
 	@echo '  ARGS="key=value ..." passes overrides on, e.g. make quickstart ARGS="seed=2"'
 	@echo '  HARDWARE=$(HARDWARE) is what WMT14 runs on here (one of $(PRESETS)), PLACEMENT=decoder'
 	@echo '  the GQA paper'"'"'s placement; DRY_RUN=1 prints the commands and needs no data'
+	@echo '  VARIANTS=mqa,gqa2 METHODS=mean,first,random,svd,svd-product SEEDS=1,2,3 widen make uptrain'
 	@echo '  TORCH=system uses the torch of the machine (a GPU machine that brings its own)'
 
 setup: $(INSTALLED)  ## Create .venv and install exact pins (TORCH=default|system)
@@ -65,6 +70,11 @@ endif
 quickstart: setup  ## Raw text to results table with MHA, GQA-2 and MQA: 7 to 14 minutes on 2 cores
 	$(BIN)/python -m experiments.run -m experiment=quickstart attention=mha,gqa2,mqa $(ARGS)
 
+# The multi-head model is the control: its conversion changes nothing, and it is trained on alike.
+uptrain: setup  ## The quickstart's MHA model with fewer KV heads, trained on: 15 minutes on 2 cores
+	$(BIN)/python -m experiments.run -m experiment=uptrain attention=mha,$(VARIANTS) \
+		uptrain.method=$(METHODS) uptrain.alpha=0,0.05,0.1 $(if $(SEEDS),seed=$(SEEDS)) $(ARGS)
+
 report: setup  ## Build results/report from results/ (runs, measurements, the papers' numbers)
 	$(BIN)/python -m experiments.report --records results/runs \
 		--measurements results/measurements --out results/report
@@ -86,7 +96,7 @@ wmt14: setup  ## All four models on WMT14, and the report
 	@$(WMT14) attention=mha,gqa4,gqa2,mqa $(ARGS)
 
 wmt14-sweep: setup  ## SEEDS=1,2,3 and KV_HEADS=1,2,4,8 on WMT14, and the report
-	@$(WMT14) attention.num_kv_heads=$(KV_HEADS) seed=$(SEEDS) $(ARGS)
+	@$(WMT14) attention.num_kv_heads=$(KV_HEADS) seed=$(if $(SEEDS),$(SEEDS),$(ALL_SEEDS)) $(ARGS)
 
 wmt14-data: setup  ## Fetch and prepare WMT14 English-German (MIRROR=folder or URL): docs/wmt14.md
 	$(BIN)/python -m experiments.prepare data=wmt14_en_de $(if $(MIRROR),"data.mirror='$(MIRROR)'") $(ARGS)

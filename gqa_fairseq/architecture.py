@@ -18,7 +18,6 @@ Placement = Literal["all", "decoder"]
 PLACEMENTS: tuple[Placement, ...] = ("all", "decoder")
 FeedForward = Literal["matched", "kept"]
 FEED_FORWARDS: tuple[FeedForward, ...] = ("matched", "kept")
-# How the heads of a trained model become fewer (checkpoints/convert.py).
 ConversionMethod = Literal["mean", "first", "random", "svd", "svd-product"]
 CONVERSION_METHODS: tuple[ConversionMethod, ...] = ("mean", "first", "random", "svd", "svd-product")
 
@@ -184,6 +183,15 @@ def check_placement(placement: str) -> None:
     if placement not in PLACEMENTS:
         raise ValueError(
             f"attention placement {placement!r} is unknown: choose one of {', '.join(PLACEMENTS)}"
+        )
+
+
+def check_conversion_method(method: str) -> None:
+    """Raise ValueError unless `method` is one of CONVERSION_METHODS."""
+    if method not in CONVERSION_METHODS:
+        raise ValueError(
+            f"conversion method {method!r} is unknown: choose one of "
+            f"{', '.join(CONVERSION_METHODS)}"
         )
 
 

@@ -148,8 +148,9 @@ def start(configs: list[SuiteConfig]) -> list[Job]:
         depends = rerun in (stage.name, *(parent.name for parent in ancestors(stage)))
         if depends and stage.name != "prepare":
             forget(stage)
-    for job in jobs if rerun and rerun != "measure" else ():
-        JobFolder(job.folder).record_path.unlink(missing_ok=True)
+    for job in jobs:
+        if rerun in [stage.name for stage in job.stages]:
+            JobFolder(job.folder).record_path.unlink(missing_ok=True)
     return jobs
 
 

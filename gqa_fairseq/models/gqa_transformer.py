@@ -239,7 +239,7 @@ def _source(encoder_out: dict) -> tuple[Tensor, Tensor | None]:
     return encoder_out["encoder_out"][0], is_padding
 
 
-def _misfit(given: dict[str, Tensor], own: dict[str, Tensor]) -> str | None:
+def misfit(given: dict[str, Tensor], own: dict[str, Tensor]) -> str | None:
     """The first difference between a checkpoint's weights and a model's, in words."""
     for name, weight in given.items():
         if name not in own:
@@ -288,10 +288,10 @@ class GroupedQueryTransformerModel(TransformerModelBase):
     def load_state_dict(self, state_dict, strict=True, model_cfg=None, args=None):
         """As in fairseq, but weights of another shape end the process with one line."""
         self.upgrade_state_dict(state_dict)
-        misfit = _misfit(state_dict, self.state_dict()) if strict else None
-        if misfit:
+        difference = misfit(state_dict, self.state_dict()) if strict else None
+        if difference:
             sys.exit(
-                f"error: {misfit}: give the options the checkpoint was trained with, "
+                f"error: {difference}: give the options the checkpoint was trained with, "
                 "or another --save-dir"
             )
         return super().load_state_dict(state_dict, strict, model_cfg, args)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import socket
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from fairseq_commands import Result, run, start, succeed
+from fairseq_commands import Result, losses, make_corpus, run, start, succeed
 
 import gqa_fairseq
 from gqa_fairseq.checkpoints.load import load_model
@@ -46,21 +45,7 @@ TASK = ["--user-dir", str(PLUGIN), "--task", "gqa_translation"]
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with text and `bin`, made by fairseq-preprocess; the target is the source."""
-    folder = tmp_path_factory.mktemp("corpus")
-    draw = random.Random(0)
-    for split, count in LINES.items():
-        lines = [
-            " ".join(draw.choice("abcdefghijkl") for _ in range(draw.randint(2, 9)))
-            for _ in range(count)
-        ]
-        for language in ("en", "de"):
-            path = folder / f"{split}.{language}"
-            path.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
-    prefixes = [word for split in LINES for word in (f"--{split}pref", folder / split)]
-    languages = ["--source-lang", "en", "--target-lang", "de", "--joined-dictionary"]
-    succeed("preprocess", *languages, *prefixes, "--destdir", folder / "bin", folder=folder)
-    return folder / "bin"
+    return make_corpus(tmp_path_factory.mktemp("corpus"), LINES)
 
 
 def train(
@@ -74,17 +59,6 @@ def train_arguments(
 ) -> list[object]:
     places = ["--save-dir", "checkpoints", "--max-update", updates]
     return [corpus, *TASK, *model, *TRAIN, *places, *options]
-
-
-def losses(result: Result, name: str = "loss") -> dict[int, str]:
-    """Training loss of each update, or another figure, as it was printed."""
-    found = {}
-    for line in result.output.split("\n"):
-        _, is_there, text = line.partition("| train_inner | ")
-        if is_there:
-            entry = json.loads(text)
-            found[int(entry["num_updates"])] = entry[name]
-    return found
 
 
 def weights(checkpoint: Path) -> dict[str, torch.Tensor]:

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,7 @@ CHANGES: dict[str, tuple[Any, set[str]]] = {
     "train.log_every_updates": (5, TRAIN),
     "train.validate_every_updates": (50, TRAIN),
     "train.average_checkpoints": (2, TRAIN),
+    "uptrain.points": ([0.2], NOTHING),
     "decode.engine": ("stock", EVALUATE_AND_MEASURE),
     "decode.beam": (5, EVALUATE_AND_MEASURE),
     "decode.length_penalties": (["gnmt"], EVALUATE),
@@ -105,6 +107,27 @@ CHANGES: dict[str, tuple[Any, set[str]]] = {
     "paths.measurements": ("elsewhere", NOTHING),
     "paths.report": ("elsewhere", NOTHING),
 }
+# The same of a model that is converted and trained on. A key that trains another parent makes all
+# that follows anew.
+AFTER_CONVERSION = {"convert", "uptrain", *EVALUATE_AND_MEASURE}
+PARENT = {"train", *AFTER_CONVERSION}
+CHANGES_OF_UPTRAINING: dict[str, tuple[Any, set[str]]] = {
+    "uptrain.method": ("mean", AFTER_CONVERSION),
+    "uptrain.points": ([0.05, 0.1, 0.2], {"uptrain", *EVALUATE_AND_MEASURE}),
+    "uptrain.alpha": (0.05, EVALUATE),  # of the same run
+    "attention.num_kv_heads": (1, AFTER_CONVERSION),
+    "attention.placement": ("decoder", AFTER_CONVERSION),
+    "model.mha_d_ff": (800, PARENT),
+    "data.max_pieces": (200, {"prepare", *PARENT}),
+    "train.max_updates": (825, PARENT),
+    "train.dropout": (0.1, PARENT),
+    "hardware.devices": ({"hardware.device": "cuda", "hardware.devices": 2}, PARENT),
+    "seed": (2, PARENT),
+    "decode.length_alpha": (1.0, EVALUATE),
+    "measure.repeats": (7, MEASURE),
+    "experiment_name": ("other", NOTHING),
+}
+OF_UPTRAINING = {"uptrain.method", "uptrain.alpha", "uptrain.parent"}
 REFUSED = {"attention.num_heads", "attention.head_dim", "attention.window"}
 # Files of other corpora: the sample takes none (test_a_training_file_counts_by_its_content).
 OF_OTHER_CORPORA = {"data.sources", "data.nearest"} | {
@@ -123,10 +146,17 @@ def grouped() -> SuiteConfig:
     return compose_config("experiment=quickstart", "attention=gqa2")
 
 
+@pytest.fixture(scope="module")
+def uptrained() -> SuiteConfig:
+    return compose_config("experiment=uptrain", "attention=gqa2")
+
+
 def keys(config: SuiteConfig) -> dict[str, str]:
     """The key of each stage of one job and its measurement."""
     _, stages = plan([config])
-    assert [stage.name for stage in stages] == ["prepare", "train", "evaluate", "measure"]
+    extra = ["convert", "uptrain"] if config.uptrain.method else []
+    names = ["prepare", "train", *extra, "evaluate", "measure"]
+    assert [stage.name for stage in stages] == names
     return {stage.name: stage.key for stage in stages}
 
 
@@ -138,7 +168,8 @@ def test_every_key_of_the_config_is_declared_and_changed_below(quickstart: Suite
     found = set(flat_config(quickstart))
     for key in found:
         feeding_name(key)
-    assert found == set(CHANGES) | REFUSED | OF_OTHER_CORPORA
+    assert found == set(CHANGES) | REFUSED | OF_OTHER_CORPORA | OF_UPTRAINING
+    assert set(CHANGES_OF_UPTRAINING) <= found
 
 
 def test_a_key_that_no_one_declared_is_a_fault() -> None:
@@ -154,6 +185,63 @@ def test_a_key_changes_exactly_the_stages_that_depend_on_it(grouped: SuiteConfig
     other = changed(grouped, value if isinstance(value, dict) else {key: value})
     assert flat_config(other)[key] != flat_config(grouped)[key]
     assert differing(keys(grouped), keys(other)) == expected
+
+
+@pytest.mark.parametrize("key", CHANGES_OF_UPTRAINING)
+def test_a_key_changes_exactly_the_stages_of_an_uptraining(
+    uptrained: SuiteConfig, key: str
+) -> None:
+    value, expected = CHANGES_OF_UPTRAINING[key]
+    other = changed(uptrained, value if isinstance(value, dict) else {key: value})
+    assert flat_config(other)[key] != flat_config(uptrained)[key]
+    assert differing(keys(uptrained), keys(other)) == expected
+
+
+def test_what_is_trained_on_is_the_multi_head_model_of_the_same_config(
+    quickstart: SuiteConfig, uptrained: SuiteConfig
+) -> None:
+    """Whoever has run the quickstart has it."""
+    job, multi_head = job_of(uptrained), job_of(quickstart)
+    assert (job.train.key, job.train.folder) == (multi_head.train.key, multi_head.train.folder)
+    assert job.train.folder.name.startswith("mha-seed1-")
+    assert job.name == f"gqa2-ff768-svd-product-0.1-seed1-{job.id[:12]}"
+    assert [stage.name for stage in job.stages] == [
+        "prepare", "train", "convert", "uptrain", "evaluate",
+    ]  # fmt: skip
+    converted = job_of(changed(uptrained, {"uptrain.alpha": 0}))
+    assert [stage.name for stage in converted.stages] == ["prepare", "train", "convert", "evaluate"]
+    assert converted.model.key == job.model.parents[0].key
+
+
+def test_a_sweep_of_uptrainings_trains_their_parent_once_and_each_run_once(
+    uptrained: SuiteConfig,
+) -> None:
+    configs = [
+        changed(uptrained, {
+            "attention.num_kv_heads": heads, "uptrain.method": method, "uptrain.alpha": alpha,
+        })
+        for alpha in (0, 0.05, 0.1)
+        for heads in (8, 2, 1)
+        for method in ("mean", "svd-product")
+    ]  # fmt: skip
+    jobs, stages = plan(configs)
+    counts = Counter(stage.name for stage in stages)
+    # Where there are as many heads as before, all methods are the same, which is the control.
+    assert len(jobs) == 3 * (2 * 2 + 1)
+    assert counts == {
+        "prepare": 1, "train": 1, "convert": 5, "uptrain": 5, "evaluate": 15, "measure": 1,
+    }  # fmt: skip
+    control = [job for job in jobs if job.architecture.is_multi_head]
+    assert {job.method for job in control} == {"identity"}
+    assert {job.name.split("-seed")[0] for job in control} == {
+        "mha-identity-0", "mha-identity-0.05", "mha-identity-0.1",
+    }  # fmt: skip
+
+
+def test_a_seed_feeds_a_conversion_that_draws(uptrained: SuiteConfig) -> None:
+    drawn = inputs_of("convert", changed(uptrained, {"uptrain.method": "random"}))
+    assert drawn["seed"] == 1
+    assert "seed" not in inputs_of("convert", uptrained)
 
 
 def test_which_machine_this_is_changes_nothing(quickstart: SuiteConfig) -> None:

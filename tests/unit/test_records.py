@@ -266,7 +266,8 @@ def test_committed_scores_follow_from_the_counts_beside_them() -> None:
 
 def test_refuses_a_missing_field(path: Path) -> None:
     whole = json.loads(path.read_text(encoding="utf-8"))
-    for name in list(whole):
+    later = {"uptraining"}  # records that were written before have none
+    for name in set(whole) - later:
         part = {key: value for key, value in whole.items() if key != name}
         path.write_text(json.dumps(part), encoding="utf-8")
         with pytest.raises(ExperimentError, match=f"missing required field `{name}`"):

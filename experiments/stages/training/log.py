@@ -76,10 +76,12 @@ def parse_line(line: str) -> TrainUpdates | Validation | None:
     )
 
 
-def read_curve(events: Iterable[TrainUpdates | Validation]) -> list[TrainPoint]:
+def read_curve(events: Iterable[TrainUpdates | Validation], after: int = 0) -> list[TrainPoint]:
     """The training curve of a whole log, resumes included: the later line on an update counts.
 
     Losses that are no numbers have no point, and norms that are none are left out of theirs.
+    Updates, tokens and time are counted from the update `after`, where a training goes on from
+    another one.
     """
     trained: dict[int, TrainUpdates] = {}
     validated: dict[int, Validation] = {}
@@ -90,20 +92,21 @@ def read_curve(events: Iterable[TrainUpdates | Validation]) -> list[TrainPoint]:
             trained[event.update] = event
         else:
             validated[event.update] = event
-    curve, target_tokens, before, wall_s = [], 0.0, 0, 0.0
+    curve, target_tokens, before, wall_s, clock_s = [], 0.0, after, 0.0, 0.0
     for update, event in sorted(trained.items()):
         tokens = event.target_tokens_per_update * (update - before)
         target_tokens += tokens
         before = update
-        # After a resume fairseq's clock stands still, at 0.
-        if event.wall_s >= wall_s:
-            wall_s = event.wall_s
+        # After a resume fairseq's clock stands still, at 0, or starts anew.
+        if event.wall_s >= clock_s and event.wall_s:
+            wall_s += event.wall_s - clock_s
         elif event.target_tokens_per_s:
             wall_s += tokens / event.target_tokens_per_s
+        clock_s = event.wall_s
         dev, norm = validated.get(update), event.grad_norm
         curve.append(
             TrainPoint(
-                update=update,
+                update=update - after,
                 train_nll_nats_per_token=event.nll_nats_per_token,
                 dev_nll_nats_per_token=dev.nll_nats_per_token if dev else None,
                 learning_rate=event.learning_rate,
