@@ -10,6 +10,7 @@ fairseq's options takes an `Architecture`. Nothing here imports torch.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -255,3 +256,34 @@ def check_conversion_method(method: str) -> None:
             f"conversion method {method!r} is unknown: choose one of "
             f"{', '.join(CONVERSION_METHODS)}"
         )
+
+
+# What can set baselines apart whose variants have the same names, in the order of its use.
+_MARKS: tuple[Callable[[Architecture], str], ...] = (
+    lambda own: f"d{own.d_model}",
+    lambda own: f"layers{own.encoder_layers}+{own.decoder_layers}",
+    lambda own: f"heads{own.encoder_heads.num_heads}",
+    lambda own: f"dim{own.encoder_heads.head_dim}",
+    lambda own: f"ff{own.encoder_d_ff}+{own.decoder_d_ff}",
+    lambda own: "bias" if own.bias else "nobias",
+    lambda own: "prenorm" if own.pre_norm else "postnorm",
+    lambda own: f"vocab{own.vocab_size}",
+    lambda own: f"positions{own.max_source_positions}+{own.max_target_positions}",
+)
+
+
+def distinct_names(architectures: Iterable[Architecture]) -> dict[Architecture, str]:
+    """A name for each that no other of them has, in the order of their first appearance.
+
+    A name is unique among the variants of one baseline. Where the variants of several baselines
+    share one, all names get a mark of what sets the baselines apart, such as `mha-d192`, `mqa-d192`
+    and `mha-d96`; as few marks as it takes.
+    """
+    names = {own: own.name for own in architectures}
+    for mark in _MARKS:
+        if len(set(names.values())) == len(names):
+            break
+        marked = {own: f"{name}-{mark(own)}" for own, name in names.items()}
+        if len(set(marked.values())) > len(set(names.values())):
+            names = marked
+    return names

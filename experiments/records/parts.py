@@ -102,7 +102,12 @@ class JobInfo(Checked, frozen=True, kw_only=True):
 
 
 class TrainPoint(Checked, frozen=True, kw_only=True):
-    """One point of the training curve; `target_tokens` and `wall_s` count from the start."""
+    """One point of the training curve; `target_tokens` and `wall_s` count from the start.
+
+    The train loss and `grad_norm` are means over the updates since the point before. `grad_norm` is
+    the L2 norm, before it is clipped, of the gradient of the loss that is trained on (nats per
+    target token, smoothed labels included); null where it was not logged, as in older records.
+    """
 
     update: Count
     train_nll_nats_per_token: float | None
@@ -110,6 +115,7 @@ class TrainPoint(Checked, frozen=True, kw_only=True):
     learning_rate: float | None
     target_tokens: Count
     wall_s: Seconds
+    grad_norm: Annotated[float, Meta(ge=0)] | None = None
 
     def check(self) -> None:
         require(

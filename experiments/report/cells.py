@@ -7,6 +7,7 @@ from experiments.report.groups import Estimate
 
 NOT_RUN = "not run"
 NOT_MEASURED = "not measured"
+NOT_RECORDED = "not recorded"
 NOT_APPLICABLE = "–"
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import msgspec
 
 from experiments.records.measurement import Measurement, Samples, Timing
+from experiments.records.parts import Uptraining
 from experiments.records.record import Diverged, Finished, Record
 from gqa_fairseq.architecture import Architecture
 
@@ -63,6 +64,11 @@ class Row:
         return self.records[0].variant
 
     @property
+    def uptraining(self) -> Uptraining | None:
+        """How the first of them was uptrained; its method and alpha are those of all."""
+        return self.records[0].uptraining
+
+    @property
     def results(self) -> list[Finished]:
         return [r.result for r in self.records if isinstance(r.result, Finished)]
 
@@ -91,6 +97,11 @@ class Group:
     diverged: tuple[Record, ...]
     repeats_left_out: int
     measurement: Measurement | None = None
+
+    @property
+    def from_scratch(self) -> list[Row]:
+        """The rows that were not uptrained: what the general plots show."""
+        return [row for row in self.rows if row.uptraining is None]
 
     @property
     def finished(self) -> list[Record]:

@@ -28,7 +28,7 @@ from experiments.config import SuiteConfig
 from experiments.errors import ExperimentError
 from experiments.records.parts import Conversion, uptraining_label
 from experiments.stages.uptraining.parent import ParentFile, read_parent
-from gqa_fairseq.architecture import Architecture
+from gqa_fairseq.architecture import Architecture, distinct_names
 
 StageName = Literal["prepare", "train", "convert", "uptrain", "evaluate", "measure"]
 
@@ -276,34 +276,27 @@ def _check_folder(name: str, folder: str) -> None:
 def measurements_of(jobs: Sequence[Job]) -> list[tuple[Stage, list[Job]]]:
     """The measurements of a sweep with their jobs: those that are measured alike, side by side.
 
-    Jobs of several experiments, of several multi-head baselines, whose variants have the same
-    names, or measured in several ways give a measurement each.
+    Jobs of several experiments, with vocabularies of several sizes or measured in several ways give
+    a measurement each. Several multi-head baselines stand side by side: a smaller model is another
+    way to be faster.
     """
     groups: dict[bytes, list[Job]] = {}
     for job in jobs:
         config = job.config
-        baseline = _multi_head(job)
         where = (config.experiment_name, config.paths.measurements)
-        alike = (where, baseline, inputs_of("measure", config))
+        alike = (where, job.architecture.vocab_size, inputs_of("measure", config))
         groups.setdefault(msgspec.json.encode(alike, order="deterministic"), []).append(job)
     return [(_measurement(group), group) for group in groups.values()]
 
 
-def _multi_head(job: Job) -> Any:
-    """What the variants that are compared with a job's have in common."""
-    if job.parent:
-        return identity_of(job.parent.architecture)
-    return job.config.model.baseline(job.config.data.vocab_size + 1)
-
-
 def _measurement(jobs: Sequence[Job]) -> Stage:
     first = jobs[0].config
-    names = dict.fromkeys(job.architecture.name for job in jobs)
+    names = distinct_names(job.architecture for job in jobs)
     return Stage(
         name="measure",
         inputs=inputs_of("measure", first),
         parents=tuple(job.model for job in jobs),
-        label="-".join(names),
+        label="-".join(names.values()),
         folder_of_kind=Path(first.paths.measurements) / first.experiment_name,
     )
 

@@ -27,6 +27,7 @@ from experiments.stages.graph import Job, Stage
 from experiments.stages.process import run_command
 from experiments.stages.runner import Attempt, run_stage
 from experiments.stages.uptraining.uptrain import base_command
+from gqa_fairseq.architecture import Architecture, distinct_names
 
 # By decode.engine: `stock` is this plugin's model under fairseq's search.
 ENGINES_OF = {"gqa": "gqa", "stock": "gqa+stock"}
@@ -83,9 +84,9 @@ def contender(job: Job) -> RequestedContender:
 
 def measure_request(config: SuiteConfig, contenders: Sequence[RequestedContender]) -> Request:
     """What a sweep measures; seeds of one architecture are one contender."""
-    merged: dict[str, RequestedContender] = {}
+    merged: dict[tuple[Architecture, str], RequestedContender] = {}
     for one in contenders:
-        same = merged.setdefault(one.name, one)
+        same = merged.setdefault((one.architecture, one.engine), one)
         if same is not one:
             same.jobs.extend(one.jobs)
     settings = config.measure
@@ -107,4 +108,4 @@ def measure_request(config: SuiteConfig, contenders: Sequence[RequestedContender
 
 
 def _names(jobs: Sequence[Job]) -> list[str]:
-    return list(dict.fromkeys(job.architecture.name for job in jobs))
+    return list(distinct_names(job.architecture for job in jobs).values())

@@ -6,6 +6,7 @@ from experiments.records.measurement import FixedLengths, Measurement, RealText,
 from experiments.records.parts import Evaluation, search_name
 from experiments.records.record import Finished, Record
 from experiments.records.speed import HEADLINE_SHAPE, decoder_speed_up
+from experiments.records.spikes import loss_spikes
 
 
 def run_config(record: Record) -> dict[str, object]:
@@ -23,6 +24,7 @@ def curve(record: Record) -> list[tuple[int, dict[str, float]]]:
             "train/nll_nats_per_token": point.train_nll_nats_per_token,
             "dev/nll_nats_per_token": point.dev_nll_nats_per_token,
             "train/learning_rate": point.learning_rate,
+            "train/grad_norm": point.grad_norm,
             "train/target_tokens": point.target_tokens,
             "train/wall_s": point.wall_s,
         }
@@ -37,6 +39,8 @@ def summary(record: Record) -> dict[str, float]:
         "model/residual_parameters": record.architecture.residual,
     }
     result = record.result
+    if result.curve:
+        values["train/loss_spikes"] = len(loss_spikes(result.curve))
     if not isinstance(result, Finished):
         return values | {"train/diverged_after_update": result.after_update}
     training = result.training

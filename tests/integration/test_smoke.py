@@ -193,6 +193,29 @@ def test_a_rerun_gives_the_same(swept: Path, corpus: list[str]) -> None:
     assert after.evaluation == before.evaluation
 
 
+@pytest.mark.long
+def test_a_smaller_model_is_measured_beside_the_others(
+    swept: Path, corpus: list[str], tmp_path: Path
+) -> None:
+    """Two baselines whose multi-head models have the same name; the larger one is trained."""
+    folder = tmp_path / "two"
+    shutil.copytree(swept, folder)
+    shutil.rmtree(folder / "measurements")
+    done = run(folder, *corpus, "attention.num_kv_heads=4", "model.d_model=32,16")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("has its record, skipped") == 1
+    [measurement] = find_measurements([folder / "runs/smoke"])
+    for timing in measurement.timings:
+        widths = [samples.contender.architecture.d_model for samples in timing.samples]
+        assert sorted(widths) == [16, 32]
+        assert {samples.contender.architecture.name for samples in timing.samples} == {"mha"}
+    [path] = (folder / "measurements/smoke").iterdir()
+    assert path.name.startswith("mha-d32-mha-d16-")
+    report = (folder / "report/report.md").read_text(encoding="utf-8")
+    assert "### Quality against time" in report
+    assert "| mha-d16 | from scratch | 4 |" in report
+
+
 def test_a_job_can_be_moved_measured_and_evaluated(
     swept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -301,6 +324,9 @@ def check_record(record: Record, folder: Path) -> None:
     assert record.evaluation is not None
     assert [stage.name for stage in record.stages] == ["train", "evaluate"]
     assert record.training.updates == 12
+    norms = [point.grad_norm for point in record.training.curve]
+    assert len(norms) == 6
+    assert all(norm is not None and norm > 0 for norm in norms)
     # The loss of our evaluation is fairseq's last validation, which is logged to 1e-3 bits.
     last = record.training.curve[-1].dev_nll_nats_per_token
     assert record.evaluation.dev_nll_nats_per_token == pytest.approx(last, abs=1e-3)

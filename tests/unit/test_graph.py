@@ -327,12 +327,24 @@ def test_what_is_measured_otherwise_or_elsewhere_is_another_measurement(
         {"measure.repeats": 7},
         {"experiment_name": "x"},
         {"paths.measurements": "x"},
-        # Another baseline: its variants have the same names.
-        {"model.mha_d_ff": 800},
         {"data.vocab_size": 4001},
     ]
     jobs, _ = plan([quickstart, *(changed(quickstart, {"seed": 2, **one}) for one in others)])
     assert [group for _, group in measurements_of(jobs)] == [[job] for job in jobs]
+
+
+def test_several_baselines_are_measured_side_by_side_under_names_of_their_own(
+    quickstart: SuiteConfig,
+) -> None:
+    """Their variants have the same names by themselves."""
+    narrow = {"model.d_model": 96}
+    values = [{}, {"attention.num_kv_heads": 1}, narrow, {**narrow, "seed": 2}]
+    jobs, stages = plan(changed(quickstart, one) for one in values)
+    assert len({job.config.architecture.name for job in jobs}) == 2
+    [(stage, group)] = measurements_of(jobs)
+    assert group == jobs
+    assert stage.folder.name == f"mha-d192-mqa-d192-mha-d96-{stage.key[:12]}"
+    assert [s.key for s in stages if s.name == "measure"] == [stage.key]
 
 
 def test_a_training_file_counts_by_its_content(quickstart: SuiteConfig, tmp_path: Path) -> None:

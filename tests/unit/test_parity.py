@@ -24,6 +24,7 @@ from gqa_fairseq.architecture import (
     Heads,
     Placement,
     Variant,
+    distinct_names,
 )
 from gqa_fairseq.models.config import GroupedQueryTransformerConfig, resolve
 from gqa_fairseq.models.gqa_transformer import GroupedQueryTransformerModel, architecture_of
@@ -574,6 +575,46 @@ def test_variants_differ_in_attention_and_width_alone(placement: Placement) -> N
             *(f"{block}.{p}_proj" for block in blocks[side] for p in "kv"),
         )
     }
+
+
+OTHER_BASELINES: dict[str, Any] = {
+    "d_model": 512,
+    "num_heads": 4,
+    "mha_d_ff": 2048,
+    "encoder_layers": 3,
+    "decoder_layers": 3,
+    "bias": True,
+    "pre_norm": False,
+    "vocab_size": 40,
+    "max_source_positions": 100,
+    "max_target_positions": 100,
+}
+
+
+@pytest.mark.parametrize("field", OTHER_BASELINES)
+def test_names_of_several_baselines_are_distinct(field: str) -> None:
+    other = replace(PAPER, **{field: OTHER_BASELINES[field]})
+    found = [b.resolve(Variant(g)) for b in (PAPER, other) for g in (b.num_heads, 2, 1)]
+    names = distinct_names([*found, *found])
+    assert list(names) == found
+    assert len(set(names.values())) == len(found)
+
+
+def test_distinct_names_say_no_more_than_it_takes() -> None:
+    narrow = replace(PAPER, d_model=512, mha_d_ff=2048)
+    alone = [PAPER.resolve(Variant(g)) for g in (8, 1)]
+    assert list(distinct_names(alone).values()) == ["mha", "mqa"]
+    # One of another baseline, whose name no other has, needs no mark either.
+    assert list(distinct_names([alone[0], narrow.resolve(Variant(2))]).values()) == ["mha", "gqa2"]
+    beside = distinct_names([*alone, narrow.multi_head])
+    assert list(beside.values()) == ["mha-d1024", "mqa-d1024", "mha-d512"]
+    shallow = replace(narrow, encoder_layers=3)
+    three = distinct_names([PAPER.multi_head, narrow.multi_head, shallow.multi_head])
+    assert list(three.values()) == [
+        "mha-d1024-layers6+6",
+        "mha-d512-layers6+6",
+        "mha-d512-layers3+6",
+    ]
 
 
 def test_command_line_json(capsys: pytest.CaptureFixture[str]) -> None:

@@ -176,6 +176,7 @@ def test_what_is_not_there_has_no_key() -> None:
     assert summary(diverged) == {
         "model/parameters": 3_034_368,
         "model/residual_parameters": 0,
+        "train/loss_spikes": 0,
         "train/diverged_after_update": 150,
     }
     assert [update for update, _ in curve(diverged)] == [50, 100, 150]
