@@ -46,6 +46,20 @@ class Heads:
     head_dim: int
     num_kv_heads: int
 
+    @classmethod
+    def checked(cls, num_heads: int, head_dim: int, num_kv_heads: int | None) -> Heads:
+        """As many key/value heads as query heads where `num_kv_heads` is None.
+
+        Raises:
+            ValueError: `num_kv_heads` does not divide `num_heads`, or one of the three is below 1.
+        """
+        if num_heads < 1:
+            raise ValueError(f"num_heads {num_heads} must be at least 1")
+        check_head_dim(head_dim)
+        heads = cls(num_heads, head_dim, num_heads if num_kv_heads is None else num_kv_heads)
+        check_kv_heads(num_heads, heads.num_kv_heads)
+        return heads
+
     @property
     def query_width(self) -> int:
         """D_q: the width of all query heads."""
@@ -94,7 +108,7 @@ class Architecture:
 
     @property
     def placement(self) -> Placement:
-        """Where the heads are other than the baseline's; `all` for a multi-head model."""
+        """Whether all attentions have the decoder's heads; `all` for a multi-head model."""
         return "all" if self.encoder_heads == self.decoder_heads else "decoder"
 
     @property
@@ -136,15 +150,21 @@ class Architecture:
         """Options of the plugin's model, by their names in its dataclass (models/config.py).
 
         Both d_ff are given as numbers, so that nothing is left to derive. Numbers of positions
-        that are 0 are left out: positions are learned, and fairseq's limit is the model's.
+        that are 0 are left out: positions are learned, and fairseq's limit is the model's. So are
+        a head width that is d_model / heads, and a window over all positions.
         """
-        per_side = {
-            "embed_dim": self.d_model,
-            "attention_heads": self.decoder_heads.num_heads,
-            "normalize_before": self.pre_norm,
-            "learned_pos": True,
-        }
-        options = {f"{side}_{key}": v for key, v in per_side.items() for side in _SIDES}
+        options: dict[str, Any] = {}
+        for side, heads in (("encoder", self.encoder_heads), ("decoder", self.decoder_heads)):
+            options |= {
+                f"{side}_embed_dim": self.d_model,
+                f"{side}_attention_heads": heads.num_heads,
+                f"{side}_normalize_before": self.pre_norm,
+                f"{side}_learned_pos": True,
+            }
+            if heads.query_width != self.d_model:
+                options[f"{side}_head_dim"] = heads.head_dim
+        if self.window is not None:
+            options["decoder_window"] = self.window
         positions = {
             "max_source_positions": self.max_source_positions,
             "max_target_positions": self.max_target_positions,
@@ -162,9 +182,6 @@ class Architecture:
         }
 
 
-_SIDES = ("encoder", "decoder")
-
-
 def check_kv_heads(num_heads: int, num_kv_heads: int) -> None:
     """Raise ValueError unless `num_kv_heads` divides `num_heads`."""
     if num_kv_heads < 1 or num_heads % num_kv_heads:
@@ -172,6 +189,34 @@ def check_kv_heads(num_heads: int, num_kv_heads: int) -> None:
         raise ValueError(
             f"num_kv_heads {num_kv_heads} does not divide {num_heads} attention heads: "
             f"choose one of {', '.join(map(str, divisors))}"
+        )
+
+
+def head_dim_of(d_model: int, num_heads: int) -> int:
+    """The width of a head where all heads together are as wide as the model.
+
+    Raises:
+        ValueError: `num_heads` does not divide `d_model`.
+    """
+    if num_heads < 1 or d_model % num_heads:
+        raise ValueError(
+            f"d_model {d_model} is not divisible by {num_heads} heads: "
+            "choose a head count that divides it, or a head width"
+        )
+    return d_model // num_heads
+
+
+def check_head_dim(head_dim: int) -> None:
+    """Raise ValueError unless a head has at least one element."""
+    if head_dim < 1:
+        raise ValueError(f"head_dim {head_dim} must be at least 1")
+
+
+def check_window(window: int | None) -> None:
+    """Raise ValueError unless a window, where there is one, holds the current position."""
+    if window is not None and window < 1:
+        raise ValueError(
+            f"window {window} must be at least 1, the current position; unset: all positions"
         )
 
 

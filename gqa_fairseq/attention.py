@@ -6,7 +6,7 @@ section 2.2). Query head h reads key/value head h // R.
 
 Legend, used in every shape below:
     T target length   S source (key) length   B batch (sentences)   H heads   G kv heads
-    R = H // G queries per kv head            D head dim            C = H * D model width
+    R = H // G queries per kv head            D head dim            C model width; often H * D
     N slots of a cache                        W beam width (1 when greedy)
 """
 
@@ -18,17 +18,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gqa_fairseq.architecture import check_kv_heads
+from gqa_fairseq.architecture import check_head_dim, check_kv_heads, check_window
 
 
 class GroupedQueryAttention(nn.Module):
     """Attention with `num_heads` query heads and `num_kv_heads` key/value heads.
 
-    The parameters have the names and, at G = H, the shapes of fairseq's MultiheadAttention:
-    `q_proj`, `out_proj` [C, C] and `k_proj`, `v_proj` [G * D, C], biases optional.
+    The parameters have the names and, at G = H and H * D = C, the shapes of fairseq's
+    MultiheadAttention: `q_proj` [H * D, C], `k_proj` and `v_proj` [G * D, C], `out_proj`
+    [C, H * D], biases optional.
+
+    Args:
+        head_dim: D; unset: C / H. H * D may be another width than C (Shazeer 2019, section 4.1).
+        window: positions that a query reads in self-attention: its own and the `window` - 1 before
+            it (Shazeer 2019, section 4.1: 32). Unset: all positions before it.
 
     Raises:
-        ValueError: `num_heads` does not divide `embed_dim`, or `num_kv_heads` not `num_heads`.
+        ValueError: `num_kv_heads` does not divide `num_heads`; or, where `head_dim` is unset,
+            `num_heads` not `embed_dim`; or a head or window without an element.
     """
 
     def __init__(
@@ -37,36 +44,45 @@ class GroupedQueryAttention(nn.Module):
         num_heads: int,
         num_kv_heads: int,
         *,
+        head_dim: int | None = None,
+        window: int | None = None,
         dropout: float = 0.0,
         bias: bool = False,
     ) -> None:
         super().__init__()
         check_kv_heads(num_heads, num_kv_heads)
-        if embed_dim % num_heads:
-            raise ValueError(f"embed_dim {embed_dim} is not divisible by {num_heads} heads")
+        if head_dim is None:
+            if embed_dim % num_heads:
+                raise ValueError(f"embed_dim {embed_dim} is not divisible by {num_heads} heads")
+            head_dim = embed_dim // num_heads
+        check_head_dim(head_dim)
+        check_window(window)
         self.embed_dim = embed_dim
         self.num_heads = num_heads
         self.num_kv_heads = num_kv_heads
         self.queries_per_kv = num_heads // num_kv_heads
-        self.head_dim = embed_dim // num_heads
+        self.head_dim = head_dim
+        self.window = window
         self.dropout = dropout
-        self.q_proj = nn.Linear(embed_dim, embed_dim, bias=bias)
-        self.k_proj = nn.Linear(embed_dim, num_kv_heads * self.head_dim, bias=bias)
-        self.v_proj = nn.Linear(embed_dim, num_kv_heads * self.head_dim, bias=bias)
-        self.out_proj = nn.Linear(embed_dim, embed_dim, bias=bias)
+        self.q_proj = nn.Linear(embed_dim, num_heads * head_dim, bias=bias)
+        self.k_proj = nn.Linear(embed_dim, num_kv_heads * head_dim, bias=bias)
+        self.v_proj = nn.Linear(embed_dim, num_kv_heads * head_dim, bias=bias)
+        self.out_proj = nn.Linear(num_heads * head_dim, embed_dim, bias=bias)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draw each weight from the range that its row has in the multi-head layer.
 
-        Xavier's bound depends on the number of outputs, so narrowing K and V would widen their
-        range. The bound of the full C x C matrix is kept (times 1 / sqrt(2), as fairseq does for
-        a fused QKV), so that a variant differs from MHA in its shape alone.
+        Xavier's bound depends on the number of inputs and outputs, so narrowing a matrix would
+        widen its range. The bound of the full C x C matrix is kept (times 1 / sqrt(2) for Q, K
+        and V, as fairseq does for a fused QKV), so that a variant differs from MHA in its shape
+        alone.
         """
-        qkv_bound = math.sqrt(6 / (2 * self.embed_dim)) / math.sqrt(2)
+        bound = math.sqrt(6 / (2 * self.embed_dim))
+        qkv_bound = bound / math.sqrt(2)
         for projection in (self.q_proj, self.k_proj, self.v_proj):
             nn.init.uniform_(projection.weight, -qkv_bound, qkv_bound)
-        nn.init.xavier_uniform_(self.out_proj.weight)
+        nn.init.uniform_(self.out_proj.weight, -bound, bound)
         for projection in (self.q_proj, self.k_proj, self.v_proj, self.out_proj):
             if projection.bias is not None:
                 nn.init.zeros_(projection.bias)
@@ -88,7 +104,7 @@ class GroupedQueryAttention(nn.Module):
             key_padding_mask: [B, S] bool, True at padding.
             attn_mask: [T, S] or [B, T, S], added to the scores (fairseq: -inf where forbidden).
             need_weights: also return the probabilities, averaged over heads.
-            is_causal: position t reads positions up to t; needs T = S.
+            is_causal: position t reads positions up to t; needs T = S, as a `window` does.
 
         Returns:
             output [T, B, C], and weights [B, T, S] or None.
@@ -96,6 +112,9 @@ class GroupedQueryAttention(nn.Module):
         q = self._split(self.q_proj(query), self.num_heads)  # [B, H, T, D]
         k = self._split(self.k_proj(key), self.num_kv_heads)  # [B, G, S, D]
         v = self._split(self.v_proj(value), self.num_kv_heads)
+        if self.window is not None and self.window < k.shape[2]:
+            band = _band_mask(q, k, self.window)
+            attn_mask = band if attn_mask is None else attn_mask + band
         mask = _merge_masks(q, k, key_padding_mask, attn_mask, is_causal)
         dropout = self.dropout if self.training else 0.0
         out = F.scaled_dot_product_attention(
@@ -112,7 +131,7 @@ class GroupedQueryAttention(nn.Module):
             causal = _causal_mask(q, k) if is_causal and mask is None else mask
             weights = _head_average(q, k, causal)
         B, _, T, _ = q.shape
-        return self.out_proj(out.permute(2, 0, 1, 3).reshape(T, B, self.embed_dim)), weights
+        return self.out_proj(out.permute(2, 0, 1, 3).reshape(T, B, -1)), weights
 
     def project_kv(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of a time-first sequence [S, B, C]: two tensors [B, G, S, D]."""
@@ -172,6 +191,12 @@ def _causal_mask(q: Tensor, k: Tensor) -> Tensor:
     """[T, S] additive: -inf above the diagonal."""
     size = (q.shape[2], k.shape[2])
     return torch.full(size, -math.inf, dtype=q.dtype, device=q.device).triu(1)
+
+
+def _band_mask(q: Tensor, k: Tensor, window: int) -> Tensor:
+    """[T, S] additive: -inf at keys that lie `window` or more positions before the query."""
+    size = (q.shape[2], k.shape[2])
+    return torch.full(size, -math.inf, dtype=q.dtype, device=q.device).tril(-window)
 
 
 def _merge_masks(

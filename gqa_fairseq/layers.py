@@ -8,6 +8,7 @@ from fairseq.modules.transformer_layer import (
 )
 from torch import Tensor, nn
 
+from gqa_fairseq.architecture import Heads
 from gqa_fairseq.attention import GroupedQueryAttention
 
 
@@ -23,30 +24,33 @@ class _Linears:
 
 
 class GroupedQueryEncoderLayer(_Linears, TransformerEncoderLayerBase):
-    """fairseq's encoder layer; `num_kv_heads` is the encoder's own (H under placement decoder)."""
+    """fairseq's encoder layer with `heads` of its own."""
 
-    def __init__(self, cfg, num_kv_heads: int, use_bias: bool) -> None:
-        self.num_kv_heads, self.use_bias = num_kv_heads, use_bias
+    def __init__(self, cfg, heads: Heads, use_bias: bool) -> None:
+        self.heads, self.use_bias = heads, use_bias
         super().__init__(cfg)
 
     def build_self_attention(self, embed_dim: int, cfg) -> GroupedQueryAttention:
-        return _attention(embed_dim, cfg.encoder.attention_heads, self, cfg)
+        return _attention(embed_dim, self, cfg)
 
 
 class GroupedQueryDecoderLayer(_Linears, TransformerDecoderLayerBase):
-    """fairseq's decoder layer for whole sequences; decoding/step.py runs one position."""
+    """fairseq's decoder layer for whole sequences; decoding/step.py runs one position.
 
-    def __init__(self, cfg, num_kv_heads: int, use_bias: bool) -> None:
-        self.num_kv_heads, self.use_bias = num_kv_heads, use_bias
+    Both attentions have the same `heads`; self-attention reads a `window` of positions.
+    """
+
+    def __init__(self, cfg, heads: Heads, window: int | None, use_bias: bool) -> None:
+        self.heads, self.window, self.use_bias = heads, window, use_bias
         super().__init__(cfg)
 
     def build_self_attention(
         self, embed_dim: int, cfg, add_bias_kv: bool = False, add_zero_attn: bool = False
     ) -> GroupedQueryAttention:
-        return _attention(embed_dim, cfg.decoder.attention_heads, self, cfg)
+        return _attention(embed_dim, self, cfg, self.window)
 
     def build_encoder_attention(self, embed_dim: int, cfg) -> GroupedQueryAttention:
-        return _attention(embed_dim, cfg.decoder.attention_heads, self, cfg)
+        return _attention(embed_dim, self, cfg)
 
     def forward(
         self,
@@ -78,11 +82,13 @@ class GroupedQueryDecoderLayer(_Linears, TransformerDecoderLayerBase):
         return (x if pre else self.final_layer_norm(x)), weights
 
 
-def _attention(embed_dim: int, num_heads: int, layer, cfg) -> GroupedQueryAttention:
+def _attention(embed_dim: int, layer, cfg, window: int | None = None) -> GroupedQueryAttention:
     return GroupedQueryAttention(
         embed_dim,
-        num_heads,
-        layer.num_kv_heads,
+        layer.heads.num_heads,
+        layer.heads.num_kv_heads,
+        head_dim=layer.heads.head_dim,
+        window=window,
         dropout=cfg.attention_dropout,
         bias=layer.use_bias,
     )

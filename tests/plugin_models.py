@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import random
 from collections.abc import Iterable
 from typing import Any
@@ -69,6 +70,26 @@ def randomize(model: torch.nn.Module, scale: float = 1.0, seed: int = 1) -> None
                 parameter.add_(0.2 * noise)
             elif "embed" not in name:
                 parameter.copy_(scale * noise / parameter.shape[1] ** 0.5)
+
+
+def band_masked(model: GroupedQueryTransformerModel) -> GroupedQueryTransformerModel:
+    """A copy whose decoder sees its window by a mask that is added: the oracle for windows.
+
+    The copy's own window is off. It reads whole sequences alone; a cache would not see the mask.
+    """
+    twin = copy.deepcopy(model)
+    window = model.decoder.layers[0].self_attn.window
+
+    def add_band(_: torch.nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> tuple:
+        at = torch.arange(args[0].shape[0])  # query [T, B, C]
+        hidden = torch.zeros(len(at), len(at), dtype=args[0].dtype)
+        hidden.masked_fill_(at[:, None] - at >= window, -math.inf)
+        return args, {**kwargs, "attn_mask": hidden}
+
+    for layer in twin.decoder.layers:
+        layer.self_attn.window = None
+        layer.self_attn.register_forward_pre_hook(add_band, with_kwargs=True)
+    return twin
 
 
 def build_stock(

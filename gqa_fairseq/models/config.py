@@ -12,8 +12,8 @@ from fairseq import utils
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.models.transformer import TransformerConfig
 
-from gqa_fairseq.architecture import Variant
-from gqa_fairseq.parity import Baseline
+from gqa_fairseq.architecture import Heads, check_placement, check_window, head_dim_of
+from gqa_fairseq.parity import Baseline, check_matched
 
 # Each option may be unset; see _option.
 Int = Optional[int]
@@ -53,7 +53,13 @@ class GroupedQueryTransformerConfig(FairseqDataclass):
     encoder_embed_dim: Int = _option(1024, "encoder width (d_model)")
     decoder_embed_dim: Int = _option(1024, "decoder width, equal to the encoder's")
     encoder_attention_heads: Int = _option(8, "query heads in the encoder")
-    decoder_attention_heads: Int = _option(8, "query heads in the decoder, equal to the encoder's")
+    decoder_attention_heads: Int = _option(8, "query heads in the decoder")
+    encoder_head_dim: Int = _option(None, "width of a head in the encoder; unset: d_model / heads")
+    decoder_head_dim: Int = _option(None, "width of a head in the decoder; unset: d_model / heads")
+    decoder_window: Int = _option(
+        None,
+        "positions that the decoder's self-attention reads, the current one included; unset: all",
+    )
     encoder_layers: Int = _option(6, "encoder layers")
     decoder_layers: Int = _option(6, "decoder layers")
     encoder_normalize_before: Bool = _option(False, "layer norm before each encoder block")
@@ -76,7 +82,8 @@ class GroupedQueryTransformerConfig(FairseqDataclass):
 def resolve(cfg) -> None:
     """Fill in, in place, what is not set and what is derived: `num_kv_heads` and both d_ff.
 
-    Where both d_ff are given nothing is derived, and `mha_ffn_embed_dim` stays as it is.
+    Where both d_ff are given nothing is derived, and `mha_ffn_embed_dim` stays as it is. Derived
+    ones match the multi-head Transformer whose heads are together as wide as the model.
 
     Raises:
         ValueError: heads that do not divide, or an encoder and a decoder of different widths.
@@ -87,25 +94,48 @@ def resolve(cfg) -> None:
         is_option = not option.name.startswith("_")
         if is_option and is_needed and getattr(cfg, option.name, None) is None:
             setattr(cfg, option.name, option.metadata["fallback"])
-    for name in ("embed_dim", "attention_heads"):
-        if getattr(cfg, f"encoder_{name}") != getattr(cfg, f"decoder_{name}"):
-            raise ValueError(
-                f"encoder and decoder {name} differ: parity is defined for equal ones; set both"
-            )
-    # Heads and placement are checked here, even where no d_ff is taken from it.
+    if cfg.encoder_embed_dim != cfg.decoder_embed_dim:
+        raise ValueError(
+            "encoder and decoder embed_dim differ: parity is defined for equal ones; set both"
+        )
+    check_placement(cfg.attention_placement)
+    check_window(cfg.decoder_window)
+    encoder_heads, decoder_heads = heads_of(cfg)
+    # Sizes are checked here, even where no d_ff is taken from it.
     matched = Baseline(
         d_model=cfg.encoder_embed_dim,
-        num_heads=cfg.encoder_attention_heads,
+        num_heads=1,  # no number of heads changes the parameters of a multi-head model
         mha_d_ff=cfg.mha_ffn_embed_dim if is_derived else cfg.decoder_ffn_embed_dim,
         encoder_layers=cfg.encoder_layers,
         decoder_layers=cfg.decoder_layers,
         bias=cfg.use_bias,
-    ).resolve(Variant(cfg.num_kv_heads, cfg.attention_placement))
-    cfg.num_kv_heads = matched.num_kv_heads
-    if cfg.encoder_ffn_embed_dim is None:
-        cfg.encoder_ffn_embed_dim = matched.encoder_d_ff
-    if cfg.decoder_ffn_embed_dim is None:
-        cfg.decoder_ffn_embed_dim = matched.decoder_d_ff
+    ).matched_d_ff(encoder_heads, decoder_heads, cfg.attention_placement)
+    for side, d_ff in zip(("encoder", "decoder"), matched, strict=True):
+        option = f"{side}_ffn_embed_dim"
+        if getattr(cfg, option) is None:
+            check_matched(d_ff, decoder_heads)
+            setattr(cfg, option, d_ff)
+    if cfg.num_kv_heads is None:
+        cfg.num_kv_heads = decoder_heads.num_kv_heads
+        if encoder_heads.num_kv_heads != cfg.num_kv_heads:
+            cfg.attention_placement = "decoder"  # or the encoder would get the decoder's number
+
+
+def heads_of(cfg) -> tuple[Heads, Heads]:
+    """The heads of the encoder and of the decoder, from flat or nested options.
+
+    Raises:
+        ValueError: heads that do not divide, or a head without an element.
+    """
+    made = []
+    for side in ("encoder", "decoder"):
+        num_heads, head_dim = (getattr(cfg, f"{side}_{k}") for k in ("attention_heads", "head_dim"))
+        if head_dim is None:
+            head_dim = head_dim_of(getattr(cfg, f"{side}_embed_dim"), num_heads)
+        is_grouped = side == "decoder" or cfg.attention_placement == "all"
+        num_kv_heads = cfg.num_kv_heads if is_grouped else None
+        made.append(Heads.checked(num_heads, head_dim, num_kv_heads))
+    return made[0], made[1]
 
 
 def nested(cfg) -> TransformerConfig:

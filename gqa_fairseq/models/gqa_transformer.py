@@ -21,7 +21,7 @@ from gqa_fairseq.attention import GroupedQueryAttention
 from gqa_fairseq.decoding.cpu.cache import DecoderCache
 from gqa_fairseq.decoding.weights import DecodingWeights
 from gqa_fairseq.layers import GroupedQueryDecoderLayer, GroupedQueryEncoderLayer
-from gqa_fairseq.models.config import GroupedQueryTransformerConfig, nested, resolve
+from gqa_fairseq.models.config import GroupedQueryTransformerConfig, heads_of, nested, resolve
 
 MODEL_NAME = "gqa_transformer"
 _CACHE_KEY = "gqa_decoder_cache"
@@ -31,10 +31,7 @@ class GroupedQueryTransformerEncoder(TransformerEncoderBase):
     """fairseq's encoder; under placement `decoder` it keeps multi-head attention."""
 
     def build_encoder_layer(self, cfg) -> GroupedQueryEncoderLayer:
-        heads = (
-            cfg.num_kv_heads if cfg.attention_placement == "all" else cfg.encoder.attention_heads
-        )
-        return GroupedQueryEncoderLayer(cfg, heads, cfg.use_bias)
+        return GroupedQueryEncoderLayer(cfg, heads_of(cfg)[0], cfg.use_bias)
 
     def reorder_encoder_out(self, encoder_out: dict, new_order: Tensor) -> dict:
         """fairseq's gather, kept as one row a sentence where fairseq has one a hypothesis.
@@ -64,7 +61,7 @@ class GroupedQueryTransformerDecoder(DecodingWeights, TransformerDecoderBase):
     """fairseq's decoder with whole-sequence and cached forward passes of its own."""
 
     def build_decoder_layer(self, cfg, no_encoder_attn: bool = False) -> GroupedQueryDecoderLayer:
-        return GroupedQueryDecoderLayer(cfg, cfg.num_kv_heads, cfg.use_bias)
+        return GroupedQueryDecoderLayer(cfg, heads_of(cfg)[1], cfg.decoder.window, cfg.use_bias)
 
     def forward(
         self,
@@ -175,7 +172,8 @@ class GroupedQueryTransformerDecoder(DecodingWeights, TransformerDecoderBase):
         """A cache for `beam` hypotheses a sentence that holds the source's keys and values."""
         native = self.decoding_weights().native
         source, is_padding = _source(encoder_out)
-        cache = DecoderCache(source.shape[1], beam, native=native)
+        window = self.layers[0].self_attn.window
+        cache = DecoderCache(source.shape[1], beam, native=native, window=window)
         cache.store_source(list(self.source_keys_values(encoder_out)), is_padding, source.dtype)
         return cache
 
@@ -324,7 +322,7 @@ def architecture_of(
         d_model=decoder.embed_tokens.embedding_dim,
         encoder_heads=_heads(encoder_layer.self_attn),
         decoder_heads=_heads(decoder_layer.self_attn),
-        window=None,
+        window=decoder_layer.self_attn.window,
         encoder_layers=len(encoder.layers),
         decoder_layers=len(decoder.layers),
         encoder_d_ff=encoder_layer.fc1.out_features,

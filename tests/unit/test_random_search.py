@@ -50,6 +50,7 @@ def random_shape(draw: random.Random) -> dict[str, Any]:
         "share_all_embeddings": draw.random() < 0.5,
         "use_bias": draw.random() < 0.5,
         "activation_fn": draw.choice(("relu", "relu", "gelu")),
+        "decoder_window": draw.choice((None, None, None, 1, 2, 5)),
     }
 
 

@@ -169,6 +169,32 @@ def test_a_batch_that_does_not_fit_is_split_and_gives_the_same() -> None:
     assert batches == [1] * 7
 
 
+@pytest.mark.parametrize("beam", [1, 4])
+def test_a_window_bounds_the_memory_that_is_predicted(beam: int) -> None:
+    """A limit that holds the window's slots holds a target of any length; all slots need more."""
+    sample = source_batch(random_lines(7, VOCABULARY), VOCABULARY)
+    batches = {}
+    for window in (3, None):
+        model = model_of(num_kv_heads=2, decoder_window=window)
+        width = sample["net_input"]["src_tokens"].shape[1]
+        position = 2 * 2 * 2 * 4 * 8  # layers, keys and values, G, D, float64
+        limit = 7 * (beam * 3 + 2 * width) * position  # the source's twice, for a copy
+        for spare in (0, -1):
+            generator = GroupedQueryGenerator(
+                [model], VOCABULARY, beam_size=beam, max_len_b=60, memory_limit_bytes=limit + spare
+            )
+            sizes: list[int] = []
+            search_one = generator._search
+            generator._search = lambda net_input, *rest, _one=search_one, _sizes=sizes: (  # type: ignore[method-assign]  # counts the batches
+                _sizes.append(len(net_input["src_tokens"])) or _one(net_input, *rest)
+            )
+            generator.generate([model], sample)
+            batches[window, spare] = sizes
+    assert batches[3, 0] == [7]
+    assert batches[3, -1] == [3, 4]
+    assert len(batches[None, 0]) > 2
+
+
 def test_gnmt_penalty_rescales_the_same_hypotheses() -> None:
     model = model_of(num_kv_heads=2)
     sample = source_batch(random_lines(5, VOCABULARY), VOCABULARY)
