@@ -5,7 +5,7 @@ fairseq returns them always. Most callers never look, and without them attention
 
 from __future__ import annotations
 
-from collections.abc import Callable, ItemsView, Iterator, ValuesView
+from collections.abc import Callable, Iterator
 from typing import Any, SupportsIndex
 
 from torch import Tensor
@@ -51,13 +51,15 @@ class Hypothesis(dict):
         return super().__getitem__(key)
 
     def get(self, key: str, default: Any = None) -> Any:
-        return self.get(key, default)
+        if key == "attention":
+            self._look()
+        return super().get(key, default)
 
-    def values(self) -> ValuesView[Any]:
+    def values(self) -> Any:
         self._look()
         return super().values()
 
-    def items(self) -> ItemsView[str, Any]:
+    def items(self) -> Any:
         self._look()
         return super().items()
 

@@ -11,9 +11,10 @@ Nothing here waits for a device if the clock is on it (rules.Clock). Legend: see
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,22 +38,21 @@ class Candidates(NamedTuple):
         return Candidates(*(x[rows] for x in self))
 
 
-class Strategy(Protocol):
+class Strategy(ABC):
     """How candidates are found; `needs_host` as in rules.Rule."""
 
-    needs_host: ClassVar[str | None]
+    needs_host: ClassVar[str | None] = None
 
+    @abstractmethod
     def candidates(self, lprobs: Tensor, totals: Tensor, clock: Clock, best: Best) -> Candidates:
         """From log-probabilities [n * W, V] and the sums [n, W] of the hypotheses so far."""
 
-    def keep(self, rows: Tensor) -> None:
+    def keep(self, rows: Tensor) -> None:  # noqa: B027  most strategies know nothing of sentences
         """Sentences `rows` [n'] of the n are left."""
 
 
 class BeamSearch(Strategy):
     """The 2 W best continuations, so that W are left if W of them end; greedy search is W = 1."""
-
-    needs_host: ClassVar[str | None] = None
 
     def candidates(self, lprobs: Tensor, totals: Tensor, clock: Clock, best: Best) -> Candidates:
         W, V = totals.shape[1], lprobs.shape[1]

@@ -139,17 +139,16 @@ class Suppressed(Rule):
         lprobs.index_fill_(1, self.words, -math.inf)
 
 
+@dataclass(frozen=True)
 class NoRepeat(Rule):
     """--no-repeat-ngram-size: no `size` words follow each other twice in a hypothesis."""
 
-    needs_host = "--no-repeat-ngram-size"
-
-    def __init__(self, size: int) -> None:
-        self._size = size
+    needs_host: ClassVar[str | None] = "--no-repeat-ngram-size"
+    size: int
 
     def change(self, lprobs: Tensor, clock: Clock, histories: Histories | None) -> None:
         assert histories is not None
-        forbid_repeats(lprobs, histories.tokens[:, :, 1 : int(clock.step) + 1], self._size)
+        forbid_repeats(lprobs, histories.tokens[:, :, 1 : int(clock.step) + 1], self.size)
 
 
 def forbid_repeats(lprobs: Tensor, words: Tensor, size: int) -> None:

@@ -87,8 +87,9 @@ class GroupedQueryGenerator(SequenceGenerator):
         self.memory_limit_bytes = memory_limit_bytes
         self.driver = driver
         self._gpu_search: GpuSearch | None = None
-        if self.repeat_ngram_blocker is not None:
-            self.repeat_ngram_blocker = _RepeatBlock(self.repeat_ngram_blocker.no_repeat_ngram_size)
+        blocker = getattr(self, "repeat_ngram_blocker")  # noqa: B009  mypy cannot tell its type
+        if blocker is not None:
+            self.repeat_ngram_blocker = _RepeatBlock(blocker.no_repeat_ngram_size)
         is_diverse = isinstance(self.search, search.DiverseBeamSearch)
         if is_diverse and self.beam_size % self.search.num_groups:
             raise ValueError(

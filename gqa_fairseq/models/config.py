@@ -11,6 +11,7 @@ from typing import Any, Optional
 
 from fairseq import utils
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from fairseq.dataclass.utils import interpret_dc_type
 from fairseq.models.transformer import TransformerConfig
 
 from gqa_fairseq.architecture import Heads, check_placement, check_window, head_dim_of
@@ -74,11 +75,11 @@ def stock_options() -> Iterator[tuple[str, Any, Any]]:
         if option.name.startswith("_"):
             continue
         if not (isinstance(option.type, type) and issubclass(option.type, FairseqDataclass)):
-            yield option.name, option.type, option.default
+            yield option.name, interpret_dc_type(option.type), option.default
             continue
         for part in fields(option.type):
             if not part.name.startswith("_"):
-                yield f"{option.name}_{part.name}", part.type, part.default
+                yield f"{option.name}_{part.name}", interpret_dc_type(part.type), part.default
 
 
 _DEFAULTS = {name: default for name, _, default in stock_options()}
@@ -180,11 +181,11 @@ def resolve(cfg) -> None:
         if getattr(cfg, name, None) not in (None, _DEFAULTS[name]):
             raise ValueError(f"--{name.replace('_', '-')}: {reason}")
     is_derived = None in (cfg.encoder_ffn_embed_dim, cfg.decoder_ffn_embed_dim)
-    for option in fields(GroupedQueryTransformerConfig):
-        is_needed = is_derived or option.name != "mha_ffn_embed_dim"
-        is_option = not option.name.startswith("_")
-        if is_option and is_needed and getattr(cfg, option.name, None) is None:
-            setattr(cfg, option.name, option.metadata.get("fallback"))
+    for each in fields(GroupedQueryTransformerConfig):
+        is_needed = is_derived or each.name != "mha_ffn_embed_dim"
+        is_option = not each.name.startswith("_")
+        if is_option and is_needed and getattr(cfg, each.name, None) is None:
+            setattr(cfg, each.name, each.metadata.get("fallback"))
     for side in ("encoder", "decoder"):
         _keep_layers(cfg, side)
     if cfg.encoder_embed_dim != cfg.decoder_embed_dim:

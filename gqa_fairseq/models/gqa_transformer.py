@@ -246,7 +246,7 @@ class GroupedQueryTransformerDecoder(DecodingWeights, TransformerDecoderBase):
             incremental_state[_CACHE_KEY].reorder(new_order)
 
 
-def _checkpointed(layer: nn.Module, cfg) -> nn.Module:
+def _checkpointed(layer: Any, cfg) -> Any:
     """The layer, whose activations backward computes again where --checkpoint-activations is on."""
     if not cfg.checkpoint_activations:
         return layer

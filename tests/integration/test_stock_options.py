@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import pickle
 from argparse import Namespace
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from gqa_fairseq.decoding.search import GroupedQueryGenerator
 
 VOCABULARY = dictionary()
 SENTENCES = 6
+ROUNDED = 1e-7  # fairseq rounds attention weights to float32
 OPTIONS: dict[str, dict[str, Any]] = {
     "norm of embeddings": {"layernorm_embedding": True},
     "embeddings as they are": {"no_scale_embedding": True},
@@ -68,15 +69,18 @@ def sample() -> dict[str, Any]:
     return batch
 
 
-def loss_and_gradients(model: nn.Module, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
+def loss_and_gradients(
+    model: nn.Module, seed: int, is_of_attention: bool
+) -> tuple[Tensor, dict[str, Tensor]]:
     model.zero_grad()
     torch.manual_seed(seed)
     batch = sample()
     logits, extra = model(**batch["net_input"])
     loss = F.cross_entropy(logits.flatten(0, 1), batch["target"].flatten())
-    attn = extra["attn"][0]
-    if attn is not None:  # it is not where the last layer is left out
-        loss = loss - attn[:, :, -2].log().mean()  # as alignments are learned
+    if is_of_attention:
+        attn = extra["attn"][0]
+        if attn is not None:  # it is not where the last layer is left out
+            loss = loss - attn[:, :, -2].log().mean()  # as alignments are learned
     loss.backward()
     gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     return loss.detach(), gradients
@@ -89,15 +93,16 @@ def test_training_is_fairseqs(options: dict[str, Any]) -> None:
     ours.train()
     theirs.train()
     losses = []
-    for seed in range(4):
-        loss, gradients = loss_and_gradients(ours, seed)
-        expected, expected_gradients = loss_and_gradients(theirs, seed)
-        torch.testing.assert_close(loss, expected, rtol=0, atol=1e-10)
+    for seed, is_of_attention in product(range(3), (False, True)):
+        loss, gradients = loss_and_gradients(ours, seed, is_of_attention)
+        expected, expected_gradients = loss_and_gradients(theirs, seed, is_of_attention)
+        atol = ROUNDED if is_of_attention else 1e-10
+        torch.testing.assert_close(loss, expected, rtol=0, atol=atol)
         assert gradients.keys() == expected_gradients.keys()
         for name, gradient in gradients.items():
-            torch.testing.assert_close(gradient, expected_gradients[name], rtol=0, atol=1e-9)
+            torch.testing.assert_close(gradient, expected_gradients[name], rtol=0, atol=10 * atol)
         losses.append(float(loss))
-    assert len(set(losses)) == 4
+    assert len(set(losses[::2])) == 3
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
@@ -193,7 +198,7 @@ def test_attention_of_a_whole_pass_is_fairseqs() -> None:
             found, expected = (
                 model(**net_input, alignment_layer=layer)[1]["attn"][0] for model in (ours, theirs)
             )
-            torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+            torch.testing.assert_close(found, expected, rtol=0, atol=ROUNDED)
 
 
 def test_nobody_who_does_not_ask_pays(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,7 +223,7 @@ def test_references_are_aligned_as_in_fairseq() -> None:
         scorer = SequenceScorer(VOCABULARY, compute_alignment=True)
         scored.append([each[0] for each in scorer.generate([model], sample())])
     for a, b in zip(*scored, strict=True):
-        torch.testing.assert_close(a["attention"], b["attention"], rtol=0, atol=1e-10)
+        torch.testing.assert_close(a["attention"], b["attention"], rtol=0, atol=ROUNDED)
         assert a["alignment"] == b["alignment"]
         assert len(a["alignment"]) == 7
 

@@ -182,32 +182,38 @@ def test_no_words_follow_each_other_twice(size: int) -> None:
             assert len(set(sequences)) == len(sequences)
 
 
+def diverse(groups: int, strength: float) -> dict[str, Any]:
+    strategy = search.DiverseBeamSearch(VOCABULARY, groups, strength)
+    return {"beam_size": 4, "max_len_b": 20, "search_strategy": strategy}
+
+
 @pytest.mark.parametrize("groups", [1, 2, 4])
 def test_diverse_groups_are_fairseqs(groups: int) -> None:
     """Batch after batch; fairseq's own takes a line's number in the text for its place."""
     model = model_of(num_kv_heads=2)
-    strategy = search.DiverseBeamSearch(VOCABULARY, groups, 0.7)
-    options: dict[str, Any] = {"beam_size": 4, "max_len_b": 20, "search_strategy": strategy}
-    ours = GroupedQueryGenerator([model], VOCABULARY, **options)
+    ours, alike = (
+        GroupedQueryGenerator([model], VOCABULARY, **diverse(groups, strength))
+        for strength in (0.7, 0.0)
+    )
     assert ours.fallback_reason is None
-    firsts = []
     for seed, lines in ((1, 9), (2, 5)):
         sample = source_batch(random_lines(lines, VOCABULARY, seed=seed), VOCABULARY)
-        stock = SequenceGenerator([model], VOCABULARY, **options).generate([model], sample)
+        stock = SequenceGenerator([model], VOCABULARY, **diverse(groups, 0.7))
         numbered = {**sample, "id": torch.arange(lines) + 100 * seed}
         found = ours.generate([model], numbered)
-        assert_same(found, stock)
-        firsts += [len({int(h["tokens"][0]) for h in each}) for each in found]
-    assert min(firsts) >= groups  # groups begin with words of their own
+        assert_same(found, stock.generate([model], sample))
+        said, said_alike = (
+            [[h["tokens"].tolist() for h in each] for each in hypotheses]
+            for hypotheses in (found, alike.generate([model], numbered))
+        )
+        assert (said == said_alike) == (groups == 1)
 
 
 def test_both_work_where_fairseqs_search_has_to() -> None:
     models = [model_of(seed, num_kv_heads=2) for seed in (1, 2)]
     sample = source_batch(random_lines(5, VOCABULARY), VOCABULARY)
-    strategy = search.DiverseBeamSearch(VOCABULARY, 2, 0.7)
-    options: dict[str, Any] = {"beam_size": 4, "max_len_b": 9, "search_strategy": strategy}
-    ours = GroupedQueryGenerator(models, VOCABULARY, no_repeat_ngram_size=1, **options)
-    stock = SequenceGenerator(models, VOCABULARY, **options)
+    ours = GroupedQueryGenerator(models, VOCABULARY, no_repeat_ngram_size=1, **diverse(2, 0.7))
+    stock = SequenceGenerator(models, VOCABULARY, **diverse(2, 0.7))
     stock.repeat_ngram_blocker = PlainRepeatBlock(1)
     numbered = {**sample, "id": torch.arange(5) + 100}
     assert_same(ours.generate(models, numbered), stock.generate(models, sample))
