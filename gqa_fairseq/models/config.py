@@ -82,14 +82,22 @@ def stock_options() -> Iterator[tuple[str, Any, Any]]:
                 yield f"{option.name}_{part.name}", interpret_dc_type(part.type), part.default
 
 
-_DEFAULTS = {name: default for name, _, default in stock_options()}
+def _plain(default: Any) -> Any:
+    """A default that stands by itself: None where it is taken over from another option."""
+    return None if isinstance(default, str) and default.startswith("${") else default
+
+
+_DEFAULTS = {name: _plain(default) for name, _, default in stock_options()}
 
 
 def _refused(name: str, kind: Any) -> tuple[str, Any, Any]:
-    """The field of a refused option: it has to be known, to be refused by its name."""
+    """The field of a refused option: it has to be known, to be refused by its name.
+
+    It has fairseq's default, which fairseq's trainer reads for some of them.
+    """
     plain = kind if kind in (bool, int, float) else str
     help_text = f"refused: {REFUSED[name]}"
-    return name, Optional[plain], field(default=None, metadata={"help": help_text})
+    return name, Optional[plain], field(default=_DEFAULTS[name], metadata={"help": help_text})
 
 
 RefusedOptions: Any = make_dataclass(

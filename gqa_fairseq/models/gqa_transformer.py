@@ -280,6 +280,8 @@ def _misfit(given: dict[str, Tensor], own: dict[str, Tensor]) -> str | None:
 class GroupedQueryTransformerModel(TransformerModelBase):
     """Encoder-decoder Transformer; G = H is fairseq's own, with the same parameter names."""
 
+    is_from_checkpoint = False  # the plugin's task says whether it was built to load one
+
     @classmethod
     def add_args(cls, parser) -> None:
         """Command-line options without defaults, so that an architecture can set them."""
@@ -325,14 +327,17 @@ class GroupedQueryTransformerModel(TransformerModelBase):
 
         Raises:
             OptionError: `strict`, and the weights have other names or shapes than the model's.
+                SystemExit alone while a training is restored: fairseq's trainer catches exceptions,
+                and shows a traceback that does not say what is wrong.
         """
         self.upgrade_state_dict(state_dict)
         state_dict = prune_state_dict(state_dict, self._keeping_a_side(model_cfg or args))
         misfit = _misfit(state_dict, self.state_dict()) if strict else None
         if misfit:
-            raise OptionError(
+            error = OptionError(
                 f"{misfit}: give the options the checkpoint was trained with, or another --save-dir"
             )
+            raise error if self.is_from_checkpoint else SystemExit(str(error))
         return super().load_state_dict(state_dict, strict, model_cfg, args)
 
     def _keeping_a_side(self, cfg):

@@ -91,7 +91,9 @@ class GroupedQueryTranslationTask(TranslationTask):
             self._refuse_idle_search()
         if from_checkpoint:
             self._override(cfg)
-        return super().build_model(cfg, from_checkpoint)
+        model = super().build_model(cfg, from_checkpoint)
+        model.is_from_checkpoint = from_checkpoint
+        return model
 
     def _override(self, cfg) -> None:
         """Takes over what fairseq leaves out of --model-overrides; weights replace embeddings.

@@ -86,7 +86,7 @@ def test_refused_options_of_the_model_are_named(name: str) -> None:
     with pytest.raises(OptionError, match=f"^error: --{name.replace('_', '-')}: ") as caught:
         build(VOCABULARY, **{name: value})
     assert "\n" not in str(caught.value)
-    build(VOCABULARY, **{name: default})  # what fairseq does unasked is no request
+    build(VOCABULARY, **{name: config._plain(default)})  # what fairseq does unasked is no request
 
 
 def generator_for(search_name: str = "gqa", models: Any = None, **options: Any) -> Any:
