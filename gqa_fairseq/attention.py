@@ -13,12 +13,21 @@ Legend, used in every shape below:
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gqa_fairseq.architecture import check_head_dim, check_kv_heads, check_window
+
+# Probabilities [B, T, S], averaged over heads; or what computes them when they are looked at.
+Weights = Tensor | Callable[[], Tensor]
+# (the attention, query [1, rows, C], whether weights are needed) -> what it reads [1, rows, H * D],
+# weights: one position over a cache
+Step = Callable[["GroupedQueryAttention", Tensor, bool], tuple[Tensor, Tensor | None]]
 
 
 class GroupedQueryAttention(nn.Module):
@@ -64,6 +73,7 @@ class GroupedQueryAttention(nn.Module):
         self.head_dim = head_dim
         self.window = window
         self.dropout = dropout
+        self.is_dropout_retained = False
         self.q_proj = nn.Linear(embed_dim, num_heads * head_dim, bias=bias)
         self.k_proj = nn.Linear(embed_dim, num_kv_heads * head_dim, bias=bias)
         self.v_proj = nn.Linear(embed_dim, num_kv_heads * head_dim, bias=bias)
@@ -94,22 +104,29 @@ class GroupedQueryAttention(nn.Module):
         value: Tensor,
         key_padding_mask: Tensor | None = None,
         attn_mask: Tensor | None = None,
-        need_weights: bool = False,
+        need_weights: bool | Literal["later"] = False,
         is_causal: bool = False,
-    ) -> tuple[Tensor, Tensor | None]:
+        step: Step | None = None,
+    ) -> tuple[Tensor, Weights | None]:
         """Attention over whole sequences, in fairseq's time-first order and calling convention.
 
         Args:
             query: [T, B, C]; key, value: [S, B, C], any floating dtype.
             key_padding_mask: [B, S] bool, True at padding.
             attn_mask: [T, S] or [B, T, S], added to the scores (fairseq: -inf where forbidden).
-            need_weights: also return the probabilities, averaged over heads.
+            need_weights: also return the probabilities, averaged over heads; `later` returns a
+                function that computes them, which costs nothing if nobody calls it.
             is_causal: position t reads positions up to t; needs T = S, as a `window` does, which
                 cuts what lies before t.
+            step: attends in place of all this, for one position over a cache; T = 1, and only
+                `query` and `need_weights` matter.
 
         Returns:
             output [T, B, C], and weights [B, T, S] or None.
         """
+        if step is not None:
+            read, weights = step(self, query, bool(need_weights))
+            return self.out_proj(read), weights
         q = self._split(self.q_proj(query), self.num_heads)  # [B, H, T, D]
         k = self._split(self.k_proj(key), self.num_kv_heads)  # [B, G, S, D]
         v = self._split(self.v_proj(value), self.num_kv_heads)
@@ -117,22 +134,35 @@ class GroupedQueryAttention(nn.Module):
             band = _band_mask(q, k, self.window)
             attn_mask = band if attn_mask is None else attn_mask + band
         mask = _merge_masks(q, k, key_padding_mask, attn_mask, is_causal)
-        dropout = self.dropout if self.training else 0.0
         out = F.scaled_dot_product_attention(
             q,
             k,
             v,
             attn_mask=mask,
-            dropout_p=dropout,
+            dropout_p=self.active_dropout,
             is_causal=is_causal and mask is None,
             enable_gqa=self.queries_per_kv > 1,
         )
-        weights = None
-        if need_weights:
-            causal = _causal_mask(q, k) if is_causal and mask is None else mask
-            weights = _head_average(q, k, causal)
         B, _, T, _ = q.shape
-        return self.out_proj(out.permute(2, 0, 1, 3).reshape(T, B, -1)), weights
+        out = self.out_proj(out.permute(2, 0, 1, 3).reshape(T, B, -1))
+        if not need_weights:
+            return out, None
+        causal = _causal_mask(q, k) if is_causal and mask is None else mask
+        later = partial(_head_average, q, k, causal)
+        return out, later if need_weights == "later" else later()
+
+    @property
+    def active_dropout(self) -> float:
+        """The probability with which a weight is dropped now."""
+        return self.dropout if self.training or self.is_dropout_retained else 0.0
+
+    def make_generation_fast_(
+        self, retain_dropout: bool = False, retain_dropout_modules: Any = None, **_: Any
+    ) -> None:
+        """fairseq's hook before translation: --retain-dropout keeps dropout on."""
+        self.is_dropout_retained = retain_dropout and (
+            retain_dropout_modules is None or type(self).__name__ in retain_dropout_modules
+        )
 
     def project_kv(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of a time-first sequence [S, B, C]: two tensors [B, G, S, D]."""
@@ -148,7 +178,12 @@ class GroupedQueryAttention(nn.Module):
 
 
 def attend_cached(
-    query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, need_weights: bool = False
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    mask: Tensor | None,
+    need_weights: bool = False,
+    dropout: float = 0.0,
 ) -> tuple[Tensor, Tensor | None]:
     """One decoding step over a compact cache: every K and V element is read once.
 
@@ -161,6 +196,7 @@ def attend_cached(
         keys, values: [B, G, N, D] (may be strided views).
         mask: [B, W or 1, N] added to the scores, 0 or -inf; None reads all N.
         need_weights: also return the probabilities, averaged over heads.
+        dropout: of the probabilities that meet the values, not of those that are returned.
 
     Returns:
         output [B, W, H * D] and weights [B, W, N] or None.
@@ -177,7 +213,8 @@ def attend_cached(
     if mask is not None:
         scores = scores + mask[:, None, :, None, :]
     probs = torch.softmax(scores, dim=-1, dtype=_softmax_dtype(scores)).to(values.dtype)
-    out = torch.bmm(probs.view(B * G, W * R, N), values.reshape(B * G, N, D))
+    used = F.dropout(probs, dropout) if dropout else probs
+    out = torch.bmm(used.view(B * G, W * R, N), values.reshape(B * G, N, D))
     # Where G or R * D is 1, reshape need not copy, and rows would not be contiguous.
     out = out.view(B, G, W, R, D).transpose(1, 2).reshape(B, W, H * D).contiguous()
     return out, probs.mean(dim=(1, 3)) if need_weights else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal, NamedTuple
+
 from fairseq.modules.transformer_layer import (
     TransformerDecoderLayerBase,
     TransformerEncoderLayerBase,
@@ -9,7 +11,7 @@ from fairseq.modules.transformer_layer import (
 from torch import Tensor, nn
 
 from gqa_fairseq.architecture import Heads
-from gqa_fairseq.attention import GroupedQueryAttention
+from gqa_fairseq.attention import GroupedQueryAttention, Step, Weights
 
 
 class _Linears:
@@ -34,9 +36,17 @@ class GroupedQueryEncoderLayer(_Linears, TransformerEncoderLayerBase):
         return _attention(embed_dim, self, cfg)
 
 
-class GroupedQueryDecoderLayer(_Linears, TransformerDecoderLayerBase):
-    """fairseq's decoder layer for whole sequences; decoding/step.py runs one position.
+class LayerStep(NamedTuple):
+    """What the two attentions of a layer do for one position over a cache."""
 
+    attend_self: Step
+    attend_source: Step
+
+
+class GroupedQueryDecoderLayer(_Linears, TransformerDecoderLayerBase):
+    """fairseq's decoder layer for whole sequences.
+
+    One position runs in decoding/step.py, or here with a `step` (decoding/module_step.py).
     Both attentions have the same `heads`; self-attention reads a `window` of positions.
     """
 
@@ -55,23 +65,33 @@ class GroupedQueryDecoderLayer(_Linears, TransformerDecoderLayerBase):
     def forward(
         self,
         x: Tensor,
-        encoder_out: Tensor,
+        encoder_out: Tensor | None = None,
         encoder_is_padding: Tensor | None = None,
         self_is_padding: Tensor | None = None,
         is_causal: bool = True,
-        need_weights: bool = False,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Whole sequences: x [T, B, C], encoder_out [S, B, C] -> [T, B, C], weights [B, T, S]."""
+        need_weights: bool | Literal["later"] = False,
+        step: LayerStep | None = None,
+    ) -> tuple[Tensor, Weights | None]:
+        """Whole sequences: x [T, B, C], encoder_out [S, B, C] -> [T, B, C], weights [B, T, S].
 
+        With a `step` one position, over a cache that holds all before it and the source: T = 1, and
+        of the rest only `need_weights` matters.
+        """
+        own, source = (step.attend_self, step.attend_source) if step else (None, None)
         pre = self.normalize_before
         h = self.self_attn_layer_norm(x) if pre else x
-        h, _ = self.self_attn(h, h, h, self_is_padding, is_causal=is_causal)
+        h, _ = self.self_attn(h, h, h, self_is_padding, is_causal=is_causal, step=own)
         x = x + self.dropout_module(h)
         x = x if pre else self.self_attn_layer_norm(x)
 
         h = self.encoder_attn_layer_norm(x) if pre else x
         h, weights = self.encoder_attn(
-            h, encoder_out, encoder_out, encoder_is_padding, need_weights=need_weights
+            h,
+            encoder_out,
+            encoder_out,
+            encoder_is_padding,
+            need_weights=need_weights,
+            step=source,
         )
         x = x + self.dropout_module(h)
         x = x if pre else self.encoder_attn_layer_norm(x)

@@ -129,6 +129,28 @@ def use_float64_softmax(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fairseq.utils.log_softmax", log_softmax)
 
 
+class PlainRepeatBlock(torch.nn.Module):
+    """--no-repeat-ngram-size, word by word, for fairseq's search.
+
+    What fairseq has for a CPU finds no repetition. A word stays where no other is left.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, tokens: Tensor, lprobs: Tensor, batch: int, beam: int, step: int) -> Tensor:
+        for words, row in zip(tokens[:, 1 : step + 1].tolist(), lprobs, strict=True):
+            before = [tuple(words[i : i + self.size]) for i in range(step - self.size + 1)]
+            newest = tuple(words[max(0, step - self.size + 1) :])
+            forbidden = [word for word in set(words) if (*newest, word) in before]
+            kept = row.clone()
+            kept[forbidden] = -torch.inf
+            if bool((kept > -torch.inf).any()):
+                row.copy_(kept)
+        return lprobs
+
+
 def source_batch(lines: Iterable[Tensor], vocabulary: Dictionary) -> dict[str, Any]:
     """What SequenceGenerator takes: sources padded on the left, as fairseq's loader makes them."""
     rows = list(lines)

@@ -14,7 +14,14 @@ from typing import Any
 
 import torch
 from fairseq.sequence_generator import SequenceGenerator
-from plugin_models import build, dictionary, random_lines, randomize, source_batch
+from plugin_models import (
+    PlainRepeatBlock,
+    build,
+    dictionary,
+    random_lines,
+    randomize,
+    source_batch,
+)
 from torch import Tensor
 
 from gqa_fairseq.decoding.search import GroupedQueryGenerator
@@ -78,6 +85,9 @@ def random_options(draw: random.Random) -> dict[str, Any]:
 
 def outcome(generator: Any, model: Any, sample: dict, prefix: Tensor | None) -> Any:
     """Hypotheses, or None where the options are refused."""
+    if type(generator) is SequenceGenerator and generator.repeat_ngram_blocker is not None:
+        size = generator.repeat_ngram_blocker.no_repeat_ngram_size
+        generator.repeat_ngram_blocker = PlainRepeatBlock(size)
     try:
         return generator.generate([model], sample, prefix_tokens=prefix)
     except (AssertionError, ValueError):
