@@ -9,7 +9,7 @@ from data_prep.system.surroundings import settle
 from experiments.errors import ExperimentError
 from experiments.records.record import read_records
 from experiments.records.speed import find_measurements
-from experiments.tracking.runs import PROJECT, Mode, log_record
+from experiments.tracking.runs import PROJECT, Mode, how_to_sync, log_record
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -38,6 +38,8 @@ def main(arguments: list[str] | None = None) -> int:
         for record in records:
             log_record(record, options.mode, options.dir, options.project, measurements)
             print(f"{record.name}: {options.mode}")
+        if options.mode == "offline":
+            print(how_to_sync(options.dir))
     except ExperimentError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
