@@ -330,9 +330,15 @@ def test_multi30k_from_a_mirror(tmp_path):
         pytest.skip("CORPORA_DIR is not set: no Multi30k files to read")
     corpus = Multi30k()
     mirror = str(Path(corpora) / "multi30k")
-    fetch_all(corpus.downloads, tmp_path, mirror, QUIET)
-    counts = {split: sum(1 for _ in corpus.pairs(split, tmp_path)) for split in SPLITS}
-    assert counts == {"train": 29_000, "dev": 1_014, "test": 1_000}
-    ((source, target),) = islice(corpus.pairs("test", tmp_path), 1)
+    downloads, texts = tmp_path / "downloads", tmp_path / "texts"
+    downloads.mkdir()
+    texts.mkdir()
+    fetch_all(corpus.downloads, downloads, mirror, QUIET)
+    corpus.extract(downloads, texts)
+    counts = {split: sum(1 for _ in corpus.pairs(split, texts)) for split in SPLITS}
+    assert counts == {"train": 29_000, "dev": 1_014, "test": 2_000}
+    ((source, target),) = islice(corpus.pairs("test", texts), 1)
     assert source == "A man in an orange hat starring at something."
     assert target == "Ein Mann mit einem orangefarbenen Hut, der etwas anstarrt."
+    subsets = corpus.subsets(texts)
+    assert subsets == {"2016_flickr": [*range(1, 1001)], "2017_flickr": [*range(1001, 2001)]}
