@@ -70,7 +70,8 @@ WMT14 = $(if $(filter $(HARDWARE),$(PRESETS)),,$(call refuse,HARDWARE=$(HARDWARE
 	paths.report=outputs/report-wmt14 \
 	$(if $(PLACEMENT),attention.placement=$(PLACEMENT)) $(FROM) \
 	$(if $(filter-out 0,$(DRY_RUN)),dry_run=true)
-# The value as it was given: make itself expands nothing in it.
+# The value as it was given: make itself expands nothing in it, here or in the environment.
+unexport MIRROR
 FROM = $(if $(value MIRROR),$(call hydra-text,data.mirror,$(value MIRROR)))
 
 $(WMT14_MODELS): wmt14-%: setup

@@ -56,7 +56,7 @@ from gqa_fairseq.parity import BASELINES
 
 TABLE_WIDTH = 150  # where there is no terminal to ask
 PAPER_POSITIONS = 256  # Shazeer 2019, section 4.1
-SPECIAL_SYMBOLS = 4  # of fairseq's dictionary, beside the pieces
+SPECIAL_SYMBOLS = 1  # of fairseq's dictionary that is no piece: padding (config.py counts it too)
 DEFAULT_SHAPE: FixedShape = (32, 128, 64)
 DEFAULT_SIZE, DEFAULT_PIECES, DEFAULT_KV_HEADS = "wmt_en_de", 32000, 8
 
