@@ -129,8 +129,8 @@ def _in_one_line(error: HydraException) -> str:
     if key in settings:
         section = key.split(".")[0]
         return f"{key}: this {section} has no such setting (choose another {section}=...)"
-    close = get_close_matches(key, settings, n=3)
-    advice = f"did you mean {' or '.join(close)}?" if close else "experiments/config.py has them"
+    close = get_close_matches(key, settings, n=1)
+    advice = f"did you mean {close[0]}?" if close else "experiments/config.py has them all"
     return f"{key}: there is no such setting ({advice})"
 
 

@@ -122,7 +122,7 @@ def test_an_override_that_hydra_would_not_take_is_one_line(
             ["train.max_update=9"],
             "train.max_update: there is no such setting (did you mean train.",
         ),
-        (["foo=1"], "foo: there is no such setting (experiments/config.py has them)"),
+        (["foo=1"], "foo: there is no such setting (experiments/config.py has them all)"),
         (
             ["data.train_source=x"],
             "data.train_source: this data has no such setting (choose ",
