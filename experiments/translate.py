@@ -15,6 +15,7 @@ the length penalty's denominator) and the translation, with tabs between them.
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import os
 import sys
@@ -127,8 +128,10 @@ def start(args: argparse.Namespace, files: ModelFiles) -> Translator:
     given = {name: value for name, value in changes.items() if value is not None}
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     os.environ.update(compute_environment(files.threads or asked_threads()))
+    gc.disable()  # half a second of the start, and all that is imported stays
     from experiments.stages.evaluation.translation import Translator
 
+    gc.enable()
     return Translator(
         files.checkpoint,
         files.dictionaries,

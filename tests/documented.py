@@ -10,12 +10,14 @@ import argparse
 import contextlib
 import io
 import json
+import os
 import re
 import runpy
 import shlex
+import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -91,6 +93,17 @@ def _commands_in(document: str, block: str) -> Iterator[Command]:
             words = words[: words.index(">")]
         rest = "\n".join([*output, *lines]) if is_session else ""
         yield Command(document, words, "\n".join(body), rest)
+
+
+def dry_runs(commands: Iterable[list[str]], folder: Path) -> list[dict[str, Any]]:
+    """What comes of commands, each a module and its arguments, in one process in `folder`."""
+    done = subprocess.run(
+        [sys.executable, __file__],
+        input=json.dumps(list(commands)), capture_output=True, text=True, cwd=folder, check=False,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout)
 
 
 class Parsed(Exception):  # noqa: N818  no error: as far as a dry run goes

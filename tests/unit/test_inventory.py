@@ -88,6 +88,7 @@ def test_what_is_left(job: Job, outputs: Path, capsys: pytest.CaptureFixture[str
         # What runs is not removed, whatever is asked for.
         assert clean.main(["--outputs", str(outputs), "--unfinished", "--yes"]) == 0
         assert log.exists()
+        assert "nothing to remove" in capsys.readouterr().out
     finish_training(job)
     [[_, _, state], *_] = shown(capsys, "--outputs", str(outputs))
     assert state == "evaluate not begun"
