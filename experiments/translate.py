@@ -251,7 +251,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Translate what the command line asks for; returns the exit code."""
     settle()
     try:
-        args = _parser().parse_args(arguments)
+        args = _parser().parse_intermixed_args(arguments)
         files = files_of(args.model, args.vocabulary)
         beam = args.beam or files.decode.beam
         if args.nbest and args.nbest > beam:

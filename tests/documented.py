@@ -139,14 +139,16 @@ def _parse_and_stop(parse: Any) -> Any:
 def main() -> None:
     parser = argparse.ArgumentParser
     asked, results = json.load(sys.stdin), []
+    kept = {name: getattr(parser, name) for name in ("parse_args", "parse_intermixed_args")}
     for module, *arguments in asked:
-        kept = parser.parse_args
         if not module.startswith(("experiments.run", "experiments.prepare")):
-            parser.parse_args = _parse_and_stop(kept)  # type: ignore[method-assign]
+            for name, parse in kept.items():
+                setattr(parser, name, _parse_and_stop(parse))
         try:
             results.append(dry_run(module, arguments))
         finally:
-            parser.parse_args = kept  # type: ignore[method-assign]
+            for name, parse in kept.items():
+                setattr(parser, name, parse)
         if "hydra" in sys.modules:
             from hydra.core.global_hydra import GlobalHydra
 
