@@ -258,8 +258,12 @@ def main(arguments: list[str] | None = None) -> int:
             raise ExperimentError(f"--nbest {args.nbest} is more than the beam: give --beam too")
         with _opened(args.text) as source:
             name = "standard input" if args.text == "-" else args.text
-            at_once = args.buffer_size or (1 if source.isatty() else BUFFER_LINES)
-            translate(start(args, files), source, name, args.nbest, at_once)
+            translator = start(args, files)
+            at_once = args.buffer_size or BUFFER_LINES
+            if source.isatty():
+                at_once = 1
+                print("each line is translated as it ends; Ctrl-D ends", file=sys.stderr)
+            translate(translator, source, name, args.nbest, at_once)
     except ExperimentError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -25,6 +25,7 @@ from data_prep.system.progress import Timing
 from data_prep.system.space import size_of
 from data_prep.system.surroundings import console_of, settle
 from data_prep.text import read_text
+from data_prep.transform.vocabulary import MAX_LINES
 
 WMT14_PAIRS = 4_520_620
 WHOLE = "all, with fetching"
@@ -148,13 +149,15 @@ def _print_timings(timings: dict[str, Timing], smaller: dict[str, Timing]) -> No
         table.add_column(heading, justify="left" if heading == "step" else "right")
     for name in (*STEPS, WHOLE):
         timing = timings[name]
+        # The vocabulary learns from no more than so many lines of both sides.
+        pairs = min(WMT14_PAIRS, MAX_LINES // 2) if name == "vocabulary" else WMT14_PAIRS
         row = [name, f"{timing.wall_s:.1f}", f"{timing.pairs:,}"]
         if not smaller:
             whole_s = WMT14_PAIRS / timing.pairs_per_s
             row += [f"{timing.pairs_per_s:,.0f}", f"{whole_s / 60:.1f}"]
-        elif found := extrapolated(timing, smaller[name], WMT14_PAIRS):
+        elif found := extrapolated(timing, smaller[name], pairs):
             fixed_s, whole_s = found
-            rate = WMT14_PAIRS / (whole_s - fixed_s)
+            rate = pairs / (whole_s - fixed_s)
             row += [f"{rate:,.0f}", f"{whole_s / 60:.1f}", f"{fixed_s:.1f}"]
         else:
             row += ["-", "-", "-"]
