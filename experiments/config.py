@@ -429,6 +429,16 @@ def parse_config(resolved: object) -> SuiteConfig:
         raise ExperimentError(f"config: {where}{problem}{_choices(field.rstrip('`'))}") from error
 
 
+def setting_names(kind: object = SuiteConfig) -> list[str]:
+    """The dotted names of all settings of all sections."""
+    names = []
+    for field in msgspec.structs.fields(kind):  # type: ignore[arg-type]
+        name, inner = field.encode_name, field.type
+        is_section = isinstance(inner, type) and issubclass(inner, msgspec.Struct)
+        names += [f"{name}.{below}" for below in setting_names(inner)] if is_section else [name]
+    return names
+
+
 def _choices(field: str) -> str:
     """The values that a field may have, where it has but a few."""
     kind: object = SuiteConfig

@@ -20,6 +20,7 @@ from experiments.records.record import RECORD_NAME, Diverged, Record, read_recor
 from experiments.records.storage import read_json, write_json
 
 RESULT_NAME = "result.json"
+PIECES_NAME = "spm.model"
 
 Result = TypeVar("Result")
 
@@ -119,7 +120,7 @@ class DataFolder(msgspec.Struct, frozen=True):
 
     @property
     def pieces_model(self) -> Path:
-        return self.path / "spm.model"
+        return self.path / PIECES_NAME
 
     def text(self, split: str, language: str) -> Path:
         return self.path / "text" / f"{split}.{language}"
@@ -164,7 +165,7 @@ class ModelFolder(msgspec.Struct, frozen=True):
 
     @property
     def pieces_model(self) -> Path:
-        return self.path / "spm.model"
+        return self.path / PIECES_NAME
 
     def dictionary(self, language: str) -> Path:
         return self.path / f"dict.{language}.txt"
