@@ -14,7 +14,7 @@ from experiments.errors import ExperimentError
 from experiments.records.measurement import MEASUREMENT_NAME
 from experiments.records.record import RECORD_NAME
 from experiments.records.storage import read_json
-from experiments.stages.folders import RESULT_NAME, Diverged, Done, JobFolder, Links, TrainResult
+from experiments.stages.folders import RESULT_NAME, Diverged, Done, JobFolder, Links, ModelResult
 from experiments.stages.training.log import TrainUpdates, read_events
 
 State = Literal["done", "running", "diverged", "unfinished"]
@@ -72,12 +72,14 @@ def state_of_job(folder: Path) -> str:
     if not job.links_path.exists():
         return f"no {RECORD_NAME} and no links to stages"
     links = read_json(job.links_path, Links)
-    stages = {"prepare": links.data, "train": links.train, "evaluate": links.evaluate}
     left = []
-    for kind, path in stages.items():
+    for name, path in msgspec.structs.asdict(links).items():
+        if path is None:
+            continue
+        kind = "prepare" if name == "data" else name
         stage = _look_at(kind, (folder / path).resolve())
         if stage.state == "diverged":
-            return f"train {stage.line}"
+            return f"{kind} {stage.line}"
         if stage.state != "done":
             left.append(f"{kind} {stage.line}" if stage.path.exists() else f"{kind} not begun")
     return "; ".join(left) or "record not written"
@@ -119,8 +121,8 @@ def _look_at(kind: str, path: Path) -> StageFolder:
         return StageFolder(kind=kind, path=path, state="running", note=_progress(kind, path))
     if not (path / names.get(kind, RESULT_NAME)).exists():
         return StageFolder(kind=kind, path=path, state="unfinished", note=_progress(kind, path))
-    if kind == "train":
-        result = read_json(path / RESULT_NAME, Done[TrainResult]).result
+    if kind in ("train", "uptrain"):
+        result = read_json(path / RESULT_NAME, Done[ModelResult]).result
         if isinstance(result, Diverged):
             note = f"after update {result.after_update}"
             return StageFolder(kind=kind, path=path, state="diverged", note=note)
@@ -129,7 +131,8 @@ def _look_at(kind: str, path: Path) -> StageFolder:
 
 def _progress(kind: str, path: Path) -> str:
     """The last update in the log of a training."""
-    events = read_events(path / "logs" / "train.log") if kind == "train" else []
+    trains = kind in ("train", "uptrain")
+    events = read_events(path / "logs" / f"{kind}.log") if trains else []
     updates = [event.update for event in events if isinstance(event, TrainUpdates)]
     return f"update {updates[-1]}" if updates else ""
 
@@ -142,5 +145,5 @@ def _folders(path: Path) -> list[Path]:
 
 
 def _order(kind: Path) -> tuple[int, str]:
-    names = ("train", "evaluate")
+    names = ("train", "convert", "uptrain", "evaluate")
     return (names.index(kind.name) if kind.name in names else -1, kind.name)
