@@ -188,8 +188,8 @@ def check_matched(d_ff: int, heads: Heads) -> None:
     """Raise ValueError unless a d_ff that makes up for these heads has at least one unit."""
     if d_ff < 1:
         raise ValueError(
-            f"{heads.num_heads} heads of {heads.head_dim} are so wide that no d_ff keeps the "
-            "parameter count: choose fewer or narrower heads, or give d_ff"
+            f"head_dim {heads.head_dim} of {heads.num_heads} heads is so wide that no d_ff keeps "
+            "the parameter count: choose fewer or narrower heads, or set d_ff"
         )
 
 

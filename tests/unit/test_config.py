@@ -165,7 +165,10 @@ NO_NUMBER = float("nan")
         ({"attention.num_kv_heads": 16}, "does not divide"),
         ({"attention.num_heads": 4}, "attention.num_kv_heads 8 does not divide 4 attention heads"),
         ({"attention.head_dim": 0}, r"attention\.head_dim"),
-        ({"attention.head_dim": 1000}, "8 heads of 1000 are so wide that no d_ff keeps"),
+        (
+            {"attention.head_dim": 1000},
+            "attention.head_dim 1000 of 8 heads is so wide that no d_ff keeps",
+        ),
         ({"attention.window": 0}, r"attention\.window"),
         ({"attention.placement": "encoder"}, r"attention\.placement: .*choose one of all, decoder"),
         ({"attention.d_ff": "wide"}, r"attention\.d_ff: .*\(choose one of matched, kept\)"),
