@@ -434,6 +434,15 @@ def test_contenders_of_an_architecture_have_the_same_random_weights() -> None:
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
+def test_a_cache_of_a_window_is_measured_as_such() -> None:
+    (workload,) = decoding_workloads(request())
+    local = contender(BASELINE.resolve(Variant(1, window=3)))
+    own = Decoder(local, CPU, torch.float32, is_alone=False).take(workload, "random", None)
+    own.run()
+    assert own.tokens() == 10  # compares what was held with the formula
+    assert own.kv_cache_bytes == 2 * 2 * 4 * 4 * (2 * 6 + 2 * 2 * 3)
+
+
 def test_a_cache_of_another_size_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     (workload,) = decoding_workloads(request())
     decoder = Decoder(contender(MQA), CPU, torch.float32, is_alone=False)
