@@ -95,7 +95,7 @@ def build_parent(options: Any, weights: dict[str, Tensor]) -> TransformerModelBa
         parent = build_empty(options, weights)
     except ValueError:
         raise
-    except Exception as error:  # of many kinds, as fairseq checks little
+    except (Exception, SystemExit) as error:  # of many kinds; the plugin's model ends the process
         raise ValueError(
             f"its config makes no model ({type(error).__name__}: {error})".split("\n")[0]
         ) from error

@@ -542,7 +542,7 @@ def test_files_that_are_no_checkpoint_are_refused(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     state = torch.load(checkpoint, weights_only=True)
-    weights = state["model"]
+    weights, own = state["model"], state["cfg"]["model"]
     lacking = {name: weight for name, weight in weights.items() if "layers.1.fc2" not in name}
     decoder_only = {n: w for n, w in weights.items() if n.startswith("decoder")}
     nan = weights | {"decoder.layers.0.fc1.weight": weights["decoder.layers.0.fc1.weight"] / 0}
@@ -562,6 +562,8 @@ def test_files_that_are_no_checkpoint_are_refused(
         (with_model(_name="fconv"), "its model is 'fconv'"),
         (with_model(_name="absent"), "its model is 'absent'"),
         (with_model(), "its model is None"),
+        (with_model(**own | {"num_kv_heads": 3}), "its config makes no model (SystemExit: error: "),
+        (with_model(**own | {"activation_fn": "none"}), "Invalid value 'none', expected one of"),
         (state | {"last_optimizer_state": {"encoder": {}}}, "its optimizer is none of torch's"),
         ({"model": weights, "cfg": {"model": {}}}, "fairseq could not load it either (KeyError"),
     ):
