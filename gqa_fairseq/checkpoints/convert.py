@@ -121,11 +121,16 @@ def fairseq_train_options(state: dict[str, Any]) -> list[str]:
     return words
 
 
-# Weights and the optimizer.
+# Weights, and the optimizer that goes with them.
 
 
 def convert_attention(
-    weights: dict[str, Tensor], name: str, num_heads: int, before: int, after: int, method: str
+    weights: dict[str, Tensor],
+    name: str,
+    num_heads: int,
+    before: int,
+    after: int,
+    method: ConversionMethod,
 ) -> None:
     """Merge the `before` key/value heads of one attention into `after`, in place.
 
@@ -149,8 +154,11 @@ def convert_attention(
     weights[f"{name}.out_proj.weight"] = o.flatten(0, 2).T.to(out.dtype).contiguous()
 
 
-def _kv_heads(parent: nn.Module, name: str, wanted: int) -> int:
-    """Key/value heads of the parent's attention `name`, a multiple of those that are wanted."""
+def _kv_heads(parent: Any, name: str, wanted: int) -> int:
+    """Key/value heads of the parent's attention `name`, a multiple of those that are wanted.
+
+    Of fairseq's MultiheadAttention, or of this plugin's.
+    """
     before = parent.num_kv_heads if isinstance(parent, GroupedQueryAttention) else parent.num_heads
     if before % wanted:
         raise ValueError(

@@ -149,7 +149,7 @@ def plugin_options(parent: TransformerModelBase) -> dict[str, Any]:
 
 def _flat(cfg: Any) -> dict[str, Any]:
     """fairseq's nested options by the names that they have on the command line."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for name in [f.name for f in fields(cfg) if not f.name.startswith("_")]:
         value = getattr(cfg, name)
         inner = _flat(value) if is_dataclass(value) else None

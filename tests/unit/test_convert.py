@@ -145,9 +145,15 @@ def test_as_many_heads_is_the_identity(method: Any, vocabulary: Dictionary) -> N
         assert all(torch.equal(converted[name], w) for name, w in state["model"].items())
 
 
-@pytest.mark.parametrize("pre_norm_in", ["encoder", "decoder"])
-@pytest.mark.parametrize("learned_in", ["encoder", "decoder"])
-@pytest.mark.parametrize("sharing", ["all", "decoder", "none"])
+@pytest.mark.parametrize(
+    ("pre_norm_in", "learned_in", "sharing"),
+    [
+        ("encoder", "decoder", "all"),
+        ("decoder", "encoder", "decoder"),
+        ("encoder", "encoder", "none"),
+        ("decoder", "decoder", "none"),
+    ],
+)
 def test_a_stock_model_is_the_same_model_in_the_plugin(
     pre_norm_in: str,
     learned_in: str,
@@ -385,7 +391,7 @@ def test_weights_keep_their_type(vocabulary: Dictionary) -> None:
 def test_named_architectures_of_fairseq_are_known(vocabulary: Dictionary) -> None:
     """16 heads of 64 and others: sizes come from the name where the options leave them out."""
     args = Namespace(arch="transformer_vaswani_wmt_en_de_big", encoder_layers=1, decoder_layers=1,
-                     share_all_embeddings=True)  # fmt: skip
+                     encoder_ffn_embed_dim=8, decoder_ffn_embed_dim=8)  # fmt: skip
     model = TransformerModel.build_model(named(args), task(vocabulary))
     converted = convert(state_of(model, args), 4, "first")
     child = loaded(converted, vocabulary)
