@@ -8,6 +8,8 @@ not part them: where it differs, made_by.py names it. Runs that differ in their 
 row: mean and standard deviation. A diverged training is never averaged.
 """
 
+from __future__ import annotations
+
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -47,6 +49,14 @@ class Estimate:
     deviation: float | None
     runs: int
 
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Estimate | None:
+        """The estimate of one value a run; None of no values."""
+        if not values:
+            return None
+        deviation = statistics.stdev(values) if len(values) > 1 else None
+        return cls(statistics.fmean(values), deviation, len(values))
+
 
 @dataclass(frozen=True)
 class Row:
@@ -74,11 +84,9 @@ class Row:
 
     def estimate(self, value: Callable[[Finished], float | None]) -> Estimate | None:
         """Mean and deviation over the runs that have the value; None when none has it."""
-        values = [found for result in self.results if (found := value(result)) is not None]
-        if not values:
-            return None
-        deviation = statistics.stdev(values) if len(values) > 1 else None
-        return Estimate(statistics.fmean(values), deviation, len(values))
+        return Estimate.of(
+            [found for result in self.results if (found := value(result)) is not None]
+        )
 
     def samples(self, timing: Timing | None) -> Samples | None:
         """What the timing has of the jobs of this row."""

@@ -22,6 +22,7 @@ from experiments.report.cells import (
     Table,
     mebibytes,
     number,
+    size_cells,
     times_as_fast,
 )
 from experiments.report.groups import Group, Row
@@ -279,12 +280,7 @@ def _headline_score(group: Group, row: Row, split: str | None, beam: int) -> str
 
 
 def _size(architecture: Architecture) -> list[str]:
-    return [
-        str(architecture.num_kv_heads),
-        f"{architecture.encoder_d_ff} / {architecture.decoder_d_ff}",
-        f"{architecture.parameters:,}",
-        f"{architecture.residual:,}",
-    ]
+    return [*size_cells(architecture), f"{architecture.residual:,}"]
 
 
 def _us(us_per_token: float | None) -> str:

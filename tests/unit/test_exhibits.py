@@ -238,6 +238,20 @@ def test_what_a_longer_training_closes_is_between_runs_of_one_seed() -> None:
     assert control["updates more"] == "60"
 
 
+def test_an_uptraining_that_diverged_is_named_and_in_no_mean() -> None:
+    lost = synthetic.record(1, 2, uptrained=("mean", 0.1), diverged_after=30)
+    kept = [r for r in uptrained_records() if (r.variant, r.seed) != (lost.variant, 2)]
+    for exhibit in group_exhibits(group_of(*kept, lost)):
+        note = "mqa-ff768-mean-0.1: diverged after update 30 (seed 2) is in no mean."
+        assert note in exhibit.table.notes
+    found = alpha(group_of(*kept, lost))
+    assert found is not None
+    row = by(found.table, "variant", "conversion", "alpha")["mqa-ff768", "mean", "0.1"]
+    assert row["seeds"] == "1, 3"
+    # The control's run of seed 2 has nothing to be compared with.
+    assert row["dev nats/token: minus control"] == "+0.252 ± 0.001"
+
+
 def test_without_a_control_nothing_is_compared_with_it() -> None:
     records = [r for r in uptrained_records((1,)) if r.architecture.num_kv_heads < 8]
     exhibit = alpha(group_of(*records))

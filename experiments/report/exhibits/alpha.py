@@ -16,15 +16,13 @@ from experiments.report.exhibits.uptrained import (
     control_of,
     converted,
     difference,
-    estimate,
     merged,
+    notes_on,
     qualities,
-    records_of,
     seeds_of,
-    size_notes,
 )
 from experiments.report.groups import Estimate, Group, Row
-from experiments.report.made_by import distinct, made_by
+from experiments.report.made_by import distinct
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,7 +38,7 @@ def alpha(group: Group) -> Exhibit | None:
     attentions = list(dict.fromkeys(each.architecture for each in merged(found)))
     return Exhibit(
         name="alpha",
-        table=_table(found, measures),
+        table=_table(group, found, measures),
         caption="Share of the parent's updates against quality: means, with the standard deviation "
         "over seeds; the dashed line is the model that was converted, trained on alike.",
         size_inches=(max(6.0, 3.6 * len(attentions)) + 1.5, 3.2 * len(measures)),
@@ -48,7 +46,7 @@ def alpha(group: Group) -> Exhibit | None:
     )
 
 
-def _table(found: Sequence[Converted], measures: Sequence[Quality]) -> Table:
+def _table(group: Group, found: Sequence[Converted], measures: Sequence[Quality]) -> Table:
     loss = measures[0]
     columns = ["variant", "conversion", "alpha", "updates more", "seeds"]
     for quality in measures:
@@ -66,19 +64,18 @@ def _table(found: Sequence[Converted], measures: Sequence[Quality]) -> Table:
                 seeds_of(row),
             ]
             for quality in measures:
-                behind = estimate(list(difference(row, control, quality.value).values()))
+                behind = Estimate.of(list(difference(row, control, quality.value).values()))
                 cells += [
                     number(row.estimate(quality.value), quality.digits),
                     _signed(behind, quality.digits),
                 ]
-            closed = estimate(_closed(found, each, share, loss)) if share else None
+            closed = Estimate.of(_closed(found, each, share, loss)) if share else None
             rows.append([*cells, _percent(closed)])
     notes = [
         f"The control ({CONTROL}) is the same parent with its heads as they were, trained on "
         "alike; differences are between runs of one seed. What a model is behind is its dev loss "
         "above the control's of the same alpha.",
-        *size_notes(found),
-        *made_by(records_of(found)),
+        *notes_on(group, found),
     ]
     title = "Share of updates against quality (Ainslie et al. 2023, figure 5)"
     return Table(title, columns, rows, notes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from experiments.report.cells import NOT_RUN, Table, number
+from experiments.report.cells import NOT_RUN, SIZE_COLUMNS, Table, number, size_cells
 from experiments.report.drawing import GREY, say_empty, style
 from experiments.report.exhibits.exhibit import Exhibit
 from experiments.report.exhibits.uptrained import (
@@ -15,16 +15,13 @@ from experiments.report.exhibits.uptrained import (
     alphas_of,
     control_of,
     converted,
-    estimate,
-    kv_heads,
     merged,
+    notes_on,
     qualities,
-    records_of,
-    size_notes,
     values_by_seed,
 )
-from experiments.report.groups import Group
-from experiments.report.made_by import distinct, made_by
+from experiments.report.groups import Estimate, Group
+from experiments.report.made_by import distinct
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,7 +38,7 @@ def conversion(group: Group) -> Exhibit | None:
     alphas = alphas_of(merged(found))
     return Exhibit(
         name="conversion",
-        table=_table(found, measures, alphas),
+        table=_table(group, found, measures, alphas),
         caption="Conversion method against quality: small dots are runs, large ones their means "
         "with the standard deviation; the dashed line is the model that was converted, trained on "
         "alike.",
@@ -51,13 +48,13 @@ def conversion(group: Group) -> Exhibit | None:
 
 
 def _table(
-    found: Sequence[Converted], measures: Sequence[Quality], alphas: Sequence[float]
+    group: Group, found: Sequence[Converted], measures: Sequence[Quality], alphas: Sequence[float]
 ) -> Table:
-    columns = ["variant", "kv heads", "d_ff enc / dec", "parameters", "conversion"]
+    columns = ["variant", *SIZE_COLUMNS, "conversion"]
     columns += [f"{q.heading}, alpha {alpha:g}" for q in measures for alpha in alphas]
     rows = []
     for each in found:
-        cells = [each.architecture.name, *kv_heads(each.architecture), each.method]
+        cells = [each.architecture.name, *size_cells(each.architecture), each.method]
         for quality in measures:
             for alpha in alphas:
                 row = each.by_alpha.get(alpha)
@@ -68,8 +65,7 @@ def _table(
     notes = [
         f"Alpha is the share of the parent's updates that the converted model was trained on; "
         f"{CONTROL} merges no heads and is trained on alike.",
-        *size_notes(found),
-        *made_by(records_of(found)),
+        *notes_on(group, found),
     ]
     title = "Conversion method against quality (Ainslie et al. 2023, figure 4)"
     return Table(title, columns, rows, notes)
@@ -96,14 +92,14 @@ def _draw_panel(axes: Axes, found: Sequence[Converted], quality: Quality, alpha:
     own = merged(found)
     methods = distinct(each.method for each in own)
     attentions = list(dict.fromkeys(each.architecture for each in own))
-    control = estimate(list(values_by_seed(control_of(found, alpha), quality.value).values()))
+    control = Estimate.of(list(values_by_seed(control_of(found, alpha), quality.value).values()))
     if control:
         axes.axhline(control.mean, color=GREY, linestyle="--", linewidth=1.2, label="control")
     for each in own:
         index = attentions.index(each.architecture)
         colour, marker = style(index)
         values = list(values_by_seed(each.by_alpha.get(alpha), quality.value).values())
-        mean = estimate(values)
+        mean = Estimate.of(values)
         if mean is None:
             continue
         # Side by side, so that no attention covers another.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from experiments.records.measurement import FixedLengths, Samples, Timing, search_label, speed_up
 from experiments.records.speed import fixed_length_timings
-from experiments.report.cells import NOT_MEASURED, Table, times_as_fast
+from experiments.report.cells import NOT_MEASURED, SIZE_COLUMNS, Table, size_cells, times_as_fast
 from experiments.report.drawing import style
 from experiments.report.exhibits.exhibit import Exhibit, rounds_beyond, us_per_token
 from experiments.report.groups import Group
@@ -93,19 +93,14 @@ def _line_name(own: Architecture, multi_head: Architecture) -> str:
 def _table(
     group: Group, multi_head: Architecture, lines: Sequence[Line], timed: Sequence[Timed]
 ) -> Table:
-    columns = ["variant", "kv heads", "d_ff enc / dec", "parameters"]
+    columns = ["variant", *SIZE_COLUMNS]
     for work, _ in timed:
         what = f"{search_label(work.beam)} {_shape(work)}"
         columns += [f"{what}: µs/token", f"{what}: times as fast as MHA"]
     architectures = dict.fromkeys(own for line in lines for own in line.architectures)
     rows = []
     for own in sorted(architectures, key=lambda own: -own.num_kv_heads):
-        cells = [
-            own.name,
-            str(own.num_kv_heads),
-            f"{own.encoder_d_ff} / {own.decoder_d_ff}",
-            f"{own.parameters:,}",
-        ]
+        cells = [own.name, *size_cells(own)]
         for _, timing in timed:
             samples = samples_of(group, timing, own)
             base = samples_of(group, timing, multi_head)

@@ -123,10 +123,7 @@ def _norms(curve: Sequence[TrainPoint]) -> list[float]:
 
 
 def _over_seeds(values: Sequence[float]) -> str:
-    if not values:
-        return NOT_RECORDED
-    deviation = statistics.stdev(values) if len(values) > 1 else None
-    return number(Estimate(statistics.fmean(values), deviation, len(values)), 2)
+    return number(Estimate.of(values), 2) if values else NOT_RECORDED
 
 
 def _draw(figure: Figure, found: Sequence[Trainings]) -> None:

@@ -14,10 +14,17 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from experiments.records.measurement import Samples, Timing, search_label, speed_up
-from experiments.report.cells import NOT_MEASURED, Table, number, times_as_fast
+from experiments.report.cells import (
+    NOT_MEASURED,
+    SIZE_COLUMNS,
+    Table,
+    number,
+    size_cells,
+    times_as_fast,
+)
 from experiments.report.drawing import MARKERS, style
 from experiments.report.exhibits.exhibit import Exhibit, few, rounds_beyond, us_per_token
-from experiments.report.exhibits.uptrained import CONTROL
+from experiments.report.exhibits.uptrained import CONTROL, seeds_of
 from experiments.report.groups import Group, Row, shared_config
 from experiments.report.made_by import made_by
 from experiments.report.selection import (
@@ -128,7 +135,7 @@ def _how(row: Row) -> str:
 
 def _table(groups: Sequence[Group], searched: Sequence[Search]) -> Table:
     split = next(iter(test_splits(groups[0])))
-    columns = ["model", "made", "kv heads", "d_ff enc / dec", "parameters", "seeds"]
+    columns = ["model", "made", *SIZE_COLUMNS, "seeds"]
     for search in searched:
         label = search_label(search.beam)
         columns += [
@@ -139,7 +146,7 @@ def _table(groups: Sequence[Group], searched: Sequence[Search]) -> Table:
     made = {name: row for search in searched for name, (row, _) in search.shown.items()}
     rows = []
     for name, row in made.items():
-        cells = [*name, *_size(row)]
+        cells = [*name, *size_cells(row.architecture), seeds_of(row)]
         for search in searched:
             _, samples = search.shown.get(name, (row, None))
             ratio = speed_up(search.base, samples, "total") if samples else None
@@ -161,16 +168,6 @@ def _table(groups: Sequence[Group], searched: Sequence[Search]) -> Table:
         *made_by([record for row in made.values() for record in row.records]),
     ]
     return Table("Quality against time (Ainslie et al. 2023, figure 3)", columns, rows, notes)
-
-
-def _size(row: Row) -> list[str]:
-    own = row.architecture
-    return [
-        str(own.num_kv_heads),
-        f"{own.encoder_d_ff} / {own.decoder_d_ff}",
-        f"{own.parameters:,}",
-        ", ".join(str(record.seed) for record in row.records),
-    ]
 
 
 def _draw(figure: Figure, groups: Sequence[Group], searched: Sequence[Search]) -> None:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from experiments.records.measurement import search_label
 from experiments.records.parts import Conversion
 from experiments.records.record import Record
-from experiments.report.cells import NOT_APPLICABLE
 from experiments.report.exhibits.exhibit import few
-from experiments.report.groups import Estimate, Group, Row
+from experiments.report.groups import Group, Row
+from experiments.report.made_by import made_by
 from experiments.report.selection import (
     HEADLINE_METRIC,
     Value,
@@ -20,6 +19,7 @@ from experiments.report.selection import (
     searches,
     test_splits,
 )
+from experiments.report.tables import diverged_name
 from gqa_fairseq.architecture import CONVERSION_METHODS, Architecture
 
 CONTROL: Conversion = "identity"
@@ -90,12 +90,13 @@ def qualities(group: Group) -> list[Quality]:
             lambda result: result.evaluation.dev_nll_nats_per_token,
         )
     ]
-    split, beam = next(iter(test_splits(group)), None), max(searches(group))
-    kind = headline_kind(group, split, beam) if split else None
-    if split and kind:
-        what = f"{split} {HEADLINE_METRIC.label} {search_label(beam)}"
-        axis = f"{what}\n({HEADLINE_METRIC.lowest:g} to {HEADLINE_METRIC.highest:g})"
-        found.append(Quality(what, axis, HEADLINE_METRIC.digits, score_value(split, kind)))
+    for split in test_splits(group)[:1]:
+        for beam in reversed(searches(group)):
+            if kind := headline_kind(group, split, beam):
+                what = f"{split} {HEADLINE_METRIC.label} {search_label(beam)}"
+                axis = f"{what}\n({HEADLINE_METRIC.lowest:g} to {HEADLINE_METRIC.highest:g})"
+                found.append(Quality(what, axis, HEADLINE_METRIC.digits, score_value(split, kind)))
+                break
     return found
 
 
@@ -105,22 +106,14 @@ def values_by_seed(row: Row | None, value: Value) -> dict[int, float]:
     return {r.seed: found for r, result in records if (found := value(result)) is not None}
 
 
-def estimate(values: Sequence[float]) -> Estimate | None:
-    """Mean and sample deviation; None of nothing."""
-    if not values:
-        return None
-    deviation = statistics.stdev(values) if len(values) > 1 else None
-    return Estimate(statistics.fmean(values), deviation, len(values))
-
-
 def difference(row: Row, other: Row | None, value: Value) -> dict[int, float]:
     """The value minus that of the `other` row's run with the same seed, for seeds of both."""
     own, theirs = values_by_seed(row, value), values_by_seed(other, value)
     return {seed: own[seed] - theirs[seed] for seed in own if seed in theirs}
 
 
-def size_notes(found: Sequence[Converted]) -> list[str]:
-    """What the models are that a table sets side by side."""
+def notes_on(group: Group, found: Sequence[Converted]) -> list[str]:
+    """What the models are that a table sets side by side, and which are not in it."""
     own = merged(found)
     records = records_of(found)
     parents = sorted({r.uptraining.parent_updates for r in records if r.uptraining})
@@ -140,17 +133,14 @@ def size_notes(found: Sequence[Converted]) -> list[str]:
         "recipe and the schedule that they had.",
         f"Seeds: {', '.join(map(str, sorted(seeds)))}; cells are mean ± standard deviation. "
         f"{few(len(seeds))}".strip(),
+        *(
+            f"{diverged_name(record)} (seed {record.seed}) is in no mean."
+            for record in group.diverged
+            if record.uptraining
+        ),
+        *made_by(records),
     ]
 
 
-def kv_heads(architecture: Architecture) -> list[str]:
-    """G, both d_ff and parameters, as cells."""
-    return [
-        str(architecture.num_kv_heads),
-        f"{architecture.encoder_d_ff} / {architecture.decoder_d_ff}",
-        f"{architecture.parameters:,}",
-    ]
-
-
-def seeds_of(row: Row | None) -> str:
-    return ", ".join(str(record.seed) for record in row.records) if row else NOT_APPLICABLE
+def seeds_of(row: Row) -> str:
+    return ", ".join(str(record.seed) for record in row.records)
