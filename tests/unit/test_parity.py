@@ -505,12 +505,21 @@ def test_heads_are_checked_whether_d_ff_are_given_or_not(d_ff: int | None) -> No
 
 
 @pytest.mark.parametrize(
-    "options",
-    [{"share_all_embeddings": False}, {"decoder_normalize_before": False}],
-    ids=["embeddings", "norms"],
+    ("options", "embeddings"),
+    [({"share_decoder_input_output_embed": True}, 2), ({}, 3)],
+    ids=["the source's and the target's", "all its own"],
 )
-def test_a_model_that_no_architecture_describes_is_refused(options: dict[str, Any]) -> None:
-    model = build(dictionary(), num_kv_heads=2, **options)
+def test_embeddings_that_are_not_shared_are_counted(
+    options: dict[str, Any], embeddings: int
+) -> None:
+    model = build(dictionary(), num_kv_heads=2, share_all_embeddings=False, **options)
+    built = architecture_of(model, "gqa2")
+    assert built.embeddings == embeddings
+    assert built.parameters == sum(p.numel() for p in model.parameters())
+
+
+def test_a_model_that_no_architecture_describes_is_refused() -> None:
+    model = build(dictionary(), num_kv_heads=2, decoder_normalize_before=False)
     with pytest.raises(ValueError, match="parameters where its widths make") as refused:
         architecture_of(model, "gqa2")
     assert "\n" not in str(refused.value)
