@@ -259,10 +259,24 @@ def test_heads_are_checked_whether_d_ff_are_given_or_not(d_ff: int | None) -> No
 
 
 @pytest.mark.parametrize(
-    "options",
-    [{"share_all_embeddings": False}, {"decoder_normalize_before": False}],
-    ids=["embeddings", "norms"],
+    ("options", "embeddings"),
+    [
+        ({"share_all_embeddings": True}, 1),
+        ({"share_all_embeddings": False, "share_decoder_input_output_embed": True}, 2),
+        ({"share_all_embeddings": False}, 3),
+    ],
 )
+def test_matrices_of_embeddings_are_counted(options: dict[str, Any], embeddings: int) -> None:
+    model = build(dictionary(), num_kv_heads=2, **options)
+    built = architecture_of(model, "gqa2")
+    assert built.embeddings == embeddings
+    assert built.parameters == sum(p.numel() for p in model.parameters())
+    shared = {name: True for name, value in options.items() if value}
+    found = {name: value for name, value in built.fairseq_options().items() if "share" in name}
+    assert found == shared
+
+
+@pytest.mark.parametrize("options", [{"decoder_normalize_before": False}], ids=["norms"])
 def test_a_model_that_no_architecture_describes_is_refused(options: dict[str, Any]) -> None:
     model = build(dictionary(), num_kv_heads=2, **options)
     with pytest.raises(ValueError, match="parameters where its widths make") as refused:
