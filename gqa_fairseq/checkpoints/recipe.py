@@ -147,6 +147,7 @@ def _architecture(parent: TransformerModelBase) -> Architecture:
         {side: options[f"{side}_{what}"] for side in sides}
         for what in ("attention_heads", "embed_dim")
     )
+    dims = {side: options.get(f"{side}_head_dim") or widths[side] // heads[side] for side in sides}
     groups = options["num_kv_heads"] or heads["decoder"]
     kv = {"decoder": groups, "encoder": groups}
     if options["attention_placement"] == "decoder":
@@ -163,9 +164,9 @@ def _architecture(parent: TransformerModelBase) -> Architecture:
     built = Architecture(
         name="parent",
         d_model=widths["decoder"],
-        encoder_heads=Heads(heads["encoder"], widths["encoder"] // heads["encoder"], kv["encoder"]),
-        decoder_heads=Heads(heads["decoder"], widths["decoder"] // heads["decoder"], kv["decoder"]),
-        window=None,
+        encoder_heads=Heads(heads["encoder"], dims["encoder"], kv["encoder"]),
+        decoder_heads=Heads(heads["decoder"], dims["decoder"], kv["decoder"]),
+        window=options.get("decoder_window"),
         encoder_layers=options["encoder_layers"],
         decoder_layers=options["decoder_layers"],
         encoder_d_ff=options["encoder_ffn_embed_dim"],

@@ -99,7 +99,7 @@ def grouped(**heads: int) -> Architecture:
     ("before", "num_kv_heads", "placement", "words"),
     [
         (STOCK, 3, "all", "num_kv_heads 3 does not divide 16 attention heads"),
-        (grouped(encoder=4, decoder=4), 8, "all", "does not divide the 4 key/value heads"),
+        (grouped(encoder=4, decoder=4), 8, "all", "does not divide the 4 key/value heads that"),
         # Under this placement the encoder would have all heads again.
         (grouped(encoder=4, decoder=4), 2, "decoder", "16 does not divide the 4 key/value heads"),
     ],

@@ -506,16 +506,20 @@ def test_heads_are_checked_whether_d_ff_are_given_or_not(d_ff: int | None) -> No
 
 @pytest.mark.parametrize(
     ("options", "embeddings"),
-    [({"share_decoder_input_output_embed": True}, 2), ({}, 3)],
-    ids=["the source's and the target's", "all its own"],
+    [
+        ({"share_all_embeddings": True}, 1),
+        ({"share_all_embeddings": False, "share_decoder_input_output_embed": True}, 2),
+        ({"share_all_embeddings": False}, 3),
+    ],
 )
-def test_embeddings_that_are_not_shared_are_counted(
-    options: dict[str, Any], embeddings: int
-) -> None:
-    model = build(dictionary(), num_kv_heads=2, share_all_embeddings=False, **options)
+def test_matrices_of_embeddings_are_counted(options: dict[str, Any], embeddings: int) -> None:
+    model = build(dictionary(), num_kv_heads=2, **options)
     built = architecture_of(model, "gqa2")
     assert built.embeddings == embeddings
     assert built.parameters == sum(p.numel() for p in model.parameters())
+    shared = {name: True for name, value in options.items() if value}
+    found = {name: value for name, value in built.fairseq_options().items() if "share" in name}
+    assert found == shared
 
 
 def test_a_model_that_no_architecture_describes_is_refused() -> None:

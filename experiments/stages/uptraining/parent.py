@@ -179,34 +179,32 @@ class ParentFile(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def converted(parent: Architecture, num_kv_heads: int, placement: Placement) -> Architecture:
-    """A parent with `num_kv_heads` in all attentions, or in the decoder's; d_ff is kept.
+    """A parent with `num_kv_heads` in all attentions, or in the decoder's; all else is kept.
 
     Raises ValueError, one line, where its heads cannot become so few.
     """
-    heads = parent.decoder_heads
-    baseline = Baseline(
+    named = Baseline(
         d_model=parent.d_model,
-        num_heads=heads.num_heads,
+        num_heads=parent.decoder_heads.num_heads,
         mha_d_ff=parent.decoder_d_ff,
-        encoder_layers=parent.encoder_layers,
-        decoder_layers=parent.decoder_layers,
         bias=parent.bias,
-        pre_norm=parent.pre_norm,
-        vocab_size=parent.vocab_size,
-        max_source_positions=parent.max_source_positions,
-        max_target_positions=parent.max_target_positions,
-    )
-    found = baseline.resolve(Variant(num_kv_heads, placement, d_ff="kept"))
-    for before, after in (
-        (parent.encoder_heads, found.encoder_heads),
-        (parent.decoder_heads, found.decoder_heads),
-    ):
-        if before.num_kv_heads % after.num_kv_heads:
+    ).resolve(Variant(num_kv_heads, placement, d_ff="kept"))
+    sides = {"decoder": num_kv_heads, "encoder": named.encoder_heads.num_kv_heads}
+    heads = {}
+    for side, wanted in sides.items():
+        before = getattr(parent, f"{side}_heads")
+        if before.num_kv_heads % wanted:
             raise ValueError(
-                f"num_kv_heads {after.num_kv_heads} does not divide the {before.num_kv_heads} "
-                "key/value heads that it has"
+                f"num_kv_heads {wanted} does not divide the {before.num_kv_heads} key/value heads "
+                f"that the {side} has"
             )
-    return replace(found, encoder_d_ff=parent.encoder_d_ff, embeddings=parent.embeddings)
+        heads[f"{side}_heads"] = replace(before, num_kv_heads=wanted)
+    multi_head = replace(
+        parent,
+        **{name: replace(one, num_kv_heads=one.num_heads) for name, one in heads.items()},
+    )
+    found = replace(parent, name=named.name, **heads)
+    return replace(found, residual=found.parameters - multi_head.parameters)
 
 
 def read_parent(config: SuiteConfig) -> ParentFile:
