@@ -9,7 +9,7 @@ import hydra
 from omegaconf import DictConfig
 
 from data_prep.system.surroundings import settle
-from experiments.errors import ExperimentError
+from experiments.errors import CompositionError, ExperimentError
 from experiments.stages.corpus import prepare_data
 from experiments.stages.graph import job_of
 from experiments.stages.sweep import check_overrides, one_line_errors, resolve
@@ -38,7 +38,7 @@ def main() -> int:
             prepare()
     except ExperimentError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, CompositionError) else 2
     except KeyboardInterrupt:
         return 130
     return 0

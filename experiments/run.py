@@ -17,7 +17,7 @@ import hydra
 from omegaconf import DictConfig
 
 from data_prep.system.surroundings import settle
-from experiments.errors import ExperimentError
+from experiments.errors import CompositionError, ExperimentError
 from experiments.stages.folders import Outcome
 from experiments.stages.graph import job_of
 from experiments.stages.job import run_job
@@ -52,7 +52,7 @@ def main() -> int:
             run()
     except ExperimentError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, CompositionError) else 2
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from here", file=sys.stderr)
         return 130

@@ -27,7 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.config import SuiteConfig, parse_config, setting_names
-from experiments.errors import ExperimentError
+from experiments.errors import CompositionError, ExperimentError
 from experiments.metrics import METRICS
 from experiments.progress import console
 from experiments.records import provenance
@@ -69,7 +69,7 @@ def _ending(action: Any) -> None:
         action()
     except HydraException as error:
         print(f"error: {_in_one_line(error)}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(1)
     except (ExperimentError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -101,7 +101,7 @@ def check_overrides(arguments: Sequence[str]) -> None:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Hydra's errors, which are a page, as ExperimentErrors; HYDRA_FULL_ERROR=1 keeps the page."""
+    """Hydra's errors, which are a page, as CompositionError; HYDRA_FULL_ERROR=1 keeps the page."""
     name = "HYDRA_FULL_ERROR"
     wants_page = name in os.environ
     os.environ.setdefault(name, "1")  # without it Hydra prints its page and ends the process
@@ -110,7 +110,7 @@ def one_line_errors() -> Iterator[None]:
     except HydraException as error:
         if wants_page:
             raise
-        raise ExperimentError(_in_one_line(error)) from error
+        raise CompositionError(_in_one_line(error)) from error
     finally:
         if not wants_page:
             del os.environ[name]
