@@ -460,13 +460,13 @@ def assert_both_searches_agree(
 def test_both_searches_agree(trained: Trained, name: str) -> None:
     """Sentences of all lengths; the sizes of batches take turns."""
     turn = list(SEARCHES).index(name)
-    pairs = trained.pairs[turn :: 40 if SEARCHES[name]["beam_size"] < 9 else 100]
     size = BATCH_SIZES[turn % len(BATCH_SIZES)]
-    assert_both_searches_agree(trained, pairs, size, SEARCHES[name])
+    step = 40 if size > 1 and SEARCHES[name]["beam_size"] < 9 else 150
+    assert_both_searches_agree(trained, trained.pairs[turn::step], size, SEARCHES[name])
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("batch_size", BATCH_SIZES)
 @pytest.mark.parametrize("name", SEARCHES)
 def test_both_searches_agree_on_many_lines(trained: Trained, name: str, batch_size: int) -> None:
-    assert_both_searches_agree(trained, trained.pairs[::2], batch_size, SEARCHES[name])
+    assert_both_searches_agree(trained, trained.pairs[::5], batch_size, SEARCHES[name])
