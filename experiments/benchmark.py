@@ -31,15 +31,16 @@ import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import msgspec
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 
 from data_prep.system.surroundings import console_of, settle
+from experiments.arguments import Parser, asked_threads, whole_number
 from experiments.engines import ENGINES, EXACT_ENGINES, find_engine, help_lines
-from experiments.environment import compute_environment, usable_cores
+from experiments.environment import compute_environment
 from experiments.errors import ExperimentError
 from experiments.measure.request import (
     TRAINERS,
@@ -69,7 +70,7 @@ from gqa_fairseq.parity import BASELINES
 CONF = Path(__file__).resolve().parents[1] / "conf"
 TABLE_WIDTH = 150  # where there is no terminal to ask
 PAPER_POSITIONS = 256  # Shazeer 2019, section 4.1
-SPECIAL_SYMBOLS = 4  # of fairseq's dictionary, beside the pieces
+SPECIAL_SYMBOLS = 1  # of fairseq's dictionary that is no piece: padding (config.py counts it too)
 DEFAULT_SHAPE: FixedShape = (32, 128, 64)
 DEFAULT_SIZE, DEFAULT_PIECES, DEFAULT_KV_HEADS = "wmt_en_de", 32000, 8
 
@@ -174,18 +175,12 @@ def _request(
         memory=args.memory,
         device=args.device,
         dtype=args.dtype,
-        threads=_threads(),
+        threads=asked_threads(),
         **what,
     )
     for line in check_request(request):
         print(line, file=sys.stderr)
     return request
-
-
-def _threads() -> int:
-    """`OMP_NUM_THREADS` where it is a number, else the cores that this process may use."""
-    given = os.environ.get("OMP_NUM_THREADS", "")
-    return int(given) if given.isascii() and given.isdigit() and int(given) else usable_cores()
 
 
 def measure_in_process(request: Request, on_measured: Callable[[Measurement], None]) -> Measurement:
@@ -277,17 +272,11 @@ def show(paths: list[Path]) -> None:
     print(markdown([read_measurement(path) for path in paths]), end="")
 
 
-def _number(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
-
-
 def _shape(text: str) -> FixedShape:
     parts = text.split("x")
     if len(parts) != 3:
         raise argparse.ArgumentTypeError(f"{text!r} is not BATCHxSOURCExTARGET, such as 32x128x64")
-    batch, source, target = map(_number, parts)
+    batch, source, target = map(whole_number, parts)
     return batch, source, target
 
 
@@ -303,14 +292,8 @@ def _list_of(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
     return lambda text: [kind(part) for part in text.split(",")]
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """One line, where argparse would print its usage as well."""
-        raise ExperimentError(message)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="python -m experiments.benchmark",
         description=(__doc__ or "").format(engines=help_lines()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -333,12 +316,12 @@ def _parser() -> argparse.ArgumentParser:
         help="time training, such as experiment=study_multi30k",
     )
     what.add_argument("--show", type=Path, nargs="+", metavar="FILE", help="tables of --out files")
-    numbers = _list_of(_number)
+    numbers = _list_of(whole_number)
     parser.add_argument(
         "--size", choices=sorted(BASELINES), help=f"with --shapes (default {DEFAULT_SIZE})"
     )
     parser.add_argument(
-        "--vocab-size", type=_number, help=f"pieces, with --shapes (default {DEFAULT_PIECES})"
+        "--vocab-size", type=whole_number, help=f"pieces, with --shapes (default {DEFAULT_PIECES})"
     )
     parser.add_argument(
         "--kv-heads", type=numbers, help=f"such as 8,1, with --shapes (default {DEFAULT_KV_HEADS})"
@@ -349,9 +332,9 @@ def _parser() -> argparse.ArgumentParser:
         help=f"some of {', '.join(ENGINES)} (default: all that are exact)",
     )
     parser.add_argument("--beams", type=numbers, help="default: 4 (or the job's) and 1")
-    parser.add_argument("--repeats", type=_number, default=5, help="rounds, after one warm-up")
+    parser.add_argument("--repeats", type=whole_number, default=5, help="rounds, after one warm-up")
     parser.add_argument(
-        "--updates", type=_number, default=8, help="with --training: real batches in a round"
+        "--updates", type=whole_number, default=8, help="with --training: real batches in a round"
     )
     parser.add_argument(
         "--trainers",

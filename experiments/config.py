@@ -5,6 +5,7 @@ refused here, before any work.
 """
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Annotated, Literal, get_args, get_origin
 
 import msgspec
@@ -12,8 +13,20 @@ from msgspec import Meta
 
 from data_prep.spec import DataSpec
 from experiments.errors import ExperimentError
-from experiments.records.parts import LengthPenalty, Precision, SearchEngine
-from gqa_fairseq.architecture import Architecture, FeedForward, Placement, Variant
+from experiments.records.parts import (
+    LengthPenalty,
+    Precision,
+    SearchEngine,
+    Share,
+    updates_more,
+)
+from gqa_fairseq.architecture import (
+    Architecture,
+    ConversionMethod,
+    FeedForward,
+    Placement,
+    Variant,
+)
 from gqa_fairseq.parity import Baseline
 
 Positive = Annotated[int, Meta(ge=1)]
@@ -109,6 +122,53 @@ class TrainConfig(Section, frozen=True, kw_only=True):
     average_checkpoints: AtLeastTwo | None
 
 
+class UptrainConfig(Section, frozen=True, kw_only=True):
+    """A trained model that is converted to the variant's heads and trained on.
+
+    `method` makes the heads (gqa_fairseq/checkpoints/convert.py); null: the model is trained from
+    scratch. `parent` is what is converted: null is the multi-head model of the same config, else
+    the path of a checkpoint or the folder of a job. Training goes on for shares of the parent's
+    updates, `points`, and the model is kept at each; the job is about the one after `alpha` of
+    them, or about the converted model itself, which is 0.
+    """
+
+    method: ConversionMethod | None
+    alpha: Share
+    points: Annotated[list[Annotated[float, Meta(gt=0, le=1)]], Meta(min_length=1)]
+    parent: Folder | None
+
+    def __post_init__(self) -> None:
+        if sorted(set(self.points)) != self.points:
+            raise ValueError(f"uptrain.points={self.points} must increase")
+        if self.method is None and (self.alpha or self.parent is not None):
+            raise ValueError(
+                "uptrain.alpha and uptrain.parent are about a trained model (choose "
+                "uptrain=converted, or a uptrain.method)"
+            )
+        if self.alpha not in (0, *self.points):
+            raise ValueError(
+                f"uptrain.alpha={self.alpha:g} is neither 0 nor one of uptrain.points="
+                f"{self.points} (choose one of these, or add it to the points)"
+            )
+
+    def updates(self, parent_updates: int) -> list[int]:
+        """Updates after the parent's at each of `points`; raises ValueError when all are too few.
+
+        fairseq times no first update of a process, and each point ends one.
+        """
+        found = [updates_more(point, parent_updates) for point in self.points]
+        if max(b - a for a, b in pairwise([0, *found])) < 2:
+            raise ValueError(
+                f"uptrain.points={self.points} of {parent_updates:,} updates are {found}: an "
+                "update by itself cannot be timed (have 2 in one of them)"
+            )
+        return found
+
+
+# What a job has whose config says nothing of it.
+FROM_SCRATCH = UptrainConfig(method=None, alpha=0.0, points=[1.0], parent=None)
+
+
 class DecodeConfig(Section, frozen=True, kw_only=True):
     """Translation of dev and test; `engine` is whose search does it.
 
@@ -201,9 +261,10 @@ class SuiteConfig(Section, frozen=True, kw_only=True):
     tracking: TrackingConfig
     experiment_name: Name
     seed: Annotated[int, Meta(ge=0, le=LARGEST_SEED)]
-    rerun: Literal["prepare", "train", "evaluate", "measure"] | None
+    rerun: Literal["prepare", "train", "convert", "uptrain", "evaluate", "measure"] | None
     dry_run: bool
     paths: PathsConfig
+    uptrain: UptrainConfig = FROM_SCRATCH
 
     def __post_init__(self) -> None:
         problems = [*self._contradictions()]
@@ -212,6 +273,14 @@ class SuiteConfig(Section, frozen=True, kw_only=True):
 
     def _contradictions(self) -> Iterator[str]:
         """All that does not go together, so that a user hears of it at once."""
+        if self.uptrain.parent is None:
+            yield from self._contradictions_of_the_model()
+        yield from _contradictions_of_uptraining(self)
+        yield from _contradictions_of_updates(self.train)
+        yield from _contradictions_of_hardware(self.hardware)
+
+    def _contradictions_of_the_model(self) -> Iterator[str]:
+        """What the config's own model cannot be, or cannot take."""
         section = "model"
         try:
             baseline = self.model.baseline(self.data.vocab_size + 1)
@@ -231,8 +300,6 @@ class SuiteConfig(Section, frozen=True, kw_only=True):
                 f"than train.tokens_per_update={self.train.tokens_per_update} or "
                 f"hardware.max_tokens_per_device={self.hardware.max_tokens_per_device} (raise it)"
             )
-        yield from _contradictions_of_updates(self.train)
-        yield from _contradictions_of_hardware(self.hardware)
 
     @property
     def architecture(self) -> Architecture:
@@ -241,6 +308,17 @@ class SuiteConfig(Section, frozen=True, kw_only=True):
         fairseq's dictionary has one symbol more than the SentencePiece vocabulary.
         """
         return self.model.baseline(self.data.vocab_size + 1).resolve(self.attention.variant)
+
+    @property
+    def multi_head(self) -> "SuiteConfig":
+        """The job whose model is converted: the same, with all heads and from scratch."""
+        heads = self.attention.num_heads or self.model.num_heads
+        replace = msgspec.structs.replace
+        return replace(
+            self,
+            attention=replace(self.attention, num_kv_heads=heads, placement="all"),
+            uptrain=FROM_SCRATCH,
+        )
 
     @property
     def update_freq(self) -> int:
@@ -266,8 +344,27 @@ class SuiteConfig(Section, frozen=True, kw_only=True):
 
     @property
     def name(self) -> str:
-        """Such as `mqa-seed1`."""
+        """Such as `mqa-seed1`, of a model from scratch."""
         return f"{self.architecture.name}-seed{self.seed}"
+
+
+def _contradictions_of_uptraining(config: SuiteConfig) -> Iterator[str]:
+    """What a model that is converted cannot have."""
+    uptrain, attention = config.uptrain, config.attention
+    if uptrain.method is None:
+        return
+    if attention.d_ff != "kept":
+        yield f"attention.d_ff={attention.d_ff}: a converted model keeps its d_ff (use kept)"
+    if config.hardware.nodes > 1:
+        yield (
+            f"hardware.nodes={config.hardware.nodes}: a model is trained on by one machine (train "
+            "the multi-head model first, and give its folder as uptrain.parent)"
+        )
+    if uptrain.parent is None:
+        try:
+            uptrain.updates(config.train.max_updates)
+        except ValueError as error:
+            yield str(error)
 
 
 def _contradictions_of_updates(train: TrainConfig) -> Iterator[str]:
@@ -330,6 +427,16 @@ def parse_config(resolved: object) -> SuiteConfig:
         problem, _, field = str(error).partition(" - at `$.")
         where = f"{field.rstrip('`')}: " if field else ""
         raise ExperimentError(f"config: {where}{problem}{_choices(field.rstrip('`'))}") from error
+
+
+def setting_names(kind: object = SuiteConfig) -> list[str]:
+    """The dotted names of all settings of all sections."""
+    names = []
+    for field in msgspec.structs.fields(kind):  # type: ignore[arg-type]
+        name, inner = field.encode_name, field.type
+        is_section = isinstance(inner, type) and issubclass(inner, msgspec.Struct)
+        names += [f"{name}.{below}" for below in setting_names(inner)] if is_section else [name]
+    return names
 
 
 def _choices(field: str) -> str:

@@ -6,3 +6,7 @@ Raise it for what a user can put right; a command's `main` prints it as one line
 
 class ExperimentError(Exception):
     """An experiment cannot run, or a result cannot be used; the message says what to do."""
+
+
+class CompositionError(ExperimentError):
+    """Hydra cannot compose the config; a command exits with 1, which is Hydra's exit code."""

@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 from data_prep.system.surroundings import settle
+from experiments.arguments import Parser
 from experiments.environment import usable_cores
 from experiments.errors import ExperimentError
 from experiments.metrics import METRICS
@@ -68,15 +69,15 @@ def report(found: Evaluation, recorded: Evaluation) -> bool:
 
 def main(arguments: list[str] | None = None) -> int:
     """Evaluate one job; returns the exit code, 3 where the translations differ."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m experiments.evaluate",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("job", type=Path, help="the job's folder")
     settle()
-    job = JobFolder(parser.parse_args(arguments).job)
     try:
+        job = JobFolder(parser.parse_args(arguments).job)
         recorded = job.record().evaluation
         if recorded is None:
             raise ExperimentError(f"{job.path}: its training diverged: there is no model")

@@ -9,10 +9,10 @@ import hydra
 from omegaconf import DictConfig
 
 from data_prep.system.surroundings import settle
-from experiments.errors import ExperimentError
+from experiments.errors import CompositionError, ExperimentError
 from experiments.stages.corpus import prepare_data
 from experiments.stages.graph import job_of
-from experiments.stages.sweep import check_overrides, resolve
+from experiments.stages.sweep import check_overrides, one_line_errors, resolve
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="suite")
@@ -34,10 +34,11 @@ def main() -> int:
     sys.argv.insert(first, "~hydra.callbacks.sweep")
     try:
         check_overrides(sys.argv[1:])
-        prepare()
+        with one_line_errors():
+            prepare()
     except ExperimentError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, CompositionError) else 2
     except KeyboardInterrupt:
         return 130
     return 0

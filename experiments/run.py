@@ -17,11 +17,11 @@ import hydra
 from omegaconf import DictConfig
 
 from data_prep.system.surroundings import settle
-from experiments.errors import ExperimentError
+from experiments.errors import CompositionError, ExperimentError
 from experiments.stages.folders import Outcome
 from experiments.stages.graph import job_of
 from experiments.stages.job import run_job
-from experiments.stages.sweep import CONFIG_NAME, check_overrides, resolve
+from experiments.stages.sweep import CONFIG_NAME, check_overrides, one_line_errors, resolve
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 
@@ -48,10 +48,11 @@ def main() -> int:
         signal.signal(number, _end)
     try:
         check_overrides(sys.argv[1:])
-        run()
+        with one_line_errors():
+            run()
     except ExperimentError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, CompositionError) else 2
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from here", file=sys.stderr)
         return 130

@@ -10,6 +10,7 @@ fairseq's options takes an `Architecture`. Nothing here imports torch.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,6 +18,8 @@ Placement = Literal["all", "decoder"]
 PLACEMENTS: tuple[Placement, ...] = ("all", "decoder")
 FeedForward = Literal["matched", "kept"]
 FEED_FORWARDS: tuple[FeedForward, ...] = ("matched", "kept")
+ConversionMethod = Literal["mean", "first", "random", "svd", "svd-product"]
+CONVERSION_METHODS: tuple[ConversionMethod, ...] = ("mean", "first", "random", "svd", "svd-product")
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,20 @@ class Heads:
     head_dim: int
     num_kv_heads: int
 
+    @classmethod
+    def checked(cls, num_heads: int, head_dim: int, num_kv_heads: int | None) -> Heads:
+        """As many key/value heads as query heads where `num_kv_heads` is None.
+
+        Raises:
+            ValueError: `num_kv_heads` does not divide `num_heads`, or one of the three is below 1.
+        """
+        if num_heads < 1:
+            raise ValueError(f"num_heads {num_heads} must be at least 1")
+        check_head_dim(head_dim)
+        heads = cls(num_heads, head_dim, num_heads if num_kv_heads is None else num_kv_heads)
+        check_kv_heads(num_heads, heads.num_kv_heads)
+        return heads
+
     @property
     def query_width(self) -> int:
         """D_q: the width of all query heads."""
@@ -66,7 +83,8 @@ class Architecture:
     """An encoder-decoder Transformer in absolute numbers; `parity.Baseline.resolve` makes them.
 
     `name` is unique among the architectures of one baseline. Cross-attention has the decoder's
-    heads. One embedding matrix serves source, target and output; `vocab_size` 0 counts the layers
+    heads. Of `embeddings` matrices one serves source, target and output; of two the source has its
+    own, of three none is shared. They have `vocab_size` words each; 0 counts the layers
     alone. Positions are learned, 0 stands for none. `residual` is what the model has beyond the
     multi-head baseline's parameters.
     """
@@ -86,6 +104,7 @@ class Architecture:
     max_source_positions: int
     max_target_positions: int
     residual: int = 0
+    embeddings: int = 1
 
     @property
     def num_kv_heads(self) -> int:
@@ -94,13 +113,19 @@ class Architecture:
 
     @property
     def placement(self) -> Placement:
-        """Where the heads are other than the baseline's; `all` for a multi-head model."""
-        return "all" if self.encoder_heads == self.decoder_heads else "decoder"
+        """`decoder` where the encoder has multi-head attention of its own, else `all`."""
+        is_own = self.encoder_heads != self.decoder_heads and self.encoder_heads.is_multi_head
+        return "decoder" if is_own else "all"
 
     @property
     def is_multi_head(self) -> bool:
-        """Whether every attention has as many key/value heads as query heads, as in fairseq."""
-        return self.encoder_heads.is_multi_head and self.decoder_heads.is_multi_head
+        """Whether fairseq's own Transformer is the same: every attention multi-head and alike.
+
+        Its heads are together as wide as the model, and read all positions.
+        """
+        heads = self.decoder_heads
+        is_plain = heads.query_width == self.d_model and self.window is None
+        return is_plain and heads.is_multi_head and heads == self.encoder_heads
 
     @property
     def parameters(self) -> int:
@@ -120,7 +145,9 @@ class Architecture:
         final_norms = 2 * norm if self.pre_norm else 0
         # fairseq numbers positions from padding_idx + 1 = 2, so a table has two rows more.
         tables = [n + 2 for n in (self.max_source_positions, self.max_target_positions) if n]
-        return layers + final_norms + self.d_model * (self.vocab_size + sum(tables))
+        return (
+            layers + final_norms + self.d_model * (self.embeddings * self.vocab_size + sum(tables))
+        )
 
     def attention_parameters(self, heads: Heads) -> int:
         """Parameters of one attention: projections of queries, keys, values and the output."""
@@ -136,15 +163,21 @@ class Architecture:
         """Options of the plugin's model, by their names in its dataclass (models/config.py).
 
         Both d_ff are given as numbers, so that nothing is left to derive. Numbers of positions
-        that are 0 are left out: positions are learned, and fairseq's limit is the model's.
+        that are 0 are left out: positions are learned, and fairseq's limit is the model's. So are
+        a head width that is d_model / heads, and a window over all positions.
         """
-        per_side = {
-            "embed_dim": self.d_model,
-            "attention_heads": self.decoder_heads.num_heads,
-            "normalize_before": self.pre_norm,
-            "learned_pos": True,
-        }
-        options = {f"{side}_{key}": v for key, v in per_side.items() for side in _SIDES}
+        options: dict[str, Any] = {}
+        for side, heads in (("encoder", self.encoder_heads), ("decoder", self.decoder_heads)):
+            options |= {
+                f"{side}_embed_dim": self.d_model,
+                f"{side}_attention_heads": heads.num_heads,
+                f"{side}_normalize_before": self.pre_norm,
+                f"{side}_learned_pos": True,
+            }
+            if heads.query_width != self.d_model:
+                options[f"{side}_head_dim"] = heads.head_dim
+        if self.window is not None:
+            options["decoder_window"] = self.window
         positions = {
             "max_source_positions": self.max_source_positions,
             "max_target_positions": self.max_target_positions,
@@ -158,11 +191,16 @@ class Architecture:
             "encoder_ffn_embed_dim": self.encoder_d_ff,
             "decoder_ffn_embed_dim": self.decoder_d_ff,
             "use_bias": self.bias,
-            "share_all_embeddings": True,
+            **_SHARED[self.embeddings],
         }
 
 
-_SIDES = ("encoder", "decoder")
+# fairseq's options by the number of embedding matrices.
+_SHARED = {
+    1: {"share_all_embeddings": True},
+    2: {"share_decoder_input_output_embed": True},
+    3: {},
+}
 
 
 def check_kv_heads(num_heads: int, num_kv_heads: int) -> None:
@@ -175,9 +213,77 @@ def check_kv_heads(num_heads: int, num_kv_heads: int) -> None:
         )
 
 
+def head_dim_of(d_model: int, num_heads: int) -> int:
+    """The width of a head where all heads together are as wide as the model.
+
+    Raises:
+        ValueError: `num_heads` does not divide `d_model`.
+    """
+    if num_heads < 1 or d_model % num_heads:
+        raise ValueError(
+            f"d_model {d_model} is not divisible by {num_heads} heads: "
+            "choose a head count that divides it, or a head width"
+        )
+    return d_model // num_heads
+
+
+def check_head_dim(head_dim: int) -> None:
+    """Raise ValueError unless a head has at least one element."""
+    if head_dim < 1:
+        raise ValueError(f"head_dim {head_dim} must be at least 1")
+
+
+def check_window(window: int | None) -> None:
+    """Raise ValueError unless a window, where there is one, holds the current position."""
+    if window is not None and window < 1:
+        raise ValueError(
+            f"window {window} must be at least 1, the current position; unset: all positions"
+        )
+
+
 def check_placement(placement: str) -> None:
     """Raise ValueError unless `placement` is one of PLACEMENTS."""
     if placement not in PLACEMENTS:
         raise ValueError(
             f"attention placement {placement!r} is unknown: choose one of {', '.join(PLACEMENTS)}"
         )
+
+
+def check_conversion_method(method: str) -> None:
+    """Raise ValueError unless `method` is one of CONVERSION_METHODS."""
+    if method not in CONVERSION_METHODS:
+        raise ValueError(
+            f"conversion method {method!r} is unknown: choose one of "
+            f"{', '.join(CONVERSION_METHODS)}"
+        )
+
+
+# What can set baselines apart whose variants have the same names, in the order of its use.
+_MARKS: tuple[Callable[[Architecture], str], ...] = (
+    lambda own: f"d{own.d_model}",
+    lambda own: f"layers{own.encoder_layers}+{own.decoder_layers}",
+    lambda own: f"heads{own.encoder_heads.num_heads}",
+    lambda own: f"dim{own.encoder_heads.head_dim}",
+    lambda own: f"ff{own.encoder_d_ff}+{own.decoder_d_ff}",
+    lambda own: "bias" if own.bias else "nobias",
+    lambda own: "prenorm" if own.pre_norm else "postnorm",
+    lambda own: f"vocab{own.vocab_size}",
+    lambda own: f"positions{own.max_source_positions}+{own.max_target_positions}",
+)
+
+
+def distinct_names(architectures: Iterable[Architecture]) -> dict[Architecture, str]:
+    """A name for each that no other of them has, in the order of their first appearance.
+
+    A name is unique among the variants of one baseline. Where the variants of several baselines
+    share one, all names get a mark of what sets the baselines apart, such as `mha-d192`, `mqa-d192`
+    and `mha-d96`; as few marks as it takes.
+    """
+    names = {own: own.name for own in architectures}
+    for mark in _MARKS:
+        if len(set(names.values())) == len(names):
+            break
+        marked = {own: f"{name}-{mark(own)}" for own, name in names.items()}
+        if len(set(marked.values())) > len(set(names.values())):
+            names = marked
+    return names

@@ -6,11 +6,11 @@ depends on the text. Here the user asks for that number, and `--max-tokens` stay
 fits in memory.
 """
 
-import sys
-
 import numpy as np
 from fairseq.data import BaseWrapperDataset, LanguagePairDataset, data_utils
 from numpy.typing import NDArray
+
+from gqa_fairseq.errors import OptionError
 
 Integers = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -52,18 +52,22 @@ class TargetTokenBatches(BaseWrapperDataset):
     ) -> list[Integers]:
         """Every line of `indices`, which are in the order of length, in one batch.
 
-        `required_batch_size_multiple` is ignored, so that no line is dropped for it. Options that
-        exclude each other end the process with one line.
+        `required_batch_size_multiple` is ignored, so that no line is dropped for it.
+
+        Raises:
+            OptionError: options that exclude each other, or a size that cannot be had.
         """
         if max_sentences is not None:
-            sys.exit("error: --target-tokens-per-update and --batch-size exclude each other")
+            raise OptionError("--target-tokens-per-update and --batch-size exclude each other")
         target = self.dataset.tgt_sizes[indices]
         longer_side = np.maximum(self.dataset.src_sizes[indices], target)
         updates = max(1, round(int(target.sum()) / self._tokens_per_update))
         try:
             batches = cut(target, longer_side, updates * self._batches_per_update, max_tokens)
         except ValueError as error:
-            sys.exit(f"error: --target-tokens-per-update {self._tokens_per_update}: {error}")
+            raise OptionError(
+                f"--target-tokens-per-update {self._tokens_per_update}: {error}"
+            ) from error
         return [indices[batch] for batch in batches]
 
 

@@ -8,6 +8,7 @@ S the padded source; elements, not bytes):
     matrices     L * (C (D_q + 2 D_kv) + 3 C D_q + 2 C F) + V C             each once a step
     weights      the matrices, and the norms L * 6 C, with pre-norm 2 C more, and biases if any
     self_kv      L * 2 B W D_kv * t    read, of which this step's B W were written: + L * 2 B W D_kv
+                                       (with a window, its positions in place of t where t is more)
     source_kv    L * 2 B D_kv * S      read once a sentence, whatever the beam
     logits       2 * B W V             written and read
     embeddings   B W C
@@ -128,7 +129,8 @@ def step_work(
     """One step that makes `length` positions in all, of `batch` sentences still unfinished."""
     rows = batch * beam
     matrices, vectors = step_matrix_elements(architecture), step_vector_elements(architecture)
-    cached = _cached(architecture, batch, beam, source_tokens, length, element_bytes)
+    positions = positions_kept(length, architecture.window)
+    cached = _cached(architecture, batch, beam, source_tokens, positions, element_bytes)
     new = _cached(architecture, batch, beam, 0, 1, element_bytes)["self"]
     parts = {
         "weights": matrices * (weight_bytes or element_bytes) + vectors * element_bytes,
@@ -138,7 +140,7 @@ def step_work(
         "embeddings": rows * architecture.d_model * element_bytes,
     }
     # A beam's scores cover the slots of all beams of its sentence; the mask then hides the others.
-    slots = beam * length + source_tokens
+    slots = beam * positions + source_tokens
     query_width = architecture.decoder_heads.query_width
     attention = 4 * rows * architecture.decoder_layers * query_width * slots
     return Work(parts, 2 * rows * matrices + attention)
@@ -183,6 +185,11 @@ def decoding_work(
     return work
 
 
+def positions_kept(length: int, window: int | None) -> int:
+    """Of `length` target positions, those whose keys and values the newest one reads."""
+    return length if window is None else min(length, window)
+
+
 def cache_bytes(
     *,
     batch: int,
@@ -193,14 +200,16 @@ def cache_bytes(
     num_kv_heads: int,
     head_dim: int,
     bytes_per_element: int,
+    window: int | None = None,
 ) -> dict[str, int]:
     """Bytes of K and V that decoding keeps, counted: `self` for every beam, `cross` a sentence.
 
-    The number of query heads does not appear: that is the point (Shazeer 2019, section 3.1).
+    The number of query heads does not appear: that is the point (Shazeer 2019, section 3.1). With a
+    `window` a target of any length takes no more than its positions.
     """
     per_position = 2 * layers * num_kv_heads * head_dim * bytes_per_element
     return {
-        "self": batch * beam * target_tokens * per_position,
+        "self": batch * beam * positions_kept(target_tokens, window) * per_position,
         "cross": batch * source_tokens * per_position,
     }
 

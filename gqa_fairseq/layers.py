@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Literal, NamedTuple
+
 from fairseq.modules.transformer_layer import (
     TransformerDecoderLayerBase,
     TransformerEncoderLayerBase,
 )
 from torch import Tensor, nn
 
-from gqa_fairseq.attention import GroupedQueryAttention
+from gqa_fairseq.architecture import Heads
+from gqa_fairseq.attention import GroupedQueryAttention, Step, Weights
 
 
 class _Linears:
@@ -23,51 +26,72 @@ class _Linears:
 
 
 class GroupedQueryEncoderLayer(_Linears, TransformerEncoderLayerBase):
-    """fairseq's encoder layer; `num_kv_heads` is the encoder's own (H under placement decoder)."""
+    """fairseq's encoder layer with `heads` of its own."""
 
-    def __init__(self, cfg, num_kv_heads: int, use_bias: bool) -> None:
-        self.num_kv_heads, self.use_bias = num_kv_heads, use_bias
+    def __init__(self, cfg, heads: Heads, use_bias: bool) -> None:
+        self.heads, self.use_bias = heads, use_bias
         super().__init__(cfg)
 
     def build_self_attention(self, embed_dim: int, cfg) -> GroupedQueryAttention:
-        return _attention(embed_dim, cfg.encoder.attention_heads, self, cfg)
+        return _attention(embed_dim, self, cfg)
+
+
+class LayerStep(NamedTuple):
+    """What the two attentions of a layer do for one position over a cache."""
+
+    attend_self: Step
+    attend_source: Step
 
 
 class GroupedQueryDecoderLayer(_Linears, TransformerDecoderLayerBase):
-    """fairseq's decoder layer for whole sequences; decoding/step.py runs one position."""
+    """fairseq's decoder layer for whole sequences.
 
-    def __init__(self, cfg, num_kv_heads: int, use_bias: bool) -> None:
-        self.num_kv_heads, self.use_bias = num_kv_heads, use_bias
+    One position runs in decoding/step.py, or here with a `step` (decoding/module_step.py).
+    Both attentions have the same `heads`; self-attention reads a `window` of positions.
+    """
+
+    def __init__(self, cfg, heads: Heads, window: int | None, use_bias: bool) -> None:
+        self.heads, self.window, self.use_bias = heads, window, use_bias
         super().__init__(cfg)
 
     def build_self_attention(
         self, embed_dim: int, cfg, add_bias_kv: bool = False, add_zero_attn: bool = False
     ) -> GroupedQueryAttention:
-        return _attention(embed_dim, cfg.decoder.attention_heads, self, cfg)
+        return _attention(embed_dim, self, cfg, self.window)
 
     def build_encoder_attention(self, embed_dim: int, cfg) -> GroupedQueryAttention:
-        return _attention(embed_dim, cfg.decoder.attention_heads, self, cfg)
+        return _attention(embed_dim, self, cfg)
 
     def forward(
         self,
         x: Tensor,
-        encoder_out: Tensor,
+        encoder_out: Tensor | None = None,
         encoder_is_padding: Tensor | None = None,
         self_is_padding: Tensor | None = None,
         is_causal: bool = True,
-        need_weights: bool = False,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Whole sequences: x [T, B, C], encoder_out [S, B, C] -> [T, B, C], weights [B, T, S]."""
+        need_weights: bool | Literal["later"] = False,
+        step: LayerStep | None = None,
+    ) -> tuple[Tensor, Weights | None]:
+        """Whole sequences: x [T, B, C], encoder_out [S, B, C] -> [T, B, C], weights [B, T, S].
 
+        With a `step` one position, over a cache that holds all before it and the source: T = 1, and
+        of the rest only `need_weights` matters.
+        """
+        own, source = (step.attend_self, step.attend_source) if step else (None, None)
         pre = self.normalize_before
         h = self.self_attn_layer_norm(x) if pre else x
-        h, _ = self.self_attn(h, h, h, self_is_padding, is_causal=is_causal)
+        h, _ = self.self_attn(h, h, h, self_is_padding, is_causal=is_causal, step=own)
         x = x + self.dropout_module(h)
         x = x if pre else self.self_attn_layer_norm(x)
 
         h = self.encoder_attn_layer_norm(x) if pre else x
         h, weights = self.encoder_attn(
-            h, encoder_out, encoder_out, encoder_is_padding, need_weights=need_weights
+            h,
+            encoder_out,
+            encoder_out,
+            encoder_is_padding,
+            need_weights=need_weights,
+            step=source,
         )
         x = x + self.dropout_module(h)
         x = x if pre else self.encoder_attn_layer_norm(x)
@@ -78,11 +102,13 @@ class GroupedQueryDecoderLayer(_Linears, TransformerDecoderLayerBase):
         return (x if pre else self.final_layer_norm(x)), weights
 
 
-def _attention(embed_dim: int, num_heads: int, layer, cfg) -> GroupedQueryAttention:
+def _attention(embed_dim: int, layer, cfg, window: int | None = None) -> GroupedQueryAttention:
     return GroupedQueryAttention(
         embed_dim,
-        num_heads,
-        layer.num_kv_heads,
+        layer.heads.num_heads,
+        layer.heads.num_kv_heads,
+        head_dim=layer.heads.head_dim,
+        window=window,
         dropout=cfg.attention_dropout,
         bias=layer.use_bias,
     )

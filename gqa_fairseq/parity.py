@@ -1,11 +1,13 @@
 """Which d_ff keeps the parameter count when key/value heads are removed: exact integer arithmetic.
 
-Fewer key/value heads make the K and V projections narrower; the weights saved go into wider
-feed-forward layers (FFN), so that variants differ in attention and not in size (Shazeer 2019,
-section 4.1: d_ff 4096 -> 5440 for multi-query attention). Nothing here imports torch.
+Fewer key/value heads make the K and V projections narrower, fewer or narrower query heads all four
+projections; the weights saved go into wider feed-forward layers (FFN), so that variants differ in
+attention and not in size (Shazeer 2019, section 4.1: d_ff 4096 -> 5440 for multi-query attention,
+6784 for heads that are together as wide as one). Nothing here imports torch.
 
     python -m gqa_fairseq.parity                      # the paper's shape
     python -m gqa_fairseq.parity --d-model 512 --mha-d-ff 2048 --placement decoder
+    python -m gqa_fairseq.parity --query-heads 4 --head-dim 32    # other heads than the baseline's
 """
 
 from __future__ import annotations
@@ -21,8 +23,9 @@ from gqa_fairseq.architecture import (
     Heads,
     Placement,
     Variant,
-    check_kv_heads,
     check_placement,
+    check_window,
+    head_dim_of,
 )
 
 
@@ -50,16 +53,12 @@ class Baseline:
             raise ValueError("d_model, num_heads and d_ff must be at least 1")
         if min(self.encoder_layers, self.decoder_layers) < 1:
             raise ValueError("the encoder and the decoder need at least one layer each")
-        if self.d_model % self.num_heads:
-            raise ValueError(
-                f"d_model {self.d_model} is not divisible by {self.num_heads} heads: "
-                "choose a head count that divides it"
-            )
+        head_dim_of(self.d_model, self.num_heads)
 
     @property
     def heads(self) -> Heads:
         """As many key/value heads as query heads."""
-        return Heads(self.num_heads, self.d_model // self.num_heads, self.num_heads)
+        return Heads(self.num_heads, head_dim_of(self.d_model, self.num_heads), self.num_heads)
 
     @property
     def multi_head(self) -> Architecture:
@@ -74,31 +73,47 @@ class Baseline:
 
         Raises:
             ValueError: one line that says what cannot be: a head count that does not divide, an
-                unknown placement, or a variant that the model does not have yet.
+                unknown placement, a number below 1, or heads that no d_ff makes up for.
         """
-        _refuse_what_no_model_has(self, variant)
         check_placement(variant.placement)
-        num_kv_heads = self.num_heads if variant.num_kv_heads is None else variant.num_kv_heads
-        check_kv_heads(self.num_heads, num_kv_heads)
-        changed = replace(self.heads, num_kv_heads=num_kv_heads)
-        in_encoder = variant.placement == "all"
-        name = _name(changed, self.heads, in_encoder)
-        kept = self._architecture(name, changed if in_encoder else self.heads, changed, None)
+        check_window(variant.window)
+        if variant.d_ff not in FEED_FORWARDS:
+            raise ValueError(
+                f"d_ff {variant.d_ff!r} is unknown: choose {' or '.join(FEED_FORWARDS)}"
+            )
+        own = self.heads
+        changed = Heads.checked(
+            own.num_heads if variant.num_heads is None else variant.num_heads,
+            own.head_dim if variant.head_dim is None else variant.head_dim,
+            variant.num_kv_heads,
+        )
+        encoder_heads = changed if variant.placement == "all" else own
+        name = _name(changed, own, variant.placement, variant.window)
+        kept = self._architecture(name, encoder_heads, changed, variant.window)
+        encoder_d_ff, decoder_d_ff = self.matched_d_ff(encoder_heads, changed, variant.placement)
+        if decoder_d_ff == self.mha_d_ff:
+            return kept
         if variant.d_ff == "kept":
             # The name says so only where it makes a difference.
-            differs = self._widened(kept, in_encoder) != kept
-            return replace(kept, name=f"{name}-ff{self.mha_d_ff}") if differs else kept
-        return self._widened(kept, in_encoder)
+            return replace(kept, name=f"{name}-ff{self.mha_d_ff}")
+        check_matched(decoder_d_ff, changed)
+        matched = replace(kept, encoder_d_ff=encoder_d_ff, decoder_d_ff=decoder_d_ff)
+        return replace(matched, residual=matched.parameters - self.multi_head.parameters)
 
-    def _widened(self, kept: Architecture, in_encoder: bool) -> Architecture:
-        """`kept` with the saved parameters in its FFNs."""
-        multi_head = self.multi_head.parameters
+    def matched_d_ff(
+        self, encoder_heads: Heads, decoder_heads: Heads, placement: Placement
+    ) -> tuple[int, int]:
+        """The encoder's and the decoder's d_ff that make up for the parameters of other heads.
+
+        They are below 1 where the heads alone have as many parameters as the whole baseline.
+        """
+        kept = self._architecture("", encoder_heads, decoder_heads, None)
+        in_encoder = placement == "all"
         ffns = self.decoder_layers + (self.encoder_layers if in_encoder else 0)
         per_unit_of_width = kept.ffn_parameters(1) - kept.ffn_parameters(0)
-        d_ff = self.mha_d_ff + (multi_head - kept.parameters) // (ffns * per_unit_of_width)
-        encoder_d_ff = d_ff if in_encoder else self.mha_d_ff
-        wider = replace(kept, encoder_d_ff=encoder_d_ff, decoder_d_ff=d_ff)
-        return replace(wider, residual=wider.parameters - multi_head)
+        # Nothing is saved, and d_ff shrinks, where the heads together are wider than d_model.
+        d_ff = self.mha_d_ff + -kept.residual // (ffns * per_unit_of_width)
+        return (d_ff if in_encoder else self.mha_d_ff), d_ff
 
     def _architecture(
         self, name: str, encoder_heads: Heads, decoder_heads: Heads, window: int | None
@@ -135,36 +150,87 @@ BASELINES = {
 }
 
 
-def parity_table(baseline: Baseline, placement: Placement) -> list[Architecture]:
-    """The variants for each number of key/value heads that divides the heads, from MQA to MHA."""
-    divisors = [g for g in range(1, baseline.num_heads + 1) if baseline.num_heads % g == 0]
-    return [baseline.resolve(Variant(g, placement)) for g in divisors]
+def is_variant(architecture: Architecture, multi_head: Architecture) -> bool:
+    """Whether the baseline that `multi_head` is resolves some `Variant` to `architecture`."""
+    if not multi_head.is_multi_head or architecture.embeddings != multi_head.embeddings:
+        return False
+    # A baseline has one embedding; with more, what else there is must agree all the same.
+    architecture, multi_head = (replace(one, embeddings=1) for one in (architecture, multi_head))
+    baseline = Baseline(
+        d_model=multi_head.d_model,
+        num_heads=multi_head.decoder_heads.num_heads,
+        mha_d_ff=multi_head.decoder_d_ff,
+        encoder_layers=multi_head.encoder_layers,
+        decoder_layers=multi_head.decoder_layers,
+        bias=multi_head.bias,
+        pre_norm=multi_head.pre_norm,
+        vocab_size=multi_head.vocab_size,
+        max_source_positions=multi_head.max_source_positions,
+        max_target_positions=multi_head.max_target_positions,
+    )
+    if multi_head != baseline.multi_head:
+        return False
+    heads = architecture.decoder_heads
+    is_kept = architecture.decoder_d_ff == multi_head.decoder_d_ff
+    variant = Variant(
+        heads.num_kv_heads,
+        architecture.placement,
+        heads.num_heads,
+        heads.head_dim,
+        architecture.window,
+        "kept" if is_kept else "matched",
+    )
+    try:
+        return baseline.resolve(variant) == architecture
+    except ValueError:  # of another baseline, whose d_ff can make up for such heads
+        return False
 
 
-def _refuse_what_no_model_has(baseline: Baseline, variant: Variant) -> None:
-    """Raise ValueError for what a `Variant` can say and the model does not know."""
-    if variant.d_ff not in FEED_FORWARDS:
-        raise ValueError(f"d_ff {variant.d_ff!r} is unknown: choose {' or '.join(FEED_FORWARDS)}")
-    if variant.num_heads not in (None, baseline.num_heads):
+def check_matched(d_ff: int, heads: Heads) -> None:
+    """Raise ValueError unless a d_ff that makes up for these heads has at least one unit."""
+    if d_ff < 1:
         raise ValueError(
-            f"num_heads {variant.num_heads} is not the baseline's {baseline.num_heads}: another "
-            "number of query heads is not supported yet"
+            f"head_dim {heads.head_dim} of {heads.num_heads} heads is so wide that no d_ff keeps "
+            "the parameter count: choose fewer or narrower heads, or set d_ff"
         )
-    if variant.head_dim not in (None, baseline.heads.head_dim):
-        raise ValueError(
-            f"head_dim {variant.head_dim} is not d_model / num_heads = {baseline.heads.head_dim}: "
-            "another head width is not supported yet"
-        )
-    if variant.window is not None:
-        raise ValueError(f"window {variant.window}: local attention is not supported yet")
 
 
-def _name(changed: Heads, baseline: Heads, in_encoder: bool) -> str:
-    """`mha`, `gqa4`, `mqa`; with `-dec` where the encoder keeps the baseline's heads."""
-    if changed == baseline:
-        return "mha"
+def parity_table(
+    baseline: Baseline,
+    placement: Placement,
+    num_heads: int | None = None,
+    head_dim: int | None = None,
+) -> list[Architecture]:
+    """The variants for each number of key/value heads that divides the heads, from MQA to MHA.
+
+    Unset heads and head widths are the baseline's.
+
+    Raises:
+        ValueError: as Baseline.resolve.
+    """
+    multi_head = baseline.resolve(Variant(None, placement, num_heads, head_dim))
+    most = multi_head.num_kv_heads
+    return [
+        baseline.resolve(Variant(g, placement, num_heads, head_dim))
+        for g in range(1, most + 1)
+        if most % g == 0
+    ]
+
+
+def _name(changed: Heads, baseline: Heads, placement: Placement, window: int | None) -> str:
+    """`mha`, `gqa4`, `mqa`, and what else is not the baseline's.
+
+    `-4x32` for 4 heads of 32, `-dec` where the encoder keeps the baseline's heads, `-w32` for a
+    window of 32 positions.
+    """
     name = "mqa" if changed.num_kv_heads == 1 else f"gqa{changed.num_kv_heads}"
-    return name if in_encoder else f"{name}-dec"
+    if changed.is_multi_head:
+        name = "mha"
+    if replace(changed, num_kv_heads=baseline.num_kv_heads) != baseline:
+        name += f"-{changed.num_heads}x{changed.head_dim}"
+    if changed != baseline and placement == "decoder":
+        name += "-dec"
+    return name if window is None else f"{name}-w{window}"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -176,13 +242,16 @@ def main(argv: list[str] | None = None) -> int:
         if not isinstance(default, bool):
             parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
     parser.add_argument("--placement", default="all", help="all (default) or decoder")
+    parser.add_argument("--query-heads", type=int, help="query heads (default: the baseline's)")
+    parser.add_argument("--head-dim", type=int, help="width of a head (default: the baseline's)")
     parser.add_argument("--bias", action="store_true", help="projections and FFNs have biases")
     parser.add_argument("--post-norm", action="store_true", help="no final norms")
     parser.add_argument("--json", action="store_true", help="machine-readable")
     args = vars(parser.parse_args(argv))
-    placement, as_json = args.pop("placement"), args.pop("json")
+    variant = [args.pop(name) for name in ("placement", "query_heads", "head_dim")]
+    as_json = args.pop("json")
     try:
-        rows = parity_table(Baseline(pre_norm=not args.pop("post_norm"), **args), placement)
+        rows = parity_table(Baseline(pre_norm=not args.pop("post_norm"), **args), *variant)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -8,8 +8,10 @@ and a log file of its own.
 from __future__ import annotations
 
 import importlib
+import json
 import multiprocessing
 import os
+import random
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -79,3 +81,34 @@ def succeed(command: str, *arguments: object, folder: Path) -> Result:
     result = run(command, *arguments, folder=folder)
     assert result.status == 0, result.output[-4000:]
     return result
+
+
+def make_corpus(folder: Path, lines: dict[str, int]) -> Path:
+    """Text of so many lines a split in `folder`, and its binarized form; returns the latter.
+
+    The target is the source, in twelve words.
+    """
+    draw = random.Random(0)
+    for split, count in lines.items():
+        texts = [
+            " ".join(draw.choice("abcdefghijkl") for _ in range(draw.randint(2, 9)))
+            for _ in range(count)
+        ]
+        for language in ("en", "de"):
+            path = folder / f"{split}.{language}"
+            path.write_text("\n".join(texts) + "\n", encoding="utf-8", newline="\n")
+    prefixes = [word for split in lines for word in (f"--{split}pref", folder / split)]
+    languages = ["--source-lang", "en", "--target-lang", "de", "--joined-dictionary"]
+    succeed("preprocess", *languages, *prefixes, "--destdir", folder / "bin", folder=folder)
+    return folder / "bin"
+
+
+def losses(result: Result, name: str = "loss") -> dict[int, str]:
+    """Training loss of each update, or another figure, as it was printed."""
+    found = {}
+    for line in result.output.split("\n"):
+        _, is_there, text = line.partition("| train_inner | ")
+        if is_there:
+            entry = json.loads(text)
+            found[int(entry["num_updates"])] = entry[name]
+    return found

@@ -27,8 +27,18 @@ from experiments.records.parts import (
 )
 from experiments.records.record import Diverged
 from experiments.records.storage import write_json
-from experiments.stages.folders import RESULT_NAME, DataFolder, Done, Trained, TrainResult
-from experiments.stages.graph import Job, Stage
+from experiments.stages.folders import (
+    RESULT_NAME,
+    Converted,
+    DataFolder,
+    Done,
+    ModelResult,
+    Trained,
+    TrainResult,
+    Uptrained,
+    UptrainedPoint,
+)
+from experiments.stages.graph import Job, Stage, StageName
 
 LINES = {"train": 20, "dev": 3, "test": 4}
 CHECKSUM = hashlib.sha256(b"the data").hexdigest()
@@ -138,6 +148,41 @@ def finish_training(job: Job, **changes: Any) -> Trained:
     return trained
 
 
+def finish_conversion(job: Job) -> Converted:
+    """A model with other heads that has no weights."""
+    stage = _stage(job, "convert")
+    converted = Converted(
+        checkpoint="checkpoints/converted.pt",
+        data_checksum=CHECKSUM,
+        parent_updates=job.parent_updates,
+    )
+    _write(stage, converted, Done[ModelResult])
+    return converted
+
+
+def finish_uptraining(job: Job, diverged: Diverged | None = None) -> Uptrained:
+    """Models at all points that have no weights; with `diverged`, at all but the last."""
+    config = job.config.uptrain
+    updates = config.updates(job.parent_updates)
+    points = [
+        UptrainedPoint(
+            alpha=alpha, checkpoint=f"checkpoints/uptrained_{n}.pt", training=training(job, n)
+        )
+        for alpha, n in zip(config.points, updates, strict=True)
+    ]
+    uptrained = Uptrained(
+        data_checksum=CHECKSUM, points=points[:-1] if diverged else points, diverged=diverged
+    )
+    _write(_stage(job, "uptrain"), uptrained, Done[ModelResult])
+    return uptrained
+
+
+def _stage(job: Job, name: StageName) -> Stage:
+    stage = job.stage(name)
+    assert stage is not None
+    return stage
+
+
 def diverge(job: Job) -> Diverged:
     diverged = Diverged(after_update=0, reason="the loss at update 2 is nan", curve=[])
     _write(job.train, diverged, Done[TrainResult])
@@ -148,7 +193,7 @@ def finish_evaluation(job: Job, nll: float = 5.1) -> Evaluation:
     digest = write_hypotheses(job.evaluate.folder / "hypotheses", HYPOTHESES)
     evaluation = Evaluation(
         engine=job.config.decode.engine,
-        parameters=job.config.architecture.parameters,
+        parameters=job.architecture.parameters,
         dev_nll_nats_per_token=nll,
         dev_perplexity=math.exp(nll),
         dev_target_tokens=99,

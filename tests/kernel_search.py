@@ -25,8 +25,8 @@ WIDE = {"encoder_embed_dim": 128, "decoder_embed_dim": 128, "mha_ffn_embed_dim":
 on_gpu = pytest.mark.skipif(DEVICE.type != "cuda", reason="CUDA graphs need a GPU")
 
 
-def model_of(g: int, dtype: torch.dtype = torch.float32) -> Any:
-    model = build(VOCABULARY, num_kv_heads=g, decoder_layers=1, **WIDE)
+def model_of(g: int, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
+    model = build(VOCABULARY, num_kv_heads=g, decoder_layers=1, **WIDE, **options)
     randomize(model, scale=1.5, seed=g)
     with torch.no_grad():  # some sentences end early
         model.decoder.output_projection.weight[VOCABULARY.eos()] *= 2
@@ -42,11 +42,21 @@ def generator_of(model: Any, beam: int, max_len: int, **options: Any) -> Grouped
     return GroupedQueryGenerator([model], VOCABULARY, beam_size=beam, max_len_b=max_len, **options)
 
 
-@pytest.mark.parametrize(("g", "beam", "sentences"), [(1, 1, 3), (2, 3, 2), (8, 2, 1)])
-def test_finds_what_the_cpu_path_finds(g: int, beam: int, sentences: int) -> None:
+@pytest.mark.parametrize(
+    ("g", "beam", "sentences", "options"),
+    [
+        (1, 1, 3, {}),
+        (2, 3, 2, {}),
+        (8, 2, 1, {}),
+        (2, 3, 2, {"decoder_window": 2, "decoder_head_dim": 32}),
+    ],
+)
+def test_finds_what_the_cpu_path_finds(
+    g: int, beam: int, sentences: int, options: dict[str, int]
+) -> None:
     """In float32, against the other search in float64 on the CPU."""
     max_len = 4 if DEVICE.type == "cpu" else 60  # the interpreter takes its time
-    model, sample = model_of(g), sample_of(sentences)
+    model, sample = model_of(g, **options), sample_of(sentences)
     ours = generator_of(model, beam, max_len, driver="gpu")
     found = ours.generate([model], sample)
     driver = ours.gpu_search

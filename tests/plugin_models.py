@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import random
 from collections.abc import Iterable
 from typing import Any
@@ -71,6 +72,26 @@ def randomize(model: torch.nn.Module, scale: float = 1.0, seed: int = 1) -> None
                 parameter.copy_(scale * noise / parameter.shape[1] ** 0.5)
 
 
+def band_masked(model: GroupedQueryTransformerModel) -> GroupedQueryTransformerModel:
+    """A copy whose decoder sees its window by a mask that is added: the oracle for windows.
+
+    The copy's own window is off. It reads whole sequences alone; a cache would not see the mask.
+    """
+    twin = copy.deepcopy(model)
+    window = model.decoder.layers[0].self_attn.window
+
+    def add_band(_: torch.nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> tuple:
+        at = torch.arange(args[0].shape[0])  # query [T, B, C]
+        hidden = torch.zeros(len(at), len(at), dtype=args[0].dtype)
+        hidden.masked_fill_(at[:, None] - at >= window, -math.inf)
+        return args, {**kwargs, "attn_mask": hidden}
+
+    for layer in twin.decoder.layers:
+        layer.self_attn.window = None
+        layer.self_attn.register_forward_pre_hook(add_band, with_kwargs=True)
+    return twin
+
+
 def build_stock(
     vocabulary: Dictionary, model: GroupedQueryTransformerModel
 ) -> TransformerModelBase:
@@ -106,6 +127,28 @@ def use_float64_softmax(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("fairseq.utils.softmax", softmax)
     monkeypatch.setattr("fairseq.utils.log_softmax", log_softmax)
+
+
+class PlainRepeatBlock(torch.nn.Module):
+    """--no-repeat-ngram-size, word by word, for fairseq's search.
+
+    What fairseq has for a CPU finds no repetition. A word stays where no other is left.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, tokens: Tensor, lprobs: Tensor, batch: int, beam: int, step: int) -> Tensor:
+        for words, row in zip(tokens[:, 1 : step + 1].tolist(), lprobs, strict=True):
+            before = [tuple(words[i : i + self.size]) for i in range(step - self.size + 1)]
+            newest = tuple(words[max(0, step - self.size + 1) :])
+            forbidden = [word for word in set(words) if (*newest, word) in before]
+            kept = row.clone()
+            kept[forbidden] = -torch.inf
+            if bool((kept > -torch.inf).any()):
+                row.copy_(kept)
+        return lprobs
 
 
 def source_batch(lines: Iterable[Tensor], vocabulary: Dictionary) -> dict[str, Any]:

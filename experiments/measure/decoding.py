@@ -198,6 +198,7 @@ class Translating(Competitor):
             beam=self.inputs.search["beam_size"],
             source_tokens=source_tokens,
             target_tokens=self.inputs.target_tokens or 0,
+            window=architecture.window,
             layers=architecture.decoder_layers,
             num_kv_heads=architecture.num_kv_heads,
             head_dim=architecture.decoder_heads.head_dim,

@@ -15,7 +15,7 @@ from experiments.engines import ENGINES, find_engine
 from experiments.errors import ExperimentError
 from experiments.records.checked import Checked, Device, Positive, Sha256, Text
 from experiments.records.measurement import FixedLengths, RealText, TrainingUpdates, Workload
-from gqa_fairseq.architecture import Architecture
+from gqa_fairseq.architecture import Architecture, distinct_names
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 # Sentences, source tokens and target tokens, end of sentence included.
@@ -127,7 +127,10 @@ def check_request(request: Request) -> list[str]:
     _refuse_doubled("beams", request.beams)
     if min(request.beams, default=1) < 1:
         raise ExperimentError(f"beams: {min(request.beams)} is not a whole number above 0")
-    _refuse_doubled("contenders", [c.name for c in request.contenders])
+    names = distinct_names(c.architecture for c in request.contenders)
+    _refuse_doubled(
+        "contenders", [f"{names[c.architecture]}, {c.engine}" for c in request.contenders]
+    )
     for contender in request.contenders:
         find_engine(contender.engine)
         if request.text and not contender.checkpoint:

@@ -41,8 +41,8 @@ from gqa_fairseq.decoding.cpu.native import operators_name
 
 # Title of the workload, rounds done, rounds in all.
 OnRound = Callable[[str, int, int], None]
-# By the contender's name and the workload.
-Peaks = dict[tuple[str, Workload], Peak]
+# By architecture, engine and workload.
+Peaks = dict[tuple[Architecture, str, Workload], Peak]
 
 
 def run_request(
@@ -81,7 +81,8 @@ def run_request(
 
     def time(competitors: Sequence[Competitor], workload: Workload, repeats: int) -> None:
         for competitor in competitors:
-            competitor.peak = peaks.get((competitor.contender.name, workload))
+            own = competitor.contender
+            competitor.peak = peaks.get((own.architecture, own.engine, workload))
         timing = measure(
             competitors,
             workload,
@@ -169,7 +170,7 @@ def _peaks(
         for workload, peak in zip(workloads, peaks, strict=True):
             is_training = isinstance(workload, TrainingUpdates)
             engine = TRAINER if is_training else asked.engine
-            found[f"{asked.architecture.name}, {engine}", workload] = peak
+            found[asked.architecture, engine, workload] = peak
     return found
 
 

@@ -22,7 +22,7 @@ from experiments.records.measurement import (
     median_ratio,
     speed_up,
 )
-from gqa_fairseq.architecture import Architecture, Heads
+from gqa_fairseq.architecture import Architecture, Heads, distinct_names
 
 # Engines that others are compared with, beside the plugin's own multi-head attention.
 REFERENCE_ENGINES = ("stock", "ctranslate2", "products")
@@ -70,9 +70,10 @@ def headings(timing: Timing) -> list[str]:
 
 def cells(timing: Timing) -> Iterator[list[str]]:
     """One row a contender, under `headings`."""
+    names = _names(timing)
     for samples in timing.samples:
         yield [
-            samples.contender.architecture.name,
+            names[samples.contender.architecture],
             samples.contender.engine,
             *(_number(samples.us_per_token(phase), ",.0f") for phase in PHASES),
             *(_times_as_fast(reference, samples) for reference in references(timing)),
@@ -138,9 +139,8 @@ def machine(measurement: Measurement) -> str:
 
 def architectures(measurement: Measurement) -> list[str]:
     """One line for each architecture: its numbers."""
-    found = {s.contender.architecture for t in measurement.timings for s in t.samples}
-    order = [s.contender.architecture for t in measurement.timings for s in t.samples]
-    return [_in_numbers(own) for own in sorted(found, key=order.index)]
+    names = distinct_names(s.contender.architecture for t in measurement.timings for s in t.samples)
+    return [_in_numbers(own, name) for own, name in names.items()]
 
 
 def terminal_table(timing: Timing) -> Table:
@@ -169,15 +169,17 @@ def markdown(measurements: Sequence[Measurement]) -> str:
     return "\n".join(blocks)
 
 
-def _in_numbers(own: Architecture) -> str:
+def _in_numbers(own: Architecture, name: str) -> str:
     widths = f"{own.encoder_d_ff:,}"
     if own.encoder_d_ff != own.decoder_d_ff:
         widths = f"{own.encoder_d_ff:,} (encoder) and {own.decoder_d_ff:,} (decoder)"
     heads = _heads(own.decoder_heads)
     if own.encoder_heads != own.decoder_heads:
         heads = f"{_heads(own.encoder_heads)} (encoder) and {heads} (decoder)"
+    if own.window is not None:
+        heads += f" with a window of {own.window} positions"
     return (
-        f"{own.name}: {own.encoder_layers} + {own.decoder_layers} layers, d_model {own.d_model:,}, "
+        f"{name}: {own.encoder_layers} + {own.decoder_layers} layers, d_model {own.d_model:,}, "
         f"d_ff {widths}, {heads}, vocabulary {own.vocab_size:,}, {own.parameters:,} parameters"
     )
 
@@ -192,8 +194,12 @@ def _reference_name(reference: Samples, timing: Timing) -> str:
     if contender.engine in REFERENCE_ENGINES:
         return contender.engine
     if len({s.contender.engine for s in timing.samples}) == 1:
-        return contender.architecture.name
-    return contender.name
+        return _names(timing)[contender.architecture]
+    return f"{_names(timing)[contender.architecture]}, {contender.engine}"
+
+
+def _names(timing: Timing) -> dict[Architecture, str]:
+    return distinct_names(samples.contender.architecture for samples in timing.samples)
 
 
 def _times_as_fast(reference: Samples, own: Samples) -> str:

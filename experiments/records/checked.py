@@ -19,6 +19,10 @@ Device = Literal["cpu", "cuda"]
 MemoryKind = Literal["process_rss", "cuda_allocated"]
 
 
+class ContradictionError(ValueError):
+    """Fields of a result contradict each other, or a number is none; one line says which."""
+
+
 class Checked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Every float is finite, and `check` finds no contradiction, when built and when read."""
 
@@ -27,21 +31,21 @@ class Checked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             value = getattr(self, name)
             for number in value if isinstance(value, list) else [value]:
                 if isinstance(number, float) and not math.isfinite(number):
-                    raise ValueError(f"{name} is {number}, not a finite number")
+                    raise ContradictionError(f"{name} is {number}, not a finite number")
         self.check()
 
     def check(self) -> None:
-        """Raise ValueError when fields contradict each other."""
+        """Raise ContradictionError, a ValueError, when fields contradict each other."""
 
 
 def require(holds: bool, problem: str) -> None:
-    """Raise ValueError with `problem` unless it holds."""
+    """Raise ContradictionError with `problem` unless it holds."""
     if not holds:
-        raise ValueError(problem)
+        raise ContradictionError(problem)
 
 
 def require_close(field: str, part: Checked, expected: float) -> None:
-    """Raise ValueError unless a field is, up to rounding, what the others give."""
+    """Raise ContradictionError unless a field is, up to rounding, what the others give."""
     value = getattr(part, field)
     require(
         math.isclose(value, expected, rel_tol=1e-6),

@@ -7,6 +7,7 @@ and when it is read.
 import itertools
 import math
 from datetime import datetime
+from fractions import Fraction
 from typing import Annotated, Literal
 
 import msgspec
@@ -25,11 +26,15 @@ from experiments.records.checked import (
     require,
     require_close,
 )
+from gqa_fairseq.architecture import ConversionMethod
 
 Precision = Literal["fp32", "fp16", "bf16"]
 SearchEngine = Literal["stock", "gqa"]
 LengthPenalty = Literal["fairseq", "gnmt"]
 ModelFree = Literal["copy", "nearest"]
+Share = Annotated[float, Meta(ge=0, le=1)]
+# What was done to the heads; `identity`: there are as many as before.
+Conversion = ConversionMethod | Literal["identity"]
 # Translations that need no model: the source itself, and that of the nearest training line.
 MODEL_FREE: dict[ModelFree, str] = {"copy": "copied source", "nearest": "nearest training line"}
 # What a score may exceed its metric's range by: sacrebleu's sums are rounded.
@@ -97,7 +102,12 @@ class JobInfo(Checked, frozen=True, kw_only=True):
 
 
 class TrainPoint(Checked, frozen=True, kw_only=True):
-    """One point of the training curve; `target_tokens` and `wall_s` count from the start."""
+    """One point of the training curve; `target_tokens` and `wall_s` count from the start.
+
+    The train loss and `grad_norm` are means over the updates since the point before. `grad_norm` is
+    the L2 norm, before it is clipped, of the gradient of the loss that is trained on (nats per
+    target token, smoothed labels included); null where it was not logged, as in older records.
+    """
 
     update: Count
     train_nll_nats_per_token: float | None
@@ -105,6 +115,7 @@ class TrainPoint(Checked, frozen=True, kw_only=True):
     learning_rate: float | None
     target_tokens: Count
     wall_s: Seconds
+    grad_norm: Annotated[float, Meta(ge=0)] | None = None
 
     def check(self) -> None:
         require(
@@ -114,13 +125,14 @@ class TrainPoint(Checked, frozen=True, kw_only=True):
 
 
 class Training(Checked, frozen=True, kw_only=True):
-    """What training did.
+    """What training did: of an uptrained model the updates after its conversion, counted from 1.
 
     `target_tokens` are real ones, padding not counted; `target_tokens_per_update_wanted` is the
-    config's. `update_wall_s` is what the updates alone take at the rate of those that no start,
-    validation or checkpoint slowed; `us_per_target_token` is that rate. `peak_memory_bytes` is the
-    largest of the processes. `averaged_updates` are the updates of the checkpoints whose mean was
-    evaluated; empty where it was the last checkpoint.
+    config's, null where a checkpoint's own recipe asks for no number. `update_wall_s` is what the
+    updates alone take at the rate of those that no start, validation or checkpoint slowed;
+    `us_per_target_token` is that rate. `peak_memory_bytes` is the largest of the processes.
+    `averaged_updates` are the updates of the checkpoints whose mean was evaluated; empty where it
+    was the last checkpoint.
     """
 
     device: Device
@@ -130,7 +142,7 @@ class Training(Checked, frozen=True, kw_only=True):
     updates: Positive
     target_tokens: Positive
     target_tokens_per_update: float
-    target_tokens_per_update_wanted: Positive
+    target_tokens_per_update_wanted: Positive | None
     update_wall_s: Seconds
     us_per_target_token: float
     peak_memory_bytes: Positive
@@ -141,6 +153,48 @@ class Training(Checked, frozen=True, kw_only=True):
         check_curve(self.curve, self.updates)
         require_close("target_tokens_per_update", self, self.target_tokens / self.updates)
         require_close("us_per_target_token", self, 1e6 * self.update_wall_s / self.target_tokens)
+
+
+class Uptraining(Checked, frozen=True, kw_only=True):
+    """How a trained model was converted and trained on (Ainslie et al. 2023, section 2.1).
+
+    The parent is the model that was converted, after `parent_updates`: `parent` is the key of its
+    train stage or, where it is a file that no job made, that file's sha256. `updates` is the share
+    `alpha` of the parent's, rounded up; 0 for a model that was converted and not trained on.
+    `identity` merges no heads: the model trained on like the others, which they are compared with.
+    """
+
+    method: Conversion
+    alpha: Share
+    parent_updates: Positive
+    updates: Count
+    parent: Sha256
+
+    @property
+    def label(self) -> str:
+        """Such as `svd-product-0.05`."""
+        return uptraining_label(self.method, self.alpha)
+
+    def check(self) -> None:
+        expected = updates_more(self.alpha, self.parent_updates)
+        require(
+            self.updates == expected,
+            f"updates is {self.updates}, but {self.alpha:g} of {self.parent_updates} is {expected}",
+        )
+
+
+def uptraining_label(method: Conversion, alpha: float) -> str:
+    """Such as `svd-product-0.05`: what the name of an uptrained model has beside the heads'."""
+    return f"{method}-{alpha:g}"
+
+
+def updates_more(alpha: float, parent_updates: int) -> int:
+    """The share `alpha` of a number of updates, rounded up.
+
+    The share is the decimal number as it is written: 0.1 of 550 is 55, although the nearest float
+    to 0.1 is a little more than a tenth.
+    """
+    return math.ceil(Fraction(repr(float(alpha))) * parent_updates)
 
 
 def check_curve(curve: list[TrainPoint], updates: int) -> None:

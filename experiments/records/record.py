@@ -22,6 +22,7 @@ from experiments.records.parts import (
     StageInfo,
     Training,
     TrainPoint,
+    Uptraining,
     check_curve,
 )
 from experiments.records.storage import read_versioned, write_json
@@ -32,14 +33,14 @@ RECORD_NAME = "record.json"
 
 
 class Finished(Checked, frozen=True, kw_only=True, tag="finished", tag_field="outcome"):
-    """A model was trained and evaluated."""
+    """A model was trained and evaluated; `training` is null where it was converted alone."""
 
-    training: Training
+    training: Training | None
     evaluation: Evaluation
 
     @property
     def curve(self) -> list[TrainPoint]:
-        return self.training.curve
+        return self.training.curve if self.training else []
 
 
 class Diverged(Checked, frozen=True, kw_only=True, tag="diverged", tag_field="outcome"):
@@ -54,7 +55,11 @@ class Diverged(Checked, frozen=True, kw_only=True, tag="diverged", tag_field="ou
 
 
 class Record(Checked, frozen=True, kw_only=True):
-    """One job. `stages` are those that it went through, in order, with what made each."""
+    """One job. `stages` are those that it went through, in order, with what made each.
+
+    `uptraining` is null for a model trained from scratch. Otherwise `result` is that of the updates
+    after the conversion.
+    """
 
     schema_version: int
     job: JobInfo
@@ -65,11 +70,13 @@ class Record(Checked, frozen=True, kw_only=True):
     data: Manifest
     architecture: Architecture
     result: Finished | Diverged
+    uptraining: Uptraining | None = None
 
     @property
     def variant(self) -> str:
-        """The architecture's name."""
-        return self.architecture.name
+        """The architecture, and how it was uptrained: `mqa` or `mqa-ff768-svd-product-0.05`."""
+        name = self.architecture.name
+        return f"{name}-{self.uptraining.label}" if self.uptraining else name
 
     @property
     def name(self) -> str:
@@ -101,6 +108,17 @@ class Record(Checked, frozen=True, kw_only=True):
             f"schema_version is {self.schema_version}, this code reads {SCHEMA_VERSION}",
         )
         require(self.config.get("seed", self.seed) == self.seed, "seed is not config's seed")
+        if isinstance(self.result, Finished):
+            updates = self.uptraining.updates if self.uptraining else None
+            trained = self.result.training.updates if self.result.training else 0
+            require(
+                updates is None or updates == trained,
+                f"uptraining.updates is {updates}, training has {trained}",
+            )
+            require(
+                self.uptraining is not None or self.result.training is not None,
+                "result.training is null, which only a converted model may have",
+            )
         for split, counts in self.data.splits.items():
             is_whole = split == "train" or counts.kept == counts.read
             require(is_whole, f"data.splits.{split} drops lines, which only train may")

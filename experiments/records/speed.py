@@ -18,7 +18,7 @@ from experiments.records.measurement import (
     read_measurement,
     speed_up,
 )
-from gqa_fairseq.architecture import Architecture
+from gqa_fairseq.parity import is_variant
 
 Shape = tuple[int, int, int]  # sentences, source tokens, target tokens
 # Shazeer's lengths at a batch that one machine holds: keys and columns that name no shape mean it.
@@ -55,31 +55,13 @@ def decoder_speed_up(timing: Timing, samples: Samples) -> Ratio | None:
     None where the timing has no multi-head contender of the same baseline and engine, or where
     one of the two does not tell the decoder's time apart.
     """
+    own = samples.contender
     for other in timing.samples:
-        contender = other.contender
-        if (
-            contender.engine == samples.contender.engine
-            and contender.architecture.is_multi_head
-            and _baseline(contender.architecture) == _baseline(samples.contender.architecture)
-        ):
+        baseline = other.contender
+        is_beside = baseline.engine == own.engine
+        if is_beside and is_variant(own.architecture, baseline.architecture):
             return speed_up(other, samples, "decoder")
     return None
-
-
-def _baseline(architecture: Architecture) -> tuple[object, ...]:
-    """What a multi-head model and its variants have in common."""
-    return (
-        architecture.d_model,
-        architecture.encoder_heads.num_heads,
-        architecture.encoder_layers,
-        architecture.decoder_layers,
-        architecture.bias,
-        architecture.pre_norm,
-        architecture.vocab_size,
-        architecture.max_source_positions,
-        architecture.max_target_positions,
-        architecture.parameters - architecture.residual,
-    )
 
 
 def find_measurements(records: Sequence[Path], given: Sequence[Path] = ()) -> list[Measurement]:

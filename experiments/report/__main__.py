@@ -1,10 +1,10 @@
 """`python -m experiments.report --records DIR`: the report of all records below DIR."""
 
-import argparse
 import sys
 from pathlib import Path
 
 from data_prep.system.surroundings import console_of, settle
+from experiments.arguments import Parser
 from experiments.errors import ExperimentError
 from experiments.records.record import read_records
 from experiments.records.speed import find_measurements
@@ -15,7 +15,7 @@ from experiments.report.render import terminal_table, write_report
 
 def main(arguments: list[str] | None = None) -> int:
     """Write the report and print its overview; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.report", description=__doc__)
+    parser = Parser(prog="python -m experiments.report", description=__doc__)
     parser.add_argument(
         "--records",
         type=Path,
@@ -37,8 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
         "--out", type=Path, default=Path("outputs/report"), help="folder (%(default)s)"
     )
     settle()
-    options = parser.parse_args(arguments)
     try:
+        options = parser.parse_args(arguments)
         records = [record for folder in options.records for record in read_records(folder)]
         if not records:
             folders = ", ".join(map(str, options.records))

@@ -4,9 +4,11 @@ from dataclasses import dataclass
 
 from experiments.records.measurement import Ratio
 from experiments.report.groups import Estimate
+from gqa_fairseq.architecture import Architecture
 
 NOT_RUN = "not run"
 NOT_MEASURED = "not measured"
+NOT_RECORDED = "not recorded"
 NOT_APPLICABLE = "–"
 
 
@@ -28,6 +30,19 @@ def number(estimate: Estimate | None, digits: int) -> str:
     if estimate.deviation is None:
         return mean
     return f"{mean} ± {estimate.deviation:.{digits}f}"
+
+
+# What says how large a model is, under `size_cells`.
+SIZE_COLUMNS = ("kv heads", "d_ff enc / dec", "parameters")
+
+
+def size_cells(architecture: Architecture) -> list[str]:
+    """G of the decoder, both d_ff, and the number of parameters."""
+    return [
+        str(architecture.num_kv_heads),
+        f"{architecture.encoder_d_ff} / {architecture.decoder_d_ff}",
+        f"{architecture.parameters:,}",
+    ]
 
 
 def mebibytes(size_bytes: float) -> str:

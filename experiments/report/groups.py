@@ -1,10 +1,14 @@
-"""What may be compared with what: records into groups, and in a group one row an architecture.
+"""What may be compared with what: records into groups, and in a group one row a variant.
+
+A variant is an architecture and, for a model that was uptrained, how: a row never mixes the two.
 
 Two records stand in one table only where their data and their config agree in all but the
 attention, the seed and what says how a job is run. What made them (code, versions, machine) does
 not part them: where it differs, made_by.py names it. Runs that differ in their seed alone are one
 row: mean and standard deviation. A diverged training is never averaged.
 """
+
+from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterable, Sequence
@@ -13,6 +17,7 @@ from dataclasses import dataclass
 import msgspec
 
 from experiments.records.measurement import Measurement, Samples, Timing
+from experiments.records.parts import Uptraining
 from experiments.records.record import Diverged, Finished, Record
 from gqa_fairseq.architecture import Architecture
 
@@ -29,6 +34,7 @@ FREE_CONFIG_KEYS = frozenset(
         "rerun",
         "seed",
         "tracking",
+        "uptrain",
     }
 )
 # Precision, number of devices and tokens per device belong to training. These do not.
@@ -43,10 +49,18 @@ class Estimate:
     deviation: float | None
     runs: int
 
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Estimate | None:
+        """The estimate of one value a run; None of no values."""
+        if not values:
+            return None
+        deviation = statistics.stdev(values) if len(values) > 1 else None
+        return cls(statistics.fmean(values), deviation, len(values))
+
 
 @dataclass(frozen=True)
 class Row:
-    """The finished runs of one architecture, by seed."""
+    """The finished runs of one variant, by seed."""
 
     records: tuple[Record, ...]
 
@@ -56,8 +70,13 @@ class Row:
 
     @property
     def name(self) -> str:
-        """The architecture's name."""
-        return self.architecture.name
+        """The variant's name."""
+        return self.records[0].variant
+
+    @property
+    def uptraining(self) -> Uptraining | None:
+        """How the first of them was uptrained; its method and alpha are those of all."""
+        return self.records[0].uptraining
 
     @property
     def results(self) -> list[Finished]:
@@ -65,11 +84,9 @@ class Row:
 
     def estimate(self, value: Callable[[Finished], float | None]) -> Estimate | None:
         """Mean and deviation over the runs that have the value; None when none has it."""
-        values = [found for result in self.results if (found := value(result)) is not None]
-        if not values:
-            return None
-        deviation = statistics.stdev(values) if len(values) > 1 else None
-        return Estimate(statistics.fmean(values), deviation, len(values))
+        return Estimate.of(
+            [found for result in self.results if (found := value(result)) is not None]
+        )
 
     def samples(self, timing: Timing | None) -> Samples | None:
         """What the timing has of the jobs of this row."""
@@ -88,6 +105,11 @@ class Group:
     diverged: tuple[Record, ...]
     repeats_left_out: int
     measurement: Measurement | None = None
+
+    @property
+    def from_scratch(self) -> list[Row]:
+        """The rows that were not uptrained: what the general plots show."""
+        return [row for row in self.rows if row.uptraining is None]
 
     @property
     def finished(self) -> list[Record]:
@@ -114,7 +136,7 @@ def group_records(
 ) -> list[Group]:
     """Groups, the one with the newest record first.
 
-    Of several records of one architecture and seed in a group the newest counts. A group takes the
+    Of several records of one variant and seed in a group the newest counts. A group takes the
     measurement that has most of its rows; of several such, the newest.
     """
     by_key: dict[bytes, list[Record]] = {}
@@ -134,19 +156,33 @@ def shared_config(record: Record) -> dict[str, object]:
 
 
 def _group_key(record: Record) -> bytes:
-    key = (record.data.checksum, shared_config(record))
+    key = (record.data.checksum, shared_config(record), _foreign_parent(record))
     return msgspec.json.encode(key, order="deterministic")
 
 
+def _foreign_parent(record: Record) -> str | None:
+    """The checkpoint that was uptrained, where no job trained it: its recipe is in no config."""
+    if record.uptraining is None or record.stage("train"):
+        return None
+    return record.uptraining.parent
+
+
+def _variant(record: Record) -> tuple[object, ...]:
+    """What records of one row have in common, within a group."""
+    uptraining = record.uptraining
+    how = uptraining and (uptraining.method, uptraining.alpha)
+    return record.architecture, how
+
+
 def _group(newest_first: list[Record], measurements: Sequence[Measurement]) -> Group:
-    newest: dict[tuple[Architecture, int], Record] = {}
+    newest: dict[tuple[object, ...], Record] = {}
     for record in newest_first:
-        newest.setdefault((record.architecture, record.seed), record)
+        newest.setdefault((_variant(record), record.seed), record)
     ordered = sorted(newest.values(), key=lambda record: (*_order(record), record.seed))
-    rows: dict[Architecture, list[Record]] = {}
+    rows: dict[tuple[object, ...], list[Record]] = {}
     for record in ordered:
         if isinstance(record.result, Finished):
-            rows.setdefault(record.architecture, []).append(record)
+            rows.setdefault(_variant(record), []).append(record)
     found = tuple(Row(tuple(members)) for members in rows.values())
     return Group(
         rows=found,
@@ -158,7 +194,7 @@ def _group(newest_first: list[Record], measurements: Sequence[Measurement]) -> G
 
 def _order(record: Record) -> tuple[object, ...]:
     architecture = record.architecture
-    return -architecture.num_kv_heads, architecture.placement, architecture.name
+    return -architecture.num_kv_heads, architecture.placement, record.variant
 
 
 def _chosen(rows: Sequence[Row], measurements: Sequence[Measurement]) -> Measurement | None:

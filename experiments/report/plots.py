@@ -1,11 +1,10 @@
 """Plots of a group as PNG: quality against cost, training curves, all raw latencies.
 
-A variant has one colour and one marker in every plot.
+They show what was trained from scratch; exhibits show what was uptrained. A variant has one colour
+and one marker in every plot.
 """
 
-import io
 import statistics
-from pathlib import Path
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -14,8 +13,9 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from experiments.records.measurement import Timing, search_label
 from experiments.records.parts import TrainPoint
-from experiments.records.record import Record
+from experiments.records.record import Finished
 from experiments.report.cells import NOT_MEASURED
+from experiments.report.drawing import GREY, STYLE, png, style
 from experiments.report.groups import Group, Row
 from experiments.report.made_by import distinct
 from experiments.report.selection import (
@@ -29,34 +29,16 @@ from experiments.report.selection import (
     timed_shapes,
 )
 
-# Okabe and Ito's colours: told apart by colour-blind readers, and in grey with the markers.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-GREY = "#555555"
-STYLE = Path(__file__).with_name("plots.mplstyle")
-
 
 def group_plots(group: Group) -> dict[str, bytes]:
     """PNG files by name; a plot without data is left out."""
-    # No pyplot: figures that nobody shows need neither a window nor global state.
     with matplotlib.rc_context(fname=STYLE):
         figures = {
             "bleu-latency": bleu_latency(group),
             "training-curves": training_curves(group),
             "raw-latency": raw_latency(group),
         }
-        return {name: _png(figure) for name, figure in figures.items() if figure}
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    # No software version inside: the same records give the same bytes.
-    figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
-    return buffer.getvalue()
-
-
-def _style(index: int) -> tuple[str, str]:
-    return COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
+        return {name: png(figure) for name, figure in figures.items() if figure}
 
 
 def bleu_latency(group: Group) -> Figure | None:
@@ -90,8 +72,8 @@ def _bleu_latency_panel(axes: Axes, group: Group, split: str, beam: int) -> bool
     axes.set_title(search_label(beam))
     kind, timing = headline_kind(group, split, beam), headline_timing(group, beam)
     drawn = False
-    for index, row in enumerate(group.rows):
-        colour, marker = _style(index)
+    for index, row in enumerate(group.from_scratch):
+        colour, marker = style(index)
         samples = row.samples(timing)
         us = samples.us_per_token("decoder") if samples else None
         values = [v for r in row.results if kind and (v := score_value(split, kind)(r)) is not None]
@@ -116,7 +98,7 @@ def _bleu_latency_panel(axes: Axes, group: Group, split: str, beam: int) -> bool
 
 def _engine_label(group: Group) -> str:
     timings = [timing for beam in searches(group) if (timing := headline_timing(group, beam))]
-    found = (row.samples(timing) for timing in timings for row in group.rows)
+    found = (row.samples(timing) for timing in timings for row in group.from_scratch)
     return f"engine {', '.join(distinct(s.contender.engine for s in found if s))}"
 
 
@@ -125,18 +107,19 @@ def training_curves(group: Group) -> Figure | None:
 
     The later half has no panel where the earlier one has no point.
     """
-    validated = [point.update for record in group.finished for point in _dev_points(record)]
+    results = [result for row in group.from_scratch for result in row.results]
+    validated = [point.update for result in results for point in _dev_points(result)]
     if not validated:
         return None
-    half = max(result.training.updates for result in group.results) / 2
+    half = max(result.training.updates for result in results if result.training) / 2
     starts = {"all updates": 0.0} | ({"second half": half} if min(validated) < half else {})
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     panels = figure.subplots(1, len(starts), squeeze=False)[0]
-    for index, row in enumerate(group.rows):
-        colour, marker = _style(index)
-        for run, record in enumerate(row.records):
+    for index, row in enumerate(group.from_scratch):
+        colour, marker = style(index)
+        for run, result in enumerate(row.results):
             for axes, first in zip(panels, starts.values(), strict=True):
-                shown = [point for point in _dev_points(record) if point.update >= first]
+                shown = [point for point in _dev_points(result) if point.update >= first]
                 axes.plot(
                     [point.update for point in shown],
                     [point.dev_nll_nats_per_token for point in shown],
@@ -156,9 +139,9 @@ def training_curves(group: Group) -> Figure | None:
     return figure
 
 
-def _dev_points(record: Record) -> list[TrainPoint]:
+def _dev_points(result: Finished) -> list[TrainPoint]:
     """The points of the training curve that have a dev loss."""
-    return [p for p in record.result.curve if p.dev_nll_nats_per_token is not None]
+    return [p for p in result.curve if p.dev_nll_nats_per_token is not None]
 
 
 def _with_seeds(row: Row) -> str:
@@ -168,14 +151,14 @@ def _with_seeds(row: Row) -> str:
 def raw_latency(group: Group) -> Figure | None:
     """Every timed round of the decoder: one panel a shape and search, a bar at the median."""
     shapes, beams = timed_shapes(group), searches(group)
-    if not shapes:
+    names = [row.name for row in group.from_scratch]
+    if not shapes or not names:
         return None
-    names = [row.name for row in group.rows]
     figure = Figure(figsize=(9, 3.1 * len(shapes)), layout="constrained")
     panels = figure.subplots(len(shapes), len(beams), squeeze=False)
     for line, shape in zip(panels, shapes, strict=True):
         for axes, beam in zip(line, beams, strict=True):
-            for index, row in enumerate(group.rows):
+            for index, row in enumerate(group.from_scratch):
                 _raw_rounds(axes, index, row, find_timing(group, beam, shape))
             batch, source, target = shape
             axes.set_title(f"{search_label(beam)}: batch {batch}, {source}/{target} tokens")
@@ -194,7 +177,7 @@ def _raw_rounds(axes: Axes, index: int, row: Row, timing: Timing | None) -> None
     if samples is None or decoder_s is None:
         axes.text(index, 0, NOT_MEASURED, ha="center", va="bottom", color=GREY)
         return
-    colour, marker = _style(index)
+    colour, marker = style(index)
     us = [1e6 * raw_s / samples.tokens_produced for raw_s in decoder_s]
     # Spread sideways in order of measurement, so that a drift shows and no sample hides another.
     places = [index + 0.44 * ((i + 0.5) / len(us) - 0.5) for i in range(len(us))]

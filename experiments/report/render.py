@@ -11,6 +11,9 @@ import rich.table
 from experiments.records.record import Diverged
 from experiments.records.storage import write_bytes, write_text
 from experiments.report.cells import NOT_MEASURED, Table
+from experiments.report.exhibits import group_exhibits
+from experiments.report.exhibits.exhibit import Exhibit
+from experiments.report.exhibits.trade_off import trade_offs
 from experiments.report.groups import Group, shared_config
 from experiments.report.made_by import made_by
 from experiments.report.reference import NOT_COMPARABLE, Paper, paper_tables
@@ -47,6 +50,7 @@ class Section:
     facts: list[str]
     tables: list[Table]
     plots: list[Plot]
+    exhibits: list[tuple[Table, Plot]]
     config: str
 
 
@@ -63,6 +67,7 @@ def write_report(groups: list[Group], papers: list[Paper], out: Path) -> Path:
     text = template.render(
         record_count=sum(len(group.records) for group in groups),
         sections=sections,
+        across=[_shown(exhibit, "", out) for exhibit in trade_offs(groups)],
         wmt14_introduction=INTRODUCTION,
         wmt14=beside_papers,
         papers=[table for paper in papers for table in paper_tables(paper)],
@@ -135,7 +140,7 @@ def group_heading(group: Group) -> str:
     model = record.architecture
     return (
         f"{record.data.name}: {model.encoder_layers} + {model.decoder_layers} layers, d_model "
-        f"{model.d_model}, {model.decoder_heads.num_heads} heads"
+        f"{model.d_model}, {record.config['model']['num_heads']} heads"
     )
 
 
@@ -153,10 +158,17 @@ def _section(number: int, group: Group, out: Path) -> Section:
         facts=_facts(group),
         tables=group_tables(group),
         plots=plots,
+        exhibits=[_shown(exhibit, f"{number}-", out) for exhibit in group_exhibits(group)],
         config=msgspec.json.format(
             msgspec.json.encode(shared_config(group.first)), indent=2
         ).decode(),
     )
+
+
+def _shown(exhibit: Exhibit, prefix: str, out: Path) -> tuple[Table, Plot]:
+    path = f"plots/{prefix}{exhibit.name}.png"
+    write_bytes(out / path, exhibit.picture())
+    return exhibit.table, Plot(path, exhibit.caption)
 
 
 def _facts(group: Group) -> list[str]:

@@ -8,7 +8,13 @@ from dataclasses import dataclass
 
 from experiments.metrics import METRICS, Metric
 from experiments.records.measurement import RealText, Timing, search_label
-from experiments.records.parts import LengthPenalty, ModelFreeScore, ModelScore, Score
+from experiments.records.parts import (
+    LengthPenalty,
+    ModelFreeScore,
+    ModelScore,
+    Score,
+    Training,
+)
 from experiments.records.record import Finished
 from experiments.records.speed import Shape, fixed_length_timings, shape_of
 from experiments.report.groups import Group
@@ -125,6 +131,11 @@ def score_value(split: str, kind: ScoreKind) -> Value:
         return None
 
     return value
+
+
+def of_training(value: Callable[[Training], float]) -> Value:
+    """Reads what training did; a model that was converted alone has none."""
+    return lambda result: value(result.training) if result.training else None
 
 
 def model_free_scores(group: Group, split: str) -> list[dict[str, ModelFreeScore]]:

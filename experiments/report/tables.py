@@ -22,6 +22,7 @@ from experiments.report.cells import (
     Table,
     mebibytes,
     number,
+    size_cells,
     times_as_fast,
 )
 from experiments.report.groups import Group, Row
@@ -35,6 +36,7 @@ from experiments.report.selection import (
     headline_kind,
     headline_timing,
     model_free_scores,
+    of_training,
     quality_splits,
     score_kinds,
     score_value,
@@ -100,7 +102,7 @@ def overview(group: Group) -> Table:
                 scored = f"{split} {HEADLINE_METRIC.label} "
                 cells |= {column: value for column in columns if column.startswith(scored)}
                 rows.append(list(cells.values()))
-    notes = _metric_notes(group, split) if split else []
+    notes = metric_notes(group, split) if split else []
     kinds = [headline_kind(group, split, beam) for beam in beams if beam > 1] if split else []
     notes += distinct(_penalty_text(kind) for kind in kinds if kind)
     shown = [timing for timing in timings if timing]
@@ -205,22 +207,23 @@ def training(group: Group) -> Table:
     rows = []
     for row in group.rows:
         samples = row.samples(timing)
-        memory = row.estimate(lambda r: r.training.peak_memory_bytes)
+        memory = row.estimate(of_training(lambda t: t.peak_memory_bytes))
         rows.append(
             [
                 row.name,
-                number(row.estimate(lambda r: r.training.updates), 0),
-                number(row.estimate(lambda r: r.training.target_tokens_per_update), 0),
+                number(row.estimate(of_training(lambda t: t.updates)), 0),
+                number(row.estimate(of_training(lambda t: t.target_tokens_per_update)), 0),
                 _us(samples.us_per_token("total")) if samples else NOT_MEASURED,
-                number(row.estimate(lambda r: r.training.us_per_target_token), 1),
+                number(row.estimate(of_training(lambda t: t.us_per_target_token)), 1),
                 mebibytes(memory.mean) if memory else NOT_RUN,
             ]
         )
-    trained = [result.training for result in group.results]
+    trained = [result.training for result in group.results if result.training]
     notes = distinct(f"Training on {t.processes} × {t.device} in {t.precision}." for t in trained)
     notes += distinct(
         f"The config asks for {t.target_tokens_per_update_wanted:,} target tokens an update."
         for t in trained
+        if t.target_tokens_per_update_wanted
     )
     notes += distinct(f"Memory is {t.peak_memory_kind.replace('_', ' ')}." for t in trained)
     if timing and group.measurement:
@@ -246,13 +249,7 @@ def signatures(group: Group, split: str) -> list[str]:
     return distinct(f"{score.metric}: {score.signature}" for score in all_scores(group, split))
 
 
-def diverged_name(record: Record) -> str:
-    """Such as `mqa: diverged after update 120`."""
-    assert isinstance(record.result, Diverged)
-    return f"{record.variant}: diverged after update {record.result.after_update:,}"
-
-
-def _metric_notes(group: Group, split: str) -> list[str]:
+def metric_notes(group: Group, split: str) -> list[str]:
     """Which tokenizer the headline's metric used: its signature says so."""
     return distinct(
         f"{HEADLINE_METRIC.label} is sacrebleu's with tokenizer {part.removeprefix('tok:')}; a "
@@ -262,6 +259,12 @@ def _metric_notes(group: Group, split: str) -> list[str]:
         for part in score.signature.split("|")
         if part.startswith("tok:")
     )
+
+
+def diverged_name(record: Record) -> str:
+    """Such as `mqa: diverged after update 120`."""
+    assert isinstance(record.result, Diverged)
+    return f"{record.variant}: diverged after update {record.result.after_update:,}"
 
 
 def _headline_split(group: Group) -> str | None:
@@ -277,12 +280,7 @@ def _headline_score(group: Group, row: Row, split: str | None, beam: int) -> str
 
 
 def _size(architecture: Architecture) -> list[str]:
-    return [
-        str(architecture.num_kv_heads),
-        f"{architecture.encoder_d_ff} / {architecture.decoder_d_ff}",
-        f"{architecture.parameters:,}",
-        f"{architecture.residual:,}",
-    ]
+    return [*size_cells(architecture), f"{architecture.residual:,}"]
 
 
 def _us(us_per_token: float | None) -> str:

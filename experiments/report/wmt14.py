@@ -16,25 +16,28 @@ from experiments.report.cells import NOT_APPLICABLE, NOT_MEASURED, NOT_RUN, Tabl
 from experiments.report.groups import Group, Row
 from experiments.report.made_by import made_by
 from experiments.report.reference import Cell, Paper, PublishedTable, find_table
-from experiments.report.selection import Value, find_timing, timed_shapes
+from experiments.report.selection import Value, find_timing, of_training, timed_shapes
 from experiments.report.tables import signatures, timing_notes
-from gqa_fairseq.architecture import FEED_FORWARDS, PLACEMENTS, Architecture, Variant
-from gqa_fairseq.parity import BASELINES, parity_table
+from gqa_fairseq.architecture import Architecture, Variant
+from gqa_fairseq.parity import BASELINES, is_variant, parity_table
 
 DATA_NAME = "wmt14_en_de"
-# Shazeer 2019, section 4.1: the baseline, and every architecture that it resolves to.
+# Shazeer 2019, section 4.1.
 BASELINE = BASELINES["wmt_en_de"]
-KV_HEADS = [architecture.num_kv_heads for architecture in parity_table(BASELINE, "all")]
-ARCHITECTURES = {
-    BASELINE.resolve(Variant(num_kv_heads, placement, d_ff=d_ff))
-    for num_kv_heads in KV_HEADS
-    for placement in PLACEMENTS
-    for d_ff in FEED_FORWARDS
-}
-# The rows of the section, from most key/value heads to fewest.
-VARIANTS = [a.name for a in reversed(parity_table(BASELINE, "all"))]
-# The rows of Shazeer's tables that have a variant here; his "local" ones are another attention.
-SHAZEER_ROWS = {"mha": "multi-head", "mqa": "multi-query"}
+WINDOW = 32  # of his local attention: the current and the previous 31 positions
+# The rows of his table 1 in its order; the last four have heads that are together as wide as one.
+TABLE1 = [
+    BASELINE.resolve(variant)
+    for variant in (
+        Variant(),
+        Variant(1),
+        Variant(window=WINDOW),
+        Variant(1, window=WINDOW),
+        *(Variant(num_heads=h, head_dim=BASELINE.heads.head_dim // h) for h in (1, 2, 4, 8)),
+    )
+]
+# The rows of the section: from most key/value heads to fewest, then the paper's others.
+VARIANTS = list(dict.fromkeys(a.name for a in (*reversed(parity_table(BASELINE, "all")), *TABLE1)))
 SHAZEER, AINSLIE = "1911.02150", "2305.13245"
 FILTERED = "test_filtered"
 METRIC = METRICS["bleu_intl"]
@@ -52,12 +55,35 @@ INTRODUCTION = (
 )
 
 
+def _attention(row: Architecture) -> str:
+    """The first column of Shazeer's tables."""
+    kind = "multi-head" if row.decoder_heads.is_multi_head else "multi-query"
+    return kind if row.window is None else f"{kind} local"
+
+
+# Where his tables have each row: table 2 has those with the baseline's query heads alone.
+IN_TABLE1: dict[str, dict[str, Cell]] = {
+    row.name: {
+        "attention": _attention(row),
+        "h": row.decoder_heads.num_heads,
+        "d_k = d_v": row.decoder_heads.head_dim,
+        "d_ff": row.decoder_d_ff,
+    }
+    for row in TABLE1
+}
+IN_TABLE2: dict[str, dict[str, Cell]] = {
+    row.name: {"attention": _attention(row)}
+    for row in TABLE1
+    if row.decoder_heads.query_width == BASELINE.d_model
+}
+
+
 def is_eligible(record: Record) -> bool:
     """Whether a record may stand beside Shazeer's rows.
 
     A note of data_prep's says that the text was not checked to be WMT14.
     """
-    is_paper_shape = _layers_alone(record.architecture) in ARCHITECTURES
+    is_paper_shape = is_variant(_layers_alone(record.architecture), BASELINE.multi_head)
     return record.data.name == DATA_NAME and not record.data.note and is_paper_shape
 
 
@@ -97,15 +123,13 @@ def _quality(group: Group | None, paper: PublishedTable, which: str) -> Table:
     rows = []
     for name, row in _rows(group):
         cells = [name]
-        attention = SHAZEER_ROWS.get(name)
-        heads = BASELINE.heads
-        where = {"attention": attention, "h": heads.num_heads, "d_k = d_v": heads.head_dim}
+        where = IN_TABLE1.get(name)
         for column, (digits, value) in digits_and_values.items():
             cells += [
                 _published(paper, where, column),
                 number(row.estimate(value) if row else None, digits),
             ]
-        cells.append(number(row.estimate(lambda r: r.training.updates) if row else None, 0))
+        cells.append(number(row.estimate(of_training(lambda t: t.updates)) if row else None, 0))
         rows.append(cells)
     lines = group.first.lines(FILTERED) if group else None
     scored = f"{lines:,}" if lines else NOT_RUN
@@ -136,7 +160,7 @@ def _speed(group: Group | None, paper: PublishedTable, which: str) -> Table:
         columns += [f"{name} µs/token: Shazeer 2019", f"{name} µs/token: here"]
     rows = []
     for name, row in _rows(group):
-        where = {"attention": SHAZEER_ROWS.get(name)}
+        where = IN_TABLE2.get(name)
         cells = [name, _published(paper, where, "training"), _training_us(group, row)]
         for search, beam in searches.items():
             published = [_published(paper, where, f"{search} {side}") for side in SIDES]
@@ -172,16 +196,14 @@ def _ainslie(paper: PublishedTable) -> Table:
 
 
 def _rows(group: Group | None) -> Iterable[tuple[str, Row | None]]:
-    """The papers' four variants, run or not, then the others that the group has."""
+    """The papers' variants, run or not, then the others that the group has."""
     found = {row.name: row for row in group.rows} if group else {}
     yield from ((name, found.get(name)) for name in VARIANTS)
     yield from ((name, row) for name, row in found.items() if name not in VARIANTS)
 
 
-def _published(paper: PublishedTable, where: Mapping[str, Cell], column: str) -> str:
-    if where["attention"] is None:
-        return NOT_APPLICABLE
-    return paper.shown(where, column)
+def _published(paper: PublishedTable, where: Mapping[str, Cell] | None, column: str) -> str:
+    return NOT_APPLICABLE if where is None else paper.shown(where, column)
 
 
 def _bleu(split: str, beam: int) -> Value:

@@ -5,6 +5,7 @@ used from any current folder.
 """
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Generic, Literal, TypeVar
 
@@ -13,13 +14,13 @@ import msgspec
 from data_prep.spec import DataError, Manifest, load_manifest
 from experiments.config import SuiteConfig
 from experiments.errors import ExperimentError
-from experiments.records.checked import Checked, Sha256, Text
-from experiments.records.parts import StageInfo, Training
+from experiments.records.checked import Checked, Positive, Sha256, Text
+from experiments.records.parts import Share, StageInfo, Training
 from experiments.records.record import RECORD_NAME, Diverged, Record, read_record
 from experiments.records.storage import read_json, write_json
-from experiments.stages.graph import Job
 
 RESULT_NAME = "result.json"
+PIECES_NAME = "spm.model"
 
 Result = TypeVar("Result")
 
@@ -39,7 +40,60 @@ class Trained(Checked, frozen=True, kw_only=True, tag="trained", tag_field="outc
     training: Training
 
 
+class Converted(Checked, frozen=True, kw_only=True, tag="converted", tag_field="outcome"):
+    """A model with other heads, by its path in the stage's folder; `parent_updates` it had."""
+
+    checkpoint: Text
+    data_checksum: Sha256
+    parent_updates: Positive
+
+
+class UptrainedPoint(Checked, frozen=True, kw_only=True):
+    """The model after the share `alpha` of its parent's updates."""
+
+    alpha: Share
+    checkpoint: Text
+    training: Training
+
+
+class Uptrained(Checked, frozen=True, kw_only=True, tag="uptrained", tag_field="outcome"):
+    """The models of one run, as far as it came: `diverged` says why it ended before its last."""
+
+    data_checksum: Sha256
+    points: list[UptrainedPoint]
+    diverged: Diverged | None = None
+
+
 TrainResult = Trained | Diverged
+ModelResult = Trained | Converted | Uptrained | Diverged
+
+
+class Model(msgspec.Struct, frozen=True, kw_only=True):
+    """One model of a stage: its checkpoint by its path in the stage's folder.
+
+    `data_checksum` is of what it learned. `training` is null where it was converted alone.
+    """
+
+    checkpoint: str
+    data_checksum: str
+    training: Training | None
+
+
+def model_of(result: ModelResult, alpha: float) -> Model | Diverged:
+    """The model that a stage has, of several that after the share `alpha`; or why it has none."""
+    if isinstance(result, Diverged):
+        return result
+    if isinstance(result, Uptrained):
+        reached = [point for point in result.points if point.alpha == alpha]
+        if not reached:
+            assert result.diverged is not None  # else all points are there
+            return result.diverged
+    found = reached[0] if isinstance(result, Uptrained) else result
+    return Model(
+        checkpoint=found.checkpoint,
+        data_checksum=result.data_checksum,
+        training=None if isinstance(found, Converted) else found.training,
+    )
 
 
 class DataFolder(msgspec.Struct, frozen=True):
@@ -66,7 +120,7 @@ class DataFolder(msgspec.Struct, frozen=True):
 
     @property
     def pieces_model(self) -> Path:
-        return self.path / "spm.model"
+        return self.path / PIECES_NAME
 
     def text(self, split: str, language: str) -> Path:
         return self.path / "text" / f"{split}.{language}"
@@ -105,8 +159,13 @@ class ModelFolder(msgspec.Struct, frozen=True):
         return self.checkpoints / "checkpoint_average.pt"
 
     @property
+    def converted(self) -> Path:
+        """The model with other heads, where this is the folder of a convert stage."""
+        return self.checkpoints / "converted.pt"
+
+    @property
     def pieces_model(self) -> Path:
-        return self.path / "spm.model"
+        return self.path / PIECES_NAME
 
     def dictionary(self, language: str) -> Path:
         return self.path / f"dict.{language}.txt"
@@ -120,10 +179,12 @@ class ModelFolder(msgspec.Struct, frozen=True):
 
 
 class Links(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Folders of a job's stages, relative to the job's own."""
+    """Folders of a job's stages, relative to the job's own; null where it has no such stage."""
 
     data: str
-    train: str
+    train: str | None = None
+    convert: str | None = None
+    uptrain: str | None = None
     evaluate: str
 
 
@@ -169,16 +230,12 @@ class JobFolder(msgspec.Struct, frozen=True):
     def hypotheses(self) -> Path:
         return self.path / "hypotheses"
 
-    def write_links(self, job: Job) -> None:
-        """Write the job's config, and where its stages lie."""
+    def write_links(self, config: SuiteConfig, stages: Mapping[str, Path]) -> None:
+        """Write the job's config, and where its stages lie: folders by name."""
         here = self.path.resolve()
-        write_json(self.config_path, job.config)
-        links = {
-            name: os.path.relpath(stage.folder.resolve(), here)
-            for name, stage in (("data", job.prepare), ("train", job.train))
-        }
-        evaluate = os.path.relpath(job.evaluate.folder.resolve(), here)
-        write_json(self.links_path, Links(**links, evaluate=evaluate))
+        write_json(self.config_path, config)
+        links = {name: os.path.relpath(path.resolve(), here) for name, path in stages.items()}
+        write_json(self.links_path, Links(data=links.pop("prepare"), **links))
 
     def record(self) -> Record:
         return read_record(self.record_path)
@@ -188,7 +245,9 @@ class JobFolder(msgspec.Struct, frozen=True):
         return read_json(self.config_path, SuiteConfig)
 
     def model(self) -> ModelFolder:
-        return ModelFolder(self._linked("train"))
+        """The folder of the stage that has the job's model."""
+        links = self._links()
+        return ModelFolder(self._folder(links.uptrain or links.convert or links.train))
 
     def data(self) -> DataFolder:
         """The data that the job's model was trained on; raises ExperimentError when it is other.
@@ -196,29 +255,39 @@ class JobFolder(msgspec.Struct, frozen=True):
         One command on a job after the other may run long after the training.
         """
         spec = self.config().data
-        data = DataFolder(self._linked("data"), spec.source_lang, spec.target_lang)
+        data = DataFolder(self._folder(self._links().data), spec.source_lang, spec.target_lang)
         data.check(self.trained().data_checksum, self.path.name)
         return data
 
-    def trained(self) -> Trained:
+    def trained(self) -> Model:
         """Raises ExperimentError where the job has no model."""
-        result = read_json(self.model().result, Done[TrainResult]).result
-        if isinstance(result, Diverged):
+        path = self.model().result
+        if not path.exists():
             raise ExperimentError(
-                f"{self.path.name}: its training diverged after update {result.after_update}, so "
+                f"{self.path}: its model is not finished: there is no {path} (run its command to "
+                "the end)"
+            )
+        found = model_of(read_json(path, Done[ModelResult]).result, self.config().uptrain.alpha)
+        if isinstance(found, Diverged):
+            raise ExperimentError(
+                f"{self.path.name}: its training diverged after update {found.after_update}, so "
                 "it has no model"
             )
-        return result
+        return found
 
     def checkpoint(self) -> Path:
         """The model that was evaluated."""
         return self.model().path / self.trained().checkpoint
 
-    def _linked(self, name: str) -> Path:
+    def _links(self) -> Links:
         if not self.links_path.exists():
             raise ExperimentError(
                 f"{self.path}: no {self.links_path.name} in it (give the folder of a job, such as "
                 "outputs/runs/quickstart/mha-seed1-...)"
             )
-        links = read_json(self.links_path, Links)
-        return (self.path / getattr(links, name)).resolve()
+        return read_json(self.links_path, Links)
+
+    def _folder(self, link: str | None) -> Path:
+        """Where a link leads."""
+        assert link is not None, f"{self.links_path} names no model"
+        return (self.path / link).resolve()

@@ -1,8 +1,10 @@
 """What a sweep consists of: stages, what each depends on, and where its result is kept.
 
-    prepare -> train -> evaluate         a job: one architecture, one seed
+    prepare -> train -> evaluate                        a job: one architecture, one seed
                   \\
-                   +--> measure          speed: all architectures of a sweep side by side
+                   +-> convert -> uptrain -> evaluate    one that is trained on with fewer heads
+                  \\                 \\
+                   +-----------------+-> measure        speed: all architectures side by side
 
 A stage is identified by its key: the hash of its name, its recipe, its inputs and its parents'
 keys, and of nothing else. Two jobs that need the same stage share it. The code that made a result
@@ -24,9 +26,11 @@ from data_prep.corpora.registry import request
 from data_prep.spec import DataError
 from experiments.config import SuiteConfig
 from experiments.errors import ExperimentError
-from gqa_fairseq.architecture import Architecture
+from experiments.records.parts import Conversion, uptraining_label
+from experiments.stages.uptraining.parent import ParentFile, read_parent
+from gqa_fairseq.architecture import Architecture, distinct_names
 
-StageName = Literal["prepare", "train", "evaluate", "measure"]
+StageName = Literal["prepare", "train", "convert", "uptrain", "evaluate", "measure"]
 
 # Raise a number when the same inputs should give another result than before, with the reason
 # beside it: then every such stage, and what depends on it, is made again. A test holds a run of
@@ -34,6 +38,8 @@ StageName = Literal["prepare", "train", "evaluate", "measure"]
 RECIPES: dict[StageName, int] = {
     "prepare": PREPARE_RECIPE,
     "train": 2,  # dropout of packed sentences is drawn by another generator
+    "convert": 1,
+    "uptrain": 2,  # likewise
     "evaluate": 1,
     "measure": 1,
 }
@@ -43,18 +49,22 @@ RECIPES: dict[StageName, int] = {
 FEEDS: dict[str, tuple[StageName, ...]] = {
     "data": ("prepare",),
     "data.mirror": (),  # where the text comes from, not what it is: checksums decide that
-    "attention": ("train",),  # these two as the architecture that they come to
-    "model": ("train",),
+    "attention": ("train", "convert"),  # these two as the architecture that they come to
+    "model": ("train", "convert"),
     "train": ("train",),
-    "seed": ("train",),
+    "uptrain.method": ("convert",),
+    "uptrain.parent": ("convert",),  # a file as its content
+    "uptrain.points": ("uptrain",),
+    "uptrain.alpha": ("evaluate",),  # which of the points
+    "seed": ("train", "convert"),  # of a conversion: where it draws
     "decode": ("evaluate",),
     "decode.beam": ("evaluate", "measure"),
     "decode.engine": ("evaluate", "measure"),
     "measure": ("measure",),
     "hardware.device": ("measure",),
-    "hardware.devices": ("train",),
+    "hardware.devices": ("train", "uptrain"),
     "hardware.nodes": ("train",),
-    "hardware.precision": ("train", "measure"),
+    "hardware.precision": ("train", "uptrain", "measure"),
     "hardware.max_tokens_per_device": ("train",),
     # Sums differ in their last digits by threads and machine. They are recorded, not identity.
     "hardware.threads": (),
@@ -113,60 +123,132 @@ def _key(stage: Stage) -> str:
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """One architecture and one seed: a config and its stages. Its id is its last stage's key."""
+    """One architecture and one seed: a config and its stages. Its id is its last stage's key.
+
+    `parent` is the checkpoint that is trained on, where no job of the suite trained it.
+    """
 
     config: SuiteConfig
-    prepare: Stage
-    train: Stage
-    evaluate: Stage
+    architecture: Architecture
+    stages: tuple[Stage, ...]
+    parent: ParentFile | None = None
 
     @property
     def id(self) -> str:
         return self.evaluate.key
 
+    def stage(self, name: StageName) -> Stage | None:
+        """The stage of that name, None where the job has none."""
+        return next((stage for stage in self.stages if stage.name == name), None)
+
+    def _stage(self, name: StageName) -> Stage:
+        found = self.stage(name)
+        assert found is not None, f"{self.config.experiment_name} has no {name}"
+        return found
+
+    @property
+    def prepare(self) -> Stage:
+        return self._stage("prepare")
+
+    @property
+    def train(self) -> Stage:
+        """Of an uptrained model this is its parent's; there is none where that is a file."""
+        return self._stage("train")
+
+    @property
+    def evaluate(self) -> Stage:
+        return self._stage("evaluate")
+
+    @property
+    def model(self) -> Stage:
+        """The stage that has the model which is evaluated."""
+        return self.evaluate.parents[0]
+
+    @property
+    def method(self) -> Conversion | None:
+        """What is done to a parent's heads, None for a model from scratch."""
+        return method_of(self.config, self.architecture, self.parent)
+
+    @property
+    def parent_updates(self) -> int:
+        """Updates of the model that is trained on."""
+        return self.parent.updates if self.parent else self.config.train.max_updates
+
     @property
     def name(self) -> str:
         """Such as `mqa-seed1-0123456789ab`: its folder, its lines on the screen, its wandb run."""
-        return f"{self.config.name}-{self.id[:12]}"
+        return self.evaluate.folder.name
 
     @property
     def folder(self) -> Path:
         """Such as `outputs/runs/quickstart/mqa-seed1-0123456789ab`."""
         return Path(self.config.paths.runs) / self.config.experiment_name / self.name
 
-    @property
-    def stages(self) -> tuple[Stage, ...]:
-        return (self.prepare, self.train, self.evaluate)
-
 
 def job_of(config: SuiteConfig) -> Job:
-    """The job of a config; raises ExperimentError when its text or a folder cannot be used."""
+    """The job of a config.
+
+    Raises ExperimentError when its text, a folder or the checkpoint to start from cannot be used.
+    """
     paths = config.paths
     for name in paths.__struct_fields__:
         _check_folder(name, getattr(paths, name))
-    data, stages = config.data, Path(paths.stages)
     prepare = Stage(
         name="prepare",
-        inputs={"request": _request(data)},
+        inputs={"request": _request(config.data)},
         parents=(),
-        label=data.name,
+        label=config.data.name,
         folder_of_kind=Path(paths.data),
     )
-    train = Stage(
-        name="train",
-        inputs=inputs_of("train", config),
-        parents=(prepare,),
-        label=config.name,
-        folder_of_kind=stages / "train",
+    parent = read_parent(config) if config.uptrain.parent is not None else None
+    architecture = parent.converted(config) if parent else config.architecture
+    stages = [prepare]
+    names: tuple[StageName, ...] = ("train", "evaluate")
+    if config.uptrain.method:
+        names = ("convert", *(("uptrain",) if config.uptrain.alpha else ()), "evaluate")
+        if parent is None:
+            multi_head = config.multi_head
+            stages.append(_stage("train", multi_head, multi_head.architecture, prepare))
+    for name in names:
+        stages.append(_stage(name, config, architecture, stages[-1], parent))
+    return Job(config=config, architecture=architecture, stages=tuple(stages), parent=parent)
+
+
+def _stage(
+    name: StageName,
+    config: SuiteConfig,
+    architecture: Architecture,
+    after: Stage,
+    parent: ParentFile | None = None,
+) -> Stage:
+    """A stage of one job, whose label says what is special about its result."""
+    method = method_of(config, architecture, parent)
+    how = ""
+    if method:
+        alone = name in ("convert", "uptrain")
+        how = "-" + (method if alone else uptraining_label(method, config.uptrain.alpha))
+    return Stage(
+        name=name,
+        inputs=inputs_of(name, config, architecture, parent),
+        parents=(after,),
+        label=f"{architecture.name}{how}-seed{config.seed}",
+        folder_of_kind=Path(config.paths.stages) / name,
     )
-    evaluate = Stage(
-        name="evaluate",
-        inputs=inputs_of("evaluate", config),
-        parents=(train,),
-        label=config.name,
-        folder_of_kind=stages / "evaluate",
+
+
+def method_of(
+    config: SuiteConfig, architecture: Architecture, parent: ParentFile | None
+) -> Conversion | None:
+    """What is done to a parent's heads, None for a model from scratch.
+
+    Where no heads are merged all methods are the same.
+    """
+    before = parent.architecture if parent else config.multi_head.architecture
+    same = (before.encoder_heads, before.decoder_heads) == (
+        architecture.encoder_heads,
+        architecture.decoder_heads,
     )
-    return Job(config=config, prepare=prepare, train=train, evaluate=evaluate)
+    return "identity" if config.uptrain.method and same else config.uptrain.method
 
 
 def _check_folder(name: str, folder: str) -> None:
@@ -194,27 +276,27 @@ def _check_folder(name: str, folder: str) -> None:
 def measurements_of(jobs: Sequence[Job]) -> list[tuple[Stage, list[Job]]]:
     """The measurements of a sweep with their jobs: those that are measured alike, side by side.
 
-    Jobs of several experiments, of several multi-head baselines, whose variants have the same
-    names, or measured in several ways give a measurement each.
+    Jobs of several experiments, with vocabularies of several sizes or measured in several ways give
+    a measurement each. Several multi-head baselines stand side by side: a smaller model is another
+    way to be faster.
     """
     groups: dict[bytes, list[Job]] = {}
     for job in jobs:
         config = job.config
-        baseline = config.model.baseline(config.data.vocab_size + 1)
         where = (config.experiment_name, config.paths.measurements)
-        alike = (where, baseline, inputs_of("measure", config))
+        alike = (where, job.architecture.vocab_size, inputs_of("measure", config))
         groups.setdefault(msgspec.json.encode(alike, order="deterministic"), []).append(job)
     return [(_measurement(group), group) for group in groups.values()]
 
 
 def _measurement(jobs: Sequence[Job]) -> Stage:
     first = jobs[0].config
-    names = dict.fromkeys(job.config.architecture.name for job in jobs)
+    names = distinct_names(job.architecture for job in jobs)
     return Stage(
         name="measure",
         inputs=inputs_of("measure", first),
-        parents=tuple(job.train for job in jobs),
-        label="-".join(names),
+        parents=tuple(job.model for job in jobs),
+        label="-".join(names.values()),
         folder_of_kind=Path(first.paths.measurements) / first.experiment_name,
     )
 
@@ -237,15 +319,32 @@ def ancestors(stage: Stage) -> list[Stage]:
     return [s for parent in stage.parents for s in (parent, *ancestors(parent))]
 
 
-def inputs_of(name: StageName, config: SuiteConfig) -> dict[str, Any]:
-    """The part of the config that feeds a stage, by FEEDS."""
+def inputs_of(
+    name: StageName,
+    config: SuiteConfig,
+    architecture: Architecture | None = None,
+    parent: ParentFile | None = None,
+) -> dict[str, Any]:
+    """The part of the config that feeds a stage, by FEEDS.
+
+    `architecture` is that of the stage's model, the config's own where it is not given. `parent` is
+    the file that is converted.
+    """
     values = {
         key: value for key, value in flat_config(config).items() if name in FEEDS[feeding_name(key)]
     }
-    if name == "train":
+    if name in ("train", "convert"):
         # Two configs that come to the same architecture are the same training.
         values = {k: v for k, v in values.items() if k.split(".")[0] not in ("attention", "model")}
-        values["architecture"] = identity_of(config.architecture)
+        architecture = architecture or config.architecture
+        values["architecture"] = identity_of(architecture)
+        if name == "convert":
+            values["uptrain.method"] = method = method_of(config, architecture, parent)
+            values["uptrain.parent"] = parent and parent.sha256
+            if method != "random":
+                del values["seed"]
+    if name == "evaluate" and config.uptrain.method is None:
+        del values["uptrain.alpha"]
     return values
 
 
@@ -253,6 +352,8 @@ def identity_of(architecture: Architecture) -> dict[str, Any]:
     """The numbers of an architecture, without what is named or derived."""
     numbers = asdict(architecture)
     del numbers["name"], numbers["residual"]
+    if architecture.embeddings == 1:  # as in all models of this suite: their keys are older
+        del numbers["embeddings"]
     return numbers
 
 

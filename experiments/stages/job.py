@@ -3,9 +3,11 @@
 A job that fails leaves the others of its sweep alone; what it did is there for the next run.
 """
 
+import functools
 import shutil
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -13,11 +15,18 @@ import msgspec
 from experiments.environment import usable_cores
 from experiments.errors import ExperimentError
 from experiments.progress import StageView, console
-from experiments.records.parts import Evaluation, JobInfo, search_name
+from experiments.records.parts import (
+    Evaluation,
+    JobInfo,
+    StageInfo,
+    Uptraining,
+    search_name,
+    updates_more,
+)
 from experiments.records.record import SCHEMA_VERSION, Finished, Record, read_record, write_record
 from experiments.records.storage import read_json, write_json
 from experiments.stages.corpus import check_lengths, prepare_data
-from experiments.stages.describe import describe
+from experiments.stages.describe import command_of, describe, trained_config
 from experiments.stages.evaluation.request import (
     EVALUATION_NAME,
     REQUEST_NAME,
@@ -28,17 +37,20 @@ from experiments.stages.folders import (
     Diverged,
     Done,
     JobFolder,
+    Model,
     ModelFolder,
+    ModelResult,
     Outcome,
     Status,
-    Trained,
     TrainResult,
+    model_of,
 )
 from experiments.stages.graph import Job
 from experiments.stages.process import run_command
 from experiments.stages.runner import Attempt, run_stage
-from experiments.stages.training.command import train_command
 from experiments.stages.training.train import train, train_along
+from experiments.stages.uptraining.convert import convert
+from experiments.stages.uptraining.uptrain import uptrain
 from experiments.tracking.runs import log_record
 
 HYPOTHESES = "hypotheses"
@@ -66,7 +78,7 @@ def run_job(job: Job) -> Outcome:
 def _run(job: Job, folder: JobFolder) -> Outcome:
     config = job.config
     data = prepare_data(config, job.prepare)
-    check_lengths(config.model.max_positions, data)
+    check_lengths(job.parent.max_positions if job.parent else config.model.max_positions, data)
     threads = config.hardware.threads or usable_cores()
     if config.hardware.node_rank:
         if not ModelFolder(job.train.folder).result.exists():
@@ -75,25 +87,17 @@ def _run(job: Job, folder: JobFolder) -> Outcome:
     if done := _existing_record(folder):
         console.print(f"{job.name}: has its record, skipped")
         return _outcome_of(job, done, "skipped")
-    folder.write_links(job)
-
-    def train_it(attempt: Attempt) -> TrainResult:
-        for line in describe(config):
-            console.print(f"{job.train.title}: {line}")
-        return train(attempt, config, data)
-
-    # A union is no `type` to mypy; msgspec reads one by its tag.
-    trained = run_stage(job.train, TrainResult, train_it, threads)  # type: ignore[arg-type]
-    result, infos = trained.result, [trained.info]
-    finished: Finished | Diverged
-    if isinstance(result, Trained):
-        data.check(result.data_checksum, job.train.title)
-        evaluated = _evaluated(job, data, result, threads)
+    folder.write_links(config, {stage.name: stage.folder for stage in job.stages})
+    infos: list[StageInfo] = []
+    found = _model(job, data, threads, infos)
+    result: Finished | Diverged
+    if isinstance(found, Model):
+        evaluated = _evaluated(job, data, found, threads)
         infos.append(evaluated.info)
-        finished = Finished(training=result.training, evaluation=evaluated.result)
+        result = Finished(training=found.training, evaluation=evaluated.result)
         _copy_hypotheses(job, folder)
     else:
-        finished = result
+        result = found
     record = Record(
         schema_version=SCHEMA_VERSION,
         job=JobInfo(
@@ -104,15 +108,16 @@ def _run(job: Job, folder: JobFolder) -> Outcome:
         ),
         config=msgspec.json.decode(msgspec.json.encode(config)),
         commands={
-            "train": train_command(
-                config, data.binarized, ModelFolder(job.train.folder).checkpoints
-            )
+            stage.name: command_of(stage, job)
+            for stage in job.stages
+            if stage.name in WORK and stage.key in [info.key for info in infos]
         },
         stages=infos,
         seed=config.seed,
         data=data.manifest(),
-        architecture=config.architecture,
-        result=finished,
+        architecture=job.architecture,
+        result=result,
+        uptraining=_uptraining(job),
     )
     write_record(folder.record_path, record)
     _summarize(record, folder)
@@ -121,9 +126,62 @@ def _run(job: Job, folder: JobFolder) -> Outcome:
     return outcome
 
 
-def _evaluated(job: Job, data: DataFolder, model: Trained, threads: int) -> Done[Evaluation]:
+def _model(job: Job, data: DataFolder, threads: int, infos: list[StageInfo]) -> Model | Diverged:
+    """The job's model, or how its training, or its parent's, diverged.
+
+    Stages that it does or finds done are added to `infos`.
+    """
+    checkpoint = job.parent.path if job.parent else Path()
+    if job.parent and (unknown := job.parent.check_dictionaries(data)):
+        console.print(f"{job.name}: {unknown}")
+    found: Model | Diverged | None = None
+    for stage in job.stages:
+        if stage.name not in WORK:
+            continue
+        work = functools.partial(WORK[stage.name], job=job, data=data, checkpoint=checkpoint)
+        # A union is no `type` to mypy; msgspec reads one by its tag.
+        done = run_stage(stage, ModelResult, work, threads)  # type: ignore[arg-type]
+        infos.append(done.info)
+        found = model_of(done.result, job.config.uptrain.alpha)
+        if isinstance(found, Diverged):
+            break
+        data.check(found.data_checksum, stage.title)
+        checkpoint = stage.folder.resolve() / found.checkpoint
+    assert found is not None  # every job has a model of some kind
+    return found
+
+
+def _train(attempt: Attempt, job: Job, data: DataFolder, checkpoint: Path) -> TrainResult:
+    config = trained_config(job)
+    for line in describe(config):
+        console.print(f"{attempt.stage.title}: {line}")
+    return train(attempt, config, data)
+
+
+# What each stage that gives a model does with the one before.
+WORK: dict[str, Callable[..., ModelResult]] = {
+    "train": _train,
+    "convert": convert,
+    "uptrain": uptrain,
+}
+
+
+def _uptraining(job: Job) -> Uptraining | None:
+    if job.method is None:
+        return None
+    alpha = job.config.uptrain.alpha
+    return Uptraining(
+        method=job.method,
+        alpha=alpha,
+        parent_updates=job.parent_updates,
+        updates=updates_more(alpha, job.parent_updates),
+        parent=job.parent.sha256 if job.parent else job.train.key,
+    )
+
+
+def _evaluated(job: Job, data: DataFolder, model: Model, threads: int) -> Done[Evaluation]:
     request = EvaluationRequest(
-        checkpoint=job.train.folder.resolve() / model.checkpoint,
+        checkpoint=job.model.folder.resolve() / model.checkpoint,
         data=msgspec.structs.replace(data, path=data.path.resolve()),
         decode=job.config.decode,
         device=job.config.hardware.device,

@@ -26,7 +26,8 @@ from experiments.stages.folders import JobFolder
 from experiments.stages.graph import Job, Stage
 from experiments.stages.process import run_command
 from experiments.stages.runner import Attempt, run_stage
-from experiments.stages.training.command import train_command
+from experiments.stages.uptraining.uptrain import base_command
+from gqa_fairseq.architecture import Architecture, distinct_names
 
 # By decode.engine: `stock` is this plugin's model under fairseq's search.
 ENGINES_OF = {"gqa": "gqa", "stock": "gqa+stock"}
@@ -42,7 +43,9 @@ class Measured(Checked, frozen=True, kw_only=True):
 def measure(stage: Stage, jobs: Sequence[Job]) -> Measurement:
     """The measurement of the jobs, which are trained; raises ExperimentError when it fails."""
     config = jobs[0].config
-    request = measure_request(config, [contender(job) for job in jobs])
+    # Of models of one architecture the one that was trained the longest lends its weights.
+    trained_last = sorted(jobs, key=lambda job: -job.config.uptrain.alpha)
+    request = measure_request(config, [contender(job) for job in trained_last])
     check_request(request)
 
     def work(attempt: Attempt) -> Measured:
@@ -66,22 +69,24 @@ def contender(job: Job) -> RequestedContender:
     """A trained job's architecture with the engine of its config."""
     folder = JobFolder(job.folder)
     data = folder.data()
-    command = train_command(job.config, data.binarized, Path("unused"))
+    command = base_command(job, data.binarized, Path("unused"))
+    # Of a parent with sinusoidal positions decoding alone is measured, with learned ones.
+    is_timed = job.architecture.max_source_positions > 0
     return RequestedContender(
-        architecture=job.config.architecture,
+        architecture=job.architecture,
         engine=ENGINES_OF[job.config.decode.engine],
         checkpoint=str(folder.checkpoint()),
         data=str(data.binarized),
         jobs=[job.id],
-        training_command=command,
+        training_command=command if is_timed else [],
     )
 
 
 def measure_request(config: SuiteConfig, contenders: Sequence[RequestedContender]) -> Request:
     """What a sweep measures; seeds of one architecture are one contender."""
-    merged: dict[str, RequestedContender] = {}
+    merged: dict[tuple[Architecture, str], RequestedContender] = {}
     for one in contenders:
-        same = merged.setdefault(one.name, one)
+        same = merged.setdefault((one.architecture, one.engine), one)
         if same is not one:
             same.jobs.extend(one.jobs)
     settings = config.measure
@@ -89,8 +94,10 @@ def measure_request(config: SuiteConfig, contenders: Sequence[RequestedContender
         contenders=list(merged.values()),
         shapes=[(settings.batch, source, target) for source, target in settings.shapes],
         beams=[1, config.decode.beam],
-        training=RequestedTraining(
-            batch=settings.training_batch, repeats=settings.training_repeats
+        training=(
+            RequestedTraining(batch=settings.training_batch, repeats=settings.training_repeats)
+            if any(one.training_command for one in contenders)
+            else None
         ),
         warmup_runs=settings.warmup_runs,
         repeats=settings.repeats,
@@ -101,4 +108,4 @@ def measure_request(config: SuiteConfig, contenders: Sequence[RequestedContender
 
 
 def _names(jobs: Sequence[Job]) -> list[str]:
-    return list(dict.fromkeys(job.config.architecture.name for job in jobs))
+    return list(distinct_names(job.architecture for job in jobs).values())

@@ -5,15 +5,19 @@ before the first one works. After: what was trained is measured side by side, an
 jobs themselves are Hydra's, wherever its launcher runs them.
 """
 
+import os
+import re
 import shlex
 import subprocess
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from hydra import compose
+from hydra import MissingConfigException, compose
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -22,8 +26,8 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments.config import SuiteConfig, parse_config
-from experiments.errors import ExperimentError
+from experiments.config import SuiteConfig, parse_config, setting_names
+from experiments.errors import CompositionError, ExperimentError
 from experiments.metrics import METRICS
 from experiments.progress import console
 from experiments.records import provenance
@@ -35,7 +39,7 @@ from experiments.stages.folders import JobFolder, Outcome
 from experiments.stages.graph import Job, Stage, ancestors, measurements_of, plan
 from experiments.stages.measuring import measure
 from experiments.stages.runner import forget
-from experiments.tracking.runs import check_account, log_measurement
+from experiments.tracking.runs import check_account, how_to_sync, log_measurement
 
 CONFIG_NAME = "suite"
 
@@ -63,6 +67,9 @@ def _ending(action: Any) -> None:
     """Run `action`; end the process where it raises, with one line unless it is a fault of ours."""
     try:
         action()
+    except HydraException as error:
+        print(f"error: {_in_one_line(error)}", file=sys.stderr)
+        sys.exit(1)
     except (ExperimentError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -92,13 +99,52 @@ def check_overrides(arguments: Sequence[str]) -> None:
             )
 
 
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Hydra's errors, which are a page, as CompositionError; HYDRA_FULL_ERROR=1 keeps the page."""
+    name = "HYDRA_FULL_ERROR"
+    wants_page = name in os.environ
+    os.environ.setdefault(name, "1")  # without it Hydra prints its page and ends the process
+    try:
+        yield
+    except HydraException as error:
+        if wants_page:
+            raise
+        raise CompositionError(_in_one_line(error)) from error
+    finally:
+        if not wants_page:
+            del os.environ[name]
+
+
+def _in_one_line(error: HydraException) -> str:
+    """What Hydra could not compose, and what there is instead."""
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        return f"{group}={name}: not in conf/{group} (choose one of {', '.join(error.options)})"
+    text = str(error)
+    unknown = re.search(r"Could not override '([^']+)'", text)
+    if unknown is None:
+        return text.split("\n")[0]
+    key, settings = unknown[1], setting_names()
+    if key in settings:
+        section = key.split(".")[0]
+        return f"{key}: this {section} has no such setting (choose another {section}=...)"
+    close = get_close_matches(key, settings, n=1)
+    advice = f"did you mean {close[0]}?" if close else "experiments/config.py has them all"
+    return f"{key}: there is no such setting ({advice})"
+
+
 def resolve(composed: DictConfig) -> SuiteConfig:
     """The checked config of a composed one; raises ExperimentError, one line."""
     try:
-        resolved = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+        resolved: Any = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         problem = str(error).split("\n")[0]
         raise ExperimentError(f"config: {problem} (set {error.full_key}=...)") from error
+    for section in ("paths", "data"):  # a shell leaves a quoted ~ to the program
+        for name, value in resolved.get(section, {}).items():
+            if isinstance(value, str) and value.startswith("~/"):
+                resolved[section][name] = str(Path(value).expanduser())
     return parse_config(resolved)
 
 
@@ -148,8 +194,9 @@ def start(configs: list[SuiteConfig]) -> list[Job]:
         depends = rerun in (stage.name, *(parent.name for parent in ancestors(stage)))
         if depends and stage.name != "prepare":
             forget(stage)
-    for job in jobs if rerun and rerun != "measure" else ():
-        JobFolder(job.folder).record_path.unlink(missing_ok=True)
+    for job in jobs:
+        if rerun in [stage.name for stage in job.stages]:
+            JobFolder(job.folder).record_path.unlink(missing_ok=True)
     return jobs
 
 
@@ -165,6 +212,9 @@ def finish(jobs: Sequence[Job], *, is_sweep: bool) -> None:
         except ExperimentError as error:
             console.print(f"error: {error}")
             failed += 1
+    offline = [job.config for job in trained if job.config.tracking.mode == "offline"]
+    for directory in dict.fromkeys(Path(config.paths.runs).parent for config in offline):
+        console.print(how_to_sync(directory))
     if is_sweep and trained:
         failed += _report(trained)
     if failed:

@@ -6,12 +6,13 @@ from experiments.records.measurement import FixedLengths, Measurement, RealText,
 from experiments.records.parts import Evaluation, search_name
 from experiments.records.record import Finished, Record
 from experiments.records.speed import HEADLINE_SHAPE, decoder_speed_up
+from experiments.records.spikes import loss_spikes
 
 
 def run_config(record: Record) -> dict[str, object]:
     """What the run's config holds: the record without its commands and what it found."""
     whole = msgspec.to_builtins(record)
-    kept = ("job", "config", "stages", "seed", "data", "architecture")
+    kept = ("job", "config", "stages", "seed", "data", "architecture", "uptraining")
     return {name: whole[name] for name in kept}
 
 
@@ -23,6 +24,7 @@ def curve(record: Record) -> list[tuple[int, dict[str, float]]]:
             "train/nll_nats_per_token": point.train_nll_nats_per_token,
             "dev/nll_nats_per_token": point.dev_nll_nats_per_token,
             "train/learning_rate": point.learning_rate,
+            "train/grad_norm": point.grad_norm,
             "train/target_tokens": point.target_tokens,
             "train/wall_s": point.wall_s,
         }
@@ -37,12 +39,15 @@ def summary(record: Record) -> dict[str, float]:
         "model/residual_parameters": record.architecture.residual,
     }
     result = record.result
+    if result.curve:
+        values["train/loss_spikes"] = len(loss_spikes(result.curve))
     if not isinstance(result, Finished):
         return values | {"train/diverged_after_update": result.after_update}
     training = result.training
-    values["train/us_per_target_token"] = training.us_per_target_token
-    values["train/peak_memory_bytes"] = training.peak_memory_bytes
-    values["train/target_tokens_per_update"] = training.target_tokens_per_update
+    if training:
+        values["train/us_per_target_token"] = training.us_per_target_token
+        values["train/peak_memory_bytes"] = training.peak_memory_bytes
+        values["train/target_tokens_per_update"] = training.target_tokens_per_update
     return values | _quality(result.evaluation)
 
 

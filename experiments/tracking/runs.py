@@ -1,6 +1,7 @@
 """Writes the runs: the only importer of wandb, and only when tracking is on."""
 
 import os
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -148,6 +149,12 @@ def log_measurement(
     for record in records:
         if record.job.id in measurement.jobs:
             log_record(record, mode, directory, project, [measurement])
+
+
+def how_to_sync(directory: Path) -> str:
+    """Where runs of the mode `offline` are, and the command that sends them."""
+    folder = directory / "wandb"
+    return f"wandb: runs are in {folder}: wandb sync {shlex.quote(str(folder))}/offline-run-*"
 
 
 def run_id(record: Record) -> str:

@@ -1,1 +1,1 @@
-"""Checkpoints of fairseq: which classes they may hold, how they are loaded and averaged."""
+"""Checkpoints of fairseq: which classes they may hold; loaded, averaged, converted."""

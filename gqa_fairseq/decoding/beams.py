@@ -11,9 +11,10 @@ Nothing here waits for a device if the clock is on it (rules.Clock). Legend: see
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,19 +38,21 @@ class Candidates(NamedTuple):
         return Candidates(*(x[rows] for x in self))
 
 
-class Strategy(Protocol):
+class Strategy(ABC):
     """How candidates are found; `needs_host` as in rules.Rule."""
 
-    needs_host: ClassVar[str | None]
+    needs_host: ClassVar[str | None] = None
 
+    @abstractmethod
     def candidates(self, lprobs: Tensor, totals: Tensor, clock: Clock, best: Best) -> Candidates:
         """From log-probabilities [n * W, V] and the sums [n, W] of the hypotheses so far."""
 
+    def keep(self, rows: Tensor) -> None:  # noqa: B027  most strategies know nothing of sentences
+        """Sentences `rows` [n'] of the n are left."""
 
-class BeamSearch:
+
+class BeamSearch(Strategy):
     """The 2 W best continuations, so that W are left if W of them end; greedy search is W = 1."""
-
-    needs_host: ClassVar[str | None] = None
 
     def candidates(self, lprobs: Tensor, totals: Tensor, clock: Clock, best: Best) -> Candidates:
         W, V = totals.shape[1], lprobs.shape[1]
@@ -65,7 +68,7 @@ class BeamSearch:
         return Candidates(scores, words.view(-1, W * k).gather(1, chosen), chosen // k)
 
 
-class Sampling:
+class Sampling(Strategy):
     """--sampling: each beam draws one continuation; `draw` is fairseq's search.Sampling.step."""
 
     needs_host: ClassVar[str | None] = "--sampling"
@@ -78,6 +81,32 @@ class Sampling:
         rows = lprobs.nan_to_num(nan=-math.inf, neginf=-math.inf).view(-1, W, V)
         sums = totals[:, :, None].expand(-1, -1, int(clock.step))  # it reads the last one
         return Candidates(*self._draw(clock.step, rows, sums))
+
+
+class DiverseGroups(Strategy):
+    """--diverse-beam-groups (Vijayakumar et al. 2016): a group avoids what those before it choose.
+
+    `step` is fairseq's search.DiverseBeamSearch.step. It keeps what the groups of a sentence have
+    in common by the sentence's place in the batch.
+    """
+
+    needs_host: ClassVar[str | None] = "--diverse-beam-groups"
+
+    def __init__(self, step: Callable[..., tuple[Tensor, Tensor, Tensor]]) -> None:
+        self._step = step
+        self._places: Tensor | None = None
+
+    def candidates(self, lprobs: Tensor, totals: Tensor, clock: Clock, best: Best) -> Candidates:
+        n, W = totals.shape
+        if self._places is None:
+            self._places = torch.arange(n, device=lprobs.device)
+        rows = lprobs.nan_to_num(nan=-math.inf, neginf=-math.inf).view(n, W, -1)
+        sums = totals[:, :, None].expand(-1, -1, int(clock.step))  # it reads the last one
+        return Candidates(*self._step(clock.step, rows, sums, None, self._places))
+
+    def keep(self, rows: Tensor) -> None:
+        assert self._places is not None
+        self._places = self._places[rows]
 
 
 @dataclass(frozen=True)
@@ -156,6 +185,7 @@ class Chooser:
 
     def keep(self, rows: Tensor) -> None:
         """Sentences `rows` [n'] of the n are left."""
+        self.strategy.keep(rows)
         for rule in self.rules:
             rule.keep(rows)
 
@@ -171,7 +201,7 @@ class Finished(NamedTuple):
 def ranked(finished: Iterable[Finished], penalty: LengthPenalty) -> list[dict[str, Any]]:
     """The hypotheses of a sentence as fairseq returns them, best first.
 
-    `attention` is empty: with --print-alignment the task takes fairseq's own search.
+    `attention` is empty; search.py puts in its place what computes it.
     """
     hypotheses = [
         {

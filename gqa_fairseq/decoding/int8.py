@@ -20,6 +20,11 @@ from gqa_fairseq.finite import require_finite
 # (x [rows, in], what is added [rows, out] or None) -> [rows, out]
 Multiply = Callable[[Tensor, Tensor | None], Tensor]
 
+NEEDS_FUSED = (
+    "--int8 multiplies by fused weights, which have no dropout and no forward hooks: leave it out, "
+    "or --retain-dropout and is_fused = False"
+)
+
 
 def int8_multiply(weight: Tensor, bias: Tensor | None, is_relu: bool) -> Multiply:
     """x [..., in] -> relu(x W^T + b) [..., out] with W [out, in] rounded to 8 bits, on a CPU."""
@@ -59,8 +64,8 @@ def quantize_int8(model: Any) -> None:
     only translate afterwards: the encoder's float weights are gone.
 
     Raises:
-        ValueError: not a model of the plugin, or its weights are not float32 on a CPU, or not
-            finite: rounded ones would hide that.
+        ValueError: not a model of the plugin, or one whose steps run its modules, or its weights
+            are not float32 on a CPU, or not finite: rounded ones would hide that.
     """
     if not hasattr(model.decoder, "is_int8"):
         raise ValueError("int8 needs a model of the plugin (--arch gqa_transformer): leave it out")
@@ -69,6 +74,8 @@ def quantize_int8(model: Any) -> None:
         raise ValueError("int8 needs float32 weights on a CPU: leave out --int8")
     if model.decoder.is_int8:
         return
+    if model.decoder.runs_modules:
+        raise ValueError(NEEDS_FUSED)
     require_finite(model.named_parameters())
     model.decoder.is_int8 = True
     for layer in model.decoder.layers:

@@ -23,6 +23,10 @@ class Capacity(NamedTuple):
     def union(self, other: Capacity) -> Capacity:
         return Capacity(*map(max, self, other))
 
+    def kept_targets(self, window: int | None) -> int:
+        """Rows times the target tokens whose keys and values are kept: at most `window` a row."""
+        return self.targets if window is None else min(self.targets, self.rows * window)
+
 
 class BatchShape(NamedTuple):
     """What one batch takes: rows of sentences, and the steps and source tokens of each."""
@@ -43,7 +47,7 @@ def predicted_bytes(decoder: Any, beam: int, capacity: Capacity) -> int:
         batch=1,  # all rows' tokens together
         beam=beam,
         source_tokens=capacity.sources,
-        target_tokens=capacity.targets,
+        target_tokens=capacity.kept_targets(attention.window),
         layers=len(decoder.layers),
         num_kv_heads=attention.num_kv_heads,
         head_dim=attention.head_dim,

@@ -139,6 +139,40 @@ class Suppressed(Rule):
         lprobs.index_fill_(1, self.words, -math.inf)
 
 
+@dataclass(frozen=True)
+class NoRepeat(Rule):
+    """--no-repeat-ngram-size: no `size` words follow each other twice in a hypothesis."""
+
+    needs_host: ClassVar[str | None] = "--no-repeat-ngram-size"
+    size: int
+
+    def change(self, lprobs: Tensor, clock: Clock, histories: Histories | None) -> None:
+        assert histories is not None
+        forbid_repeats(lprobs, histories.tokens[:, :, 1 : int(clock.step) + 1], self.size)
+
+
+def forbid_repeats(lprobs: Tensor, words: Tensor, size: int) -> None:
+    """Forbids each word of lprobs [rows, V] that would complete a sequence that was there before.
+
+    A word stays if a prefix or the length limit has left no other.
+
+    Args:
+        words: [..., T] of as many rows: what each hypothesis has said, without its first </s>.
+        size: of the sequences that may not occur twice, in words.
+    """
+    words = words.flatten(0, -2)
+    if words.shape[1] < size:
+        return
+    said = words.unfold(1, size, 1)  # [rows, T - size + 1, size]
+    newest = words[:, words.shape[1] - size + 1 :]  # [rows, size - 1]
+    rows, places = (said[:, :, :-1] == newest[:, None]).all(2).nonzero(as_tuple=True)
+    forbidden = said[rows, places, -1]
+    before = lprobs[rows, forbidden]
+    lprobs[rows, forbidden] = -math.inf
+    is_stuck = lprobs[rows].amax(1).isneginf()
+    lprobs[rows[is_stuck], forbidden[is_stuck]] = before[is_stuck]
+
+
 class Prefix(Rule):
     """--prefix-size: the words that the hypotheses of a sentence begin with.
 
@@ -227,8 +261,12 @@ def rules_of(generator: Any, device: torch.device, prefix: Tensor | None) -> lis
     if generator.token_indices_to_suppress is not None:
         after_prefix.append(Suppressed(generator.token_indices_to_suppress.to(device)))
     if prefix is None:
-        return rules + after_prefix
-    return [*rules, Prefix(prefix, generator._prefix_tokens, after_prefix)]
+        rules += after_prefix
+    else:
+        rules.append(Prefix(prefix, generator._prefix_tokens, after_prefix))
+    if generator.repeat_ngram_blocker is not None:
+        rules.append(NoRepeat(generator.repeat_ngram_blocker.no_repeat_ngram_size))
+    return rules
 
 
 def penalty_of(generator: Any) -> LengthPenalty:

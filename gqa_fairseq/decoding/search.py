@@ -12,21 +12,45 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
+from weakref import ref
 
 import torch
 from fairseq import search
+from fairseq.ngram_repeat_block import NGramRepeatBlock
 from fairseq.sequence_generator import SequenceGenerator
 from torch import Tensor
 
-from gqa_fairseq.decoding.beams import BeamSearch, Chooser, Finished, Sampling, ranked
+from gqa_fairseq.decoding.beams import (
+    BeamSearch,
+    Chooser,
+    DiverseGroups,
+    Finished,
+    Sampling,
+    Strategy,
+    ranked,
+)
 from gqa_fairseq.decoding.cpu.search import search_on_host
 from gqa_fairseq.decoding.gpu.search import GpuSearch, shape_of, source_edges
 from gqa_fairseq.decoding.memory import BatchShape, Capacity, free_bytes, predicted_bytes
-from gqa_fairseq.decoding.rules import Temperature, penalty_of, rules_of
+from gqa_fairseq.decoding.rules import Temperature, forbid_repeats, penalty_of, rules_of
+from gqa_fairseq.decoding.weights import keeps_dropout
 from gqa_fairseq.finite import require_finite
+from gqa_fairseq.on_demand import Hypothesis
 
 logger = logging.getLogger(__name__)
+
+
+class _RepeatBlock(NGramRepeatBlock):
+    """fairseq's, for its search; its own code without a GPU finds no repetition."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size, use_extension=False)
+
+    def _no_repeat_ngram(self, tokens, lprobs, bsz: int, beam_size: int, step: int):
+        forbid_repeats(lprobs, tokens[:, 1 : step + 1], self.no_repeat_ngram_size)
+        return lprobs
 
 
 class GroupedQueryGenerator(SequenceGenerator):
@@ -42,8 +66,8 @@ class GroupedQueryGenerator(SequenceGenerator):
             model is on a GPU.
 
     Raises:
-        ValueError: `gnmt_alpha` with an option that only fairseq's own search supports, or weights
-            that are infinite or no numbers.
+        ValueError: `gnmt_alpha` with an option that only fairseq's own search supports, beams that
+            are no multiple of their groups, or weights that are infinite or no numbers.
     """
 
     def __init__(
@@ -63,6 +87,15 @@ class GroupedQueryGenerator(SequenceGenerator):
         self.memory_limit_bytes = memory_limit_bytes
         self.driver = driver
         self._gpu_search: GpuSearch | None = None
+        blocker = getattr(self, "repeat_ngram_blocker")  # noqa: B009  mypy cannot tell its type
+        if blocker is not None:
+            self.repeat_ngram_blocker = _RepeatBlock(blocker.no_repeat_ngram_size)
+        is_diverse = isinstance(self.search, search.DiverseBeamSearch)
+        if is_diverse and self.beam_size % self.search.num_groups:
+            raise ValueError(
+                f"--diverse-beam-groups {self.search.num_groups} does not divide --beam "
+                f"{self.beam_size}"
+            )
         self.fallback_reason = self._unsupported()
         if self.fallback_reason and gnmt_alpha is not None:
             raise ValueError(f"--gnmt-alpha does not work with {self.fallback_reason}")
@@ -78,9 +111,8 @@ class GroupedQueryGenerator(SequenceGenerator):
             ),
             "a language model": self.lm_model is not None,
             "--match-source-len": self.match_source_len,
-            "--no-repeat-ngram-size": self.repeat_ngram_blocker is not None,
             f"the search strategy {type(self.search).__name__}": type(self.search)
-            not in (search.BeamSearch, search.Sampling),
+            not in (search.BeamSearch, search.Sampling, search.DiverseBeamSearch),
         }
         return next((reason for reason, holds in reasons.items() if holds), None)
 
@@ -94,6 +126,9 @@ class GroupedQueryGenerator(SequenceGenerator):
     ) -> list[list[dict[str, Tensor]]]:
         """Hypotheses of every sentence, best first, as fairseq returns them."""
         if self.fallback_reason or constraints is not None:
+            if isinstance(self.search, search.DiverseBeamSearch):
+                # It takes the lines' numbers in the text for their places in the batch.
+                sample = {key: value for key, value in sample.items() if key != "id"}
             return super()._generate(sample, prefix_tokens, constraints, bos_token)
         source = sample["net_input"]["src_tokens"]
         batch, width = source.shape
@@ -113,13 +148,17 @@ class GroupedQueryGenerator(SequenceGenerator):
 
     def _chooser(self, device: torch.device, prefix: Tensor | None) -> Chooser:
         """The choices of one batch with this generator's options."""
-        is_beam_search = type(self.search) is search.BeamSearch
+        strategies: dict[type, Strategy] = {
+            search.BeamSearch: BeamSearch(),
+            search.Sampling: Sampling(self.search.step),
+            search.DiverseBeamSearch: DiverseGroups(self.search.step),
+        }
         return Chooser(
             beam=self.beam_size,
             eos=self.eos,
             temperature=Temperature(self.temperature),
             rules=rules_of(self, device, prefix),
-            strategy=BeamSearch() if is_beam_search else Sampling(self.search.step),
+            strategy=strategies[type(self.search)],
         )
 
     def _search(
@@ -140,11 +179,21 @@ class GroupedQueryGenerator(SequenceGenerator):
             del encoder_out  # its keys and values are in the cache
             found = search_on_host(decoder, chooser, cache, max_len, first)
         penalty = penalty_of(self)
-        return [ranked(hypotheses, penalty) for hypotheses in found]
+        best_first = [ranked(hypotheses, penalty) for hypotheses in found]
+        model = self.model.single_model
+        if keeps_dropout(model):  # another pass would draw anew, and see another attention
+            return best_first
+        searched_with = ref(decoder.decoding_weights())
+        for source, hypotheses in zip(net_input["src_tokens"], best_first, strict=True):
+            attention = partial(_attention, model, searched_with, source, first)
+            hypotheses[:] = [Hypothesis(h, partial(attention, h["tokens"])) for h in hypotheses]
+        return best_first
 
     def _takes_gpu(self, device: torch.device, chooser: Chooser) -> bool:
         """Whether the GPU's driver is wanted there, and can do it."""
         wanted = self.driver or ("gpu" if device.type == "cuda" else "cpu")
+        if self.model.single_model.decoder.runs_modules:
+            return False  # a graph would repeat what they did when it was captured
         return wanted == "gpu" and GpuSearch.refusal(chooser, self.vocab_size) is None
 
     def _search_on_gpu(
@@ -221,3 +270,24 @@ class GroupedQueryGenerator(SequenceGenerator):
             own_prefix = None if prefix is None else prefix[part]
             hypotheses += self._generate({"net_input": piece}, own_prefix, None, bos_token)
         return hypotheses
+
+
+@torch.no_grad()
+def _attention(
+    model: Any, searched_with: ref, source: Tensor, first: int, tokens: Tensor
+) -> Tensor:
+    """The last layer's attention [S, T] while `tokens` [T] were chosen, averaged over heads.
+
+    Args:
+        searched_with: the decoding weights of that search.
+        source: [S], with its padding.
+        first: the word before the first of `tokens`.
+
+    Raises:
+        RuntimeError: the model is not the one of the search any more.
+    """
+    if model.training or model.decoder.decoding_weights() is not searched_with():
+        raise RuntimeError("the model has changed since the search: look at attention before that")
+    before = torch.cat((tokens.new_tensor([first]), tokens[:-1]))[None].to(source.device)
+    _, extra = model(source[None], source.new_tensor([len(source)]), before)
+    return extra["attn"][0][0].T.float().to(tokens.device)

@@ -212,12 +212,13 @@ class DecoderStep:
         heads = self.layers[index].self_qkv(h).view(cache.batch, cache.beam, H + 2 * G, D)
         q, k, v = heads.split((H, G, G), dim=2)
         out = cache.attend_self(index, q, k, v)
-        return self.layers[index].self_out(out.view(h.shape), residual)
+        return self.layers[index].self_out(out.view(h.shape[0], H * D), residual)
 
     def _attend_source(
         self, h: Tensor, residual: Tensor, index: int, cache: Cache, need_weights: bool
     ) -> tuple[Tensor, Tensor | None]:
         """[B * W, C], twice -> [B * W, C] and the weights [B, W, S] or None."""
-        q = self.layers[index].source_q(h).view(cache.batch, cache.beam, self.H, self.D)
+        H, D = self.H, self.D
+        q = self.layers[index].source_q(h).view(cache.batch, cache.beam, H, D)
         out, probs = cache.attend_source(index, q, need_weights)
-        return self.layers[index].source_out(out.view(h.shape), residual), probs
+        return self.layers[index].source_out(out.view(h.shape[0], H * D), residual), probs

@@ -5,8 +5,12 @@ from __future__ import annotations
 from typing import Any, Protocol
 from weakref import WeakSet
 
+from fairseq.modules import FairseqDropout
 from torch import nn
 
+from gqa_fairseq.attention import GroupedQueryAttention
+from gqa_fairseq.decoding.int8 import NEEDS_FUSED
+from gqa_fairseq.decoding.module_step import ModuleStep
 from gqa_fairseq.decoding.step import DecoderStep
 from gqa_fairseq.finite import require_finite
 
@@ -21,32 +25,45 @@ class WeightsUser(Protocol):
 
 
 class DecodingWeights(_Module):
-    """The part of the decoder that owns its DecoderStep."""
+    """The part of the decoder that owns what its steps run on."""
 
     is_int8 = False  # set by decoding/int8.py
     is_native = True  # use the native operators where there are any
-    _decoding_weights: DecoderStep
+    is_fused = True  # False: steps run the layers' own modules, whose forward hooks fire
+    _decoding_weights: DecoderStep | ModuleStep
     _decoding_state: tuple | None = None  # of the parameters that the step was made from
     _weights_users: WeakSet[WeightsUser]
 
-    def decoding_weights(self, user: WeightsUser | None = None) -> DecoderStep:
+    @property
+    def runs_modules(self) -> bool:
+        """Whether steps run the layers' own modules: as asked for, or because dropout is kept."""
+        return not self.is_fused or keeps_dropout(self.layers)
+
+    def decoding_weights(self, user: WeightsUser | None = None) -> DecoderStep | ModuleStep:
         """The weights fused and packed for decoding: the last ones if the parameters are the same.
+
+        Where `runs_modules` they are the modules themselves.
 
         Args:
             user: its `release` is called when these weights end; it is not kept alive.
 
         Raises:
-            ValueError: a weight is infinite or no number.
+            ValueError: a weight is infinite or no number, or modules run and have 8 bits.
         """
+        runs_modules = self.runs_modules
+        if runs_modules and self.is_int8:
+            raise ValueError(NEEDS_FUSED)
         state = (
             self.is_int8,
             self.is_native,
+            runs_modules,
             [(p.data_ptr(), p._version, p.dtype) for p in self.parameters()],
         )
         if self._decoding_state != state:
             self._forget()
             require_finite(self.named_parameters(), "decoder.")
-            self._decoding_state, self._decoding_weights = state, DecoderStep(self)
+            self._decoding_weights = ModuleStep(self) if runs_modules else DecoderStep(self)
+            self._decoding_state = state
             self._weights_users = WeakSet()
         if user is not None:
             self._weights_users.add(user)
@@ -69,3 +86,15 @@ class DecodingWeights(_Module):
         state = super().__getstate__()
         private = ("_decoding_weights", "_decoding_state", "_weights_users")
         return {k: v for k, v in state.items() if k not in private}
+
+
+def keeps_dropout(module: nn.Module) -> bool:
+    """Whether something in a module is dropped outside training as well (--retain-dropout)."""
+    return any(
+        part.apply_during_inference and part.p > 0
+        if isinstance(part, FairseqDropout)
+        else isinstance(part, GroupedQueryAttention)
+        and part.is_dropout_retained
+        and part.dropout > 0
+        for part in module.modules()
+    )

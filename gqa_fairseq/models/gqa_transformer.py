@@ -1,11 +1,12 @@
 """The Transformer with grouped-query attention, as a fairseq model."""
 
-import sys
+import re
 from collections.abc import Iterator
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from fairseq.checkpoint_utils import prune_state_dict
 from fairseq.dataclass.utils import gen_parser_from_dataclass
 from fairseq.models import register_model
 from fairseq.models.transformer import (
@@ -14,6 +15,7 @@ from fairseq.models.transformer import (
     TransformerModelBase,
 )
 from fairseq.modules import LearnedPositionalEmbedding
+from fairseq.modules.checkpoint_activations import checkpoint_wrapper
 from omegaconf import OmegaConf, open_dict
 from torch import Tensor, nn
 
@@ -21,8 +23,10 @@ from gqa_fairseq.architecture import Architecture, Heads
 from gqa_fairseq.attention import GroupedQueryAttention
 from gqa_fairseq.decoding.cpu.cache import DecoderCache
 from gqa_fairseq.decoding.weights import DecodingWeights
+from gqa_fairseq.errors import OptionError
 from gqa_fairseq.layers import GroupedQueryDecoderLayer, GroupedQueryEncoderLayer
-from gqa_fairseq.models.config import GroupedQueryTransformerConfig, nested, resolve
+from gqa_fairseq.models.config import GroupedQueryTransformerConfig, heads_of, nested, resolve
+from gqa_fairseq.on_demand import OnDemand
 from gqa_fairseq.training.packed import can_pack, packed_features
 
 MODEL_NAME = "gqa_transformer"
@@ -33,10 +37,8 @@ class GroupedQueryTransformerEncoder(TransformerEncoderBase):
     """fairseq's encoder; under placement `decoder` it keeps multi-head attention."""
 
     def build_encoder_layer(self, cfg) -> GroupedQueryEncoderLayer:
-        heads = (
-            cfg.num_kv_heads if cfg.attention_placement == "all" else cfg.encoder.attention_heads
-        )
-        return GroupedQueryEncoderLayer(cfg, heads, cfg.use_bias)
+        layer = GroupedQueryEncoderLayer(cfg, heads_of(cfg)[0], cfg.use_bias)
+        return _checkpointed(layer, cfg)
 
     def reorder_encoder_out(self, encoder_out: dict, new_order: Tensor) -> dict:
         """fairseq's gather, kept as one row a sentence where fairseq has one a hypothesis.
@@ -66,7 +68,8 @@ class GroupedQueryTransformerDecoder(DecodingWeights, TransformerDecoderBase):
     """fairseq's decoder with whole-sequence and cached forward passes of its own."""
 
     def build_decoder_layer(self, cfg, no_encoder_attn: bool = False) -> GroupedQueryDecoderLayer:
-        return GroupedQueryDecoderLayer(cfg, cfg.num_kv_heads, cfg.use_bias)
+        heads, window = heads_of(cfg)[1], cfg.decoder.window
+        return _checkpointed(GroupedQueryDecoderLayer(cfg, heads, window, cfg.use_bias), cfg)
 
     def forward(
         self,
@@ -115,11 +118,13 @@ class GroupedQueryTransformerDecoder(DecodingWeights, TransformerDecoderBase):
             prev_output_tokens: [B, T] token ids; with `incremental_state` the last one is new.
             encoder_out: what the encoder returned.
             incremental_state: holds the cache between steps; None runs whole sequences.
-            alignment_layer: return this layer's cross-attention, averaged over all heads. During
-                decoding the last layer's comes unless `make_generation_fast_` switched it off.
+            alignment_layer: whose cross-attention is returned, averaged over all heads; unset: the
+                last one's.
 
         Returns:
             features [B, T, C] (T = 1 with `incremental_state`), {"attn": [[B, T, S] or None]}.
+            Weights of whole sequences are computed when `attn` is looked at. Those of a step are
+            there if `alignment_layer` is given or `make_generation_fast_` did not switch them off.
 
         Raises:
             ValueError: `alignment_heads` is given: averages over some heads are not supported.
@@ -138,6 +143,10 @@ class GroupedQueryTransformerDecoder(DecodingWeights, TransformerDecoderBase):
             source = source.repeat_interleave(beam, 1)
             if source_is_padding is not None:
                 source_is_padding = source_is_padding.repeat_interleave(beam, 0)
+        aligned = self.num_layers - 1 if alignment_layer is None else alignment_layer
+        # What is computed later has no gradients where the layer is going to be run again.
+        is_rerun = self.cfg.checkpoint_activations and torch.is_grad_enabled()
+        need_weights: bool | Literal["later"] = True if is_rerun else "later"
         attn, inner_states = None, [x]
         for index, layer in enumerate(self.layers):
             x, weights = layer(
@@ -146,13 +155,14 @@ class GroupedQueryTransformerDecoder(DecodingWeights, TransformerDecoderBase):
                 source_is_padding,
                 mask,
                 is_causal=not full_context_alignment,
-                need_weights=index == alignment_layer,
+                need_weights=need_weights if index == aligned else False,
             )
             inner_states.append(x)
             attn = weights if weights is not None else attn
         if self.layer_norm is not None:
             x = self.layer_norm(x)
-        return x.transpose(0, 1), {"attn": [attn], "inner_states": inner_states}
+        weights_list = OnDemand(attn) if callable(attn) else [attn]
+        return x.transpose(0, 1), {"attn": weights_list, "inner_states": inner_states}
 
     def _step(
         self, tokens: Tensor, encoder_out: dict, incremental_state: dict, alignment: int | None
@@ -177,7 +187,8 @@ class GroupedQueryTransformerDecoder(DecodingWeights, TransformerDecoderBase):
         """A cache for `beam` hypotheses a sentence that holds the source's keys and values."""
         native = self.decoding_weights().native
         source, is_padding = _source(encoder_out)
-        cache = DecoderCache(source.shape[1], beam, native=native)
+        window = self.layers[0].self_attn.window
+        cache = DecoderCache(source.shape[1], beam, native=native, window=window)
         cache.store_source(list(self.source_keys_values(encoder_out)), is_padding, source.dtype)
         return cache
 
@@ -216,6 +227,8 @@ class GroupedQueryTransformerDecoder(DecodingWeights, TransformerDecoderBase):
         x = self.embed_scale * self.embed_tokens(tokens)
         if positions is not None:
             x = x + positions
+        if self.layernorm_embedding is not None:
+            x = self.layernorm_embedding(x)
         return self.dropout_module(x)
 
     def position_table(self) -> Tensor | None:
@@ -234,6 +247,13 @@ class GroupedQueryTransformerDecoder(DecodingWeights, TransformerDecoderBase):
             incremental_state[_CACHE_KEY].reorder(new_order)
 
 
+def _checkpointed(layer: Any, cfg) -> Any:
+    """The layer, whose activations backward computes again where --checkpoint-activations is on."""
+    if not cfg.checkpoint_activations:
+        return layer
+    return checkpoint_wrapper(layer, offload_to_cpu=cfg.offload_activations)
+
+
 def _source(encoder_out: dict) -> tuple[Tensor, Tensor | None]:
     """Encoder output [S, B, C] and the mask of its padding [B, S], None if there is none."""
     masks = encoder_out["encoder_padding_mask"]
@@ -241,7 +261,7 @@ def _source(encoder_out: dict) -> tuple[Tensor, Tensor | None]:
     return encoder_out["encoder_out"][0], is_padding
 
 
-def _misfit(given: dict[str, Tensor], own: dict[str, Tensor]) -> str | None:
+def misfit(given: dict[str, Tensor], own: dict[str, Tensor]) -> str | None:
     """The first difference between a checkpoint's weights and a model's, in words."""
     for name, weight in given.items():
         if name not in own:
@@ -261,7 +281,8 @@ def _misfit(given: dict[str, Tensor], own: dict[str, Tensor]) -> str | None:
 class GroupedQueryTransformerModel(TransformerModelBase):
     """Encoder-decoder Transformer; G = H is fairseq's own, with the same parameter names."""
 
-    takes_packed = True
+    takes_packed = True  # by `forward`
+    is_from_checkpoint = False  # the plugin's task says whether it was built to load one
 
     def forward(
         self,
@@ -290,8 +311,8 @@ class GroupedQueryTransformerModel(TransformerModelBase):
     def build_model(cls, cfg, task) -> "GroupedQueryTransformerModel":
         """Build the model and write derived widths into `cfg`.
 
-        fairseq's commands call this and catch no exception: a bad option ends the process with one
-        line.
+        Raises:
+            OptionError: options that are wrong, exclude each other or are refused.
         """
         try:
             with open_dict(cfg) if OmegaConf.is_config(cfg) else nullcontext():
@@ -303,20 +324,75 @@ class GroupedQueryTransformerModel(TransformerModelBase):
                     "--joined-dictionary, or name the sizes with --arch gqa_transformer, which "
                     "shares embeddings only if --share-all-embeddings is given"
                 )
-            return super().build_model(nested(cfg), task)
+            model = super().build_model(nested(cfg), task)
         except ValueError as error:
-            sys.exit(f"error: {error}")
+            raise OptionError(str(error)) from error
+        model.args = cfg  # the flat options, as fairseq's own models keep them
+        return model
+
+    @classmethod
+    def build_embedding(cls, cfg, dictionary, embed_dim, path=None) -> nn.Embedding:
+        """As in fairseq: random, or those that a file at `path` has."""
+        try:
+            return super().build_embedding(cfg, dictionary, embed_dim, path)
+        except (OSError, RuntimeError, StopIteration, ValueError) as error:
+            reason = str(error).split("\n")[0] or "it is empty"
+            raise ValueError(
+                f"--encoder-embed-path, --decoder-embed-path: {path} holds no embeddings of width "
+                f"{embed_dim} as fairseq reads them: {reason}"
+            ) from error
 
     def load_state_dict(self, state_dict, strict=True, model_cfg=None, args=None):
-        """As in fairseq, but weights of another shape end the process with one line."""
+        """As in fairseq, without the layers that --encoder-layers-to-keep and the decoder's leave.
+
+        Raises:
+            OptionError: `strict`, and the weights have other names or shapes than the model's.
+                SystemExit alone while a training is restored: fairseq's trainer catches exceptions,
+                and shows a traceback that does not say what is wrong.
+        """
         self.upgrade_state_dict(state_dict)
-        misfit = _misfit(state_dict, self.state_dict()) if strict else None
-        if misfit:
-            sys.exit(
-                f"error: {misfit}: give the options the checkpoint was trained with, "
-                "or another --save-dir"
+        state_dict = prune_state_dict(state_dict, self._keeping_a_side(model_cfg or args))
+        difference = misfit(state_dict, self.state_dict()) if strict else None
+        if difference:
+            error = OptionError(
+                f"{difference}: give the options the checkpoint was trained with, or another "
+                "--save-dir"
             )
+            raise error if self.is_from_checkpoint else SystemExit(str(error))
         return super().load_state_dict(state_dict, strict, model_cfg, args)
+
+    def _keeping_a_side(self, cfg):
+        """The options, naming all layers of a side that keeps them: fairseq's pruning drops it."""
+        kept = {side: f"{side}_layers_to_keep" for side in ("encoder", "decoder")}
+        given = [side for side, option in kept.items() if getattr(cfg, option, None)]
+        if len(given) == 1:
+            (side,) = kept.keys() - given
+            layers = range(getattr(self, side).num_layers)
+            with open_dict(cfg) if OmegaConf.is_config(cfg) else nullcontext():
+                setattr(cfg, kept[side], ",".join(map(str, layers)))
+        return cfg
+
+    def prepare_for_inference_(self, cfg) -> None:
+        """As in fairseq.
+
+        Raises:
+            OptionError: --retain-dropout-modules without --retain-dropout.
+        """
+        names = getattr(cfg.generation, "retain_dropout_modules", None)
+        if names is not None and not getattr(cfg.generation, "retain_dropout", False):
+            raise OptionError("--retain-dropout-modules says where: give --retain-dropout as well")
+        super().prepare_for_inference_(cfg)
+
+    def make_generation_fast_(self, **kwargs: Any) -> None:
+        """As in fairseq; `retain_dropout_modules` takes the names of fairseq's classes.
+
+        Raises:
+            OptionError: it names a class that the model does not have.
+        """
+        names = kwargs.get("retain_dropout_modules")
+        if names is not None:
+            kwargs["retain_dropout_modules"] = _own_names(names)
+        super().make_generation_fast_(**kwargs)
 
     @classmethod
     def build_encoder(cls, cfg, src_dict, embed_tokens) -> GroupedQueryTransformerEncoder:
@@ -325,6 +401,30 @@ class GroupedQueryTransformerModel(TransformerModelBase):
     @classmethod
     def build_decoder(cls, cfg, tgt_dict, embed_tokens) -> GroupedQueryTransformerDecoder:
         return GroupedQueryTransformerDecoder(cfg, tgt_dict, embed_tokens)
+
+
+# What stands for fairseq's classes here; their dropout goes by the name of its class.
+_STAND_INS: dict[str, type] = {
+    "TransformerEncoder": GroupedQueryTransformerEncoder,
+    "TransformerDecoder": GroupedQueryTransformerDecoder,
+    "TransformerEncoderLayer": GroupedQueryEncoderLayer,
+    "TransformerDecoderLayer": GroupedQueryDecoderLayer,
+    "MultiheadAttention": GroupedQueryAttention,
+}
+
+
+def _own_names(names: str | list[str]) -> list[str]:
+    """--retain-dropout-modules, a list or one in a text, as names of the plugin's classes."""
+    wanted = re.findall(r"\w+", names) if isinstance(names, str) else list(map(str, names))
+    # fairseq's own example names the model, which has no dropout of its own.
+    wanted = [name.removesuffix("Base") for name in wanted if name != "TransformerModel"]
+    unknown = [name for name in wanted if name not in _STAND_INS]
+    if unknown or not wanted:
+        raise OptionError(
+            f"--retain-dropout-modules {', '.join(unknown) or names}: no dropout has that name: "
+            f"choose of {', '.join(_STAND_INS)}"
+        )
+    return [_STAND_INS[name].__name__ for name in wanted]
 
 
 def architecture_of(
@@ -337,7 +437,7 @@ def architecture_of(
 
     Raises:
         ValueError: the model is none that an `Architecture` describes, because its parameters are
-            not as many: embeddings that are not shared, norms in other places, 8-bit layers.
+            not as many: two vocabularies, norms in other places, 8-bit layers.
     """
     encoder, decoder = model.encoder, model.decoder
     encoder_layer, decoder_layer = encoder.layers[0], decoder.layers[0]
@@ -346,7 +446,7 @@ def architecture_of(
         d_model=decoder.embed_tokens.embedding_dim,
         encoder_heads=_heads(encoder_layer.self_attn),
         decoder_heads=_heads(decoder_layer.self_attn),
-        window=None,
+        window=decoder_layer.self_attn.window,
         encoder_layers=len(encoder.layers),
         decoder_layers=len(decoder.layers),
         encoder_d_ff=encoder_layer.fc1.out_features,
@@ -357,19 +457,27 @@ def architecture_of(
         max_source_positions=_learned_positions(encoder.embed_positions),
         max_target_positions=_learned_positions(decoder.embed_positions),
         residual=residual,
+        embeddings=len({id(matrix) for matrix in _embeddings(model)}),
     )
     counted = sum(parameter.numel() for parameter in model.parameters())
     if counted != built.parameters:
         raise ValueError(
             f"the model has {counted:,} parameters where its widths make {built.parameters:,}: "
-            "an architecture has one shared embedding, the same norms and biases on both sides, "
-            "and no layers in 8 bits"
+            "an architecture has one vocabulary, the same norms and biases on both sides, and no "
+            "layers in 8 bits"
         )
     return built
 
 
 def _heads(attention: GroupedQueryAttention) -> Heads:
     return Heads(attention.num_heads, attention.head_dim, attention.num_kv_heads)
+
+
+def _embeddings(model: GroupedQueryTransformerModel) -> list[Tensor | None]:
+    """The matrices of source, target and output: the same one where they are shared."""
+    encoder, decoder = model.encoder, model.decoder
+    modules = encoder.embed_tokens, decoder.embed_tokens, decoder.output_projection
+    return [getattr(module, "weight", None) for module in modules]
 
 
 def _learned_positions(table: nn.Module | None) -> int:

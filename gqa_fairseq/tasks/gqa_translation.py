@@ -6,7 +6,8 @@ search needs a task of the plugin.
 No `from __future__ import annotations` here: fairseq reads the dataclass's types at run time.
 """
 
-import sys
+import ast
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
@@ -14,14 +15,23 @@ from fairseq.data.iterators import EpochBatchIterator
 from fairseq.dataclass import ChoiceEnum
 from fairseq.tasks import register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
-from omegaconf import II
+from omegaconf import II, OmegaConf, open_dict
 
 from gqa_fairseq.batching import TargetTokenBatches
 from gqa_fairseq.decoding.int8 import quantize_int8
 from gqa_fairseq.decoding.search import GroupedQueryGenerator
+from gqa_fairseq.errors import OptionError
 from gqa_fairseq.finite import require_finite
+from gqa_fairseq.layers import GroupedQueryDecoderLayer
+from gqa_fairseq.models.config import GroupedQueryTransformerConfig
+from gqa_fairseq.tasks.search_options import check_search
 
 SearchChoice: Any = ChoiceEnum(("gqa", "stock"))
+
+# Options of fairseq's translation task that this one refuses, and why.
+REFUSED: dict[str, str] = {
+    "num_batch_buckets": "fairseq's code for it fails with this version of numpy: leave it out",
+}
 
 
 @dataclass
@@ -51,6 +61,7 @@ class GroupedQueryTranslationConfig(TranslationConfig):
     update_freq: list[int] = II("optimization.update_freq")
     distributed_world_size: int = II("distributed_training.distributed_world_size")
     seed: int = II("common.seed")
+    model_overrides: str = II("common_eval.model_overrides")
 
 
 @register_task("gqa_translation", dataclass=GroupedQueryTranslationConfig)
@@ -59,12 +70,14 @@ class GroupedQueryTranslationTask(TranslationTask):
 
     @classmethod
     def setup_task(cls, cfg: GroupedQueryTranslationConfig, **kwargs):
-        """fairseq's task; ends the process with one line for what does not work."""
-        if cfg.num_batch_buckets:
-            sys.exit(
-                "error: --num-batch-buckets: fairseq's code for it fails with this version of "
-                "numpy: leave it out"
-            )
+        """fairseq's task.
+
+        Raises:
+            OptionError: an option that does not work, here as in the methods below.
+        """
+        for name, reason in REFUSED.items():
+            if getattr(cfg, name) != TranslationConfig.__dataclass_fields__[name].default:
+                raise OptionError(f"--{name.replace('_', '-')}: {reason}")
         return super().setup_task(cfg, **kwargs)
 
     def build_model(self, cfg, from_checkpoint=False):
@@ -76,7 +89,26 @@ class GroupedQueryTranslationTask(TranslationTask):
             self._refuse_int8()
         if not from_checkpoint and not self.cfg.eval_bleu:
             self._refuse_idle_search()
-        return super().build_model(cfg, from_checkpoint)
+        if from_checkpoint:
+            self._override(cfg)
+        model = super().build_model(cfg, from_checkpoint)
+        model.is_from_checkpoint = from_checkpoint
+        return model
+
+    def _override(self, cfg) -> None:
+        """Takes over what fairseq leaves out of --model-overrides; weights replace embeddings.
+
+        fairseq overrides what a checkpoint's options have, and an older checkpoint has fewer.
+        """
+        own = {
+            name: value
+            for name, value in ast.literal_eval(self.cfg.model_overrides).items()
+            if name in GroupedQueryTransformerConfig.__dataclass_fields__
+        }
+        files = {"encoder_embed_path": None, "decoder_embed_path": None}
+        with open_dict(cfg) if OmegaConf.is_config(cfg) else nullcontext():
+            for name, value in (files | own).items():
+                setattr(cfg, name, value)
 
     def build_criterion(self, cfg, from_checkpoint=False):
         """As in fairseq: training and validation ask for a loss, translation does not."""
@@ -85,8 +117,8 @@ class GroupedQueryTranslationTask(TranslationTask):
 
     def _refuse_int8(self) -> None:
         if self.cfg.int8:
-            sys.exit(
-                "error: --int8 is for translating with a trained model: leave it out of training "
+            raise OptionError(
+                "--int8 is for translating with a trained model: leave it out of training "
                 "and of validation, and --eval-bleu out of translation"
             )
 
@@ -96,8 +128,8 @@ class GroupedQueryTranslationTask(TranslationTask):
             (self.cfg.search != "gqa", "--search"),
         ):
             if is_given:
-                sys.exit(
-                    f"error: {option} is about translating, and training translates only with "
+                raise OptionError(
+                    f"{option} is about translating, and training translates only with "
                     "--eval-bleu: leave it out, or give both"
                 )
 
@@ -111,7 +143,9 @@ class GroupedQueryTranslationTask(TranslationTask):
         tokens, is_training = self.cfg.target_tokens_per_update, "data_selector" in kwargs
         if is_training and split == self.cfg.train_subset and tokens is not None:
             if len(self.cfg.update_freq) > 1 or tokens < 1:
-                sys.exit("error: --target-tokens-per-update: a positive number, one --update-freq")
+                raise OptionError(
+                    "--target-tokens-per-update: a positive number, one --update-freq"
+                )
             batches = self.cfg.distributed_world_size * self.cfg.update_freq[0]
             self.datasets[split] = TargetTokenBatches(
                 self.datasets[split], tokens, batches, self.cfg.seed
@@ -136,8 +170,8 @@ class GroupedQueryTranslationTask(TranslationTask):
     def build_generator(self, models, args, seq_gen_cls=None, extra_gen_cls_kwargs=None, **kwargs):
         """The plugin's search unless `--search stock`, alignments or the caller ask for another.
 
-        fairseq's commands catch no exception: options that exclude each other end the process with
-        one line.
+        Raises:
+            OptionError: options that exclude each other, or that nothing follows.
         """
         is_ours = (
             seq_gen_cls is None
@@ -145,12 +179,16 @@ class GroupedQueryTranslationTask(TranslationTask):
             and not getattr(args, "print_alignment", False)
             and not getattr(args, "score_reference", False)
         )
+        check_search(args, is_stock=seq_gen_cls is None and not is_ours)
         if is_ours:
             seq_gen_cls = GroupedQueryGenerator
             extra = {"gnmt_alpha": self.cfg.gnmt_alpha}
             extra_gen_cls_kwargs = {**extra, **(extra_gen_cls_kwargs or {})}
         elif self.cfg.gnmt_alpha is not None:
-            sys.exit("error: --gnmt-alpha needs the plugin's search, without alignments")
+            raise OptionError("--gnmt-alpha needs the plugin's search, without alignments")
+        if getattr(args, "print_alignment", False):
+            for model in models:
+                model.apply(_need_attention)
         try:
             for model in models:
                 require_finite(model.named_parameters())  # whatever searches
@@ -159,5 +197,13 @@ class GroupedQueryTranslationTask(TranslationTask):
             return super().build_generator(
                 models, args, seq_gen_cls, extra_gen_cls_kwargs, **kwargs
             )
+        except OptionError:
+            raise
         except (ValueError, AssertionError) as error:
-            sys.exit(f"error: {error}")
+            raise OptionError(str(error)) from error
+
+
+def _need_attention(module: Any) -> None:
+    """Steps return attention from now on, as `make_generation_fast_` with `need_attn`."""
+    if isinstance(module, GroupedQueryDecoderLayer):
+        module.need_attn = True

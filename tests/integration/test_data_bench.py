@@ -8,6 +8,7 @@ import pytest
 from data_prep.bench import __main__ as bench
 from data_prep.bench import synthetic
 from data_prep.corpora.sources import read_sources
+from data_prep.system.progress import Timing
 from data_prep.text import read_lines
 
 PAIRS = 1_000
@@ -57,6 +58,16 @@ def test_the_table(mirror, tmp_path, capfd):
     memory = re.search(r"memory +([0-9.]+) GB", printed)
     assert float(memory[1]) > 0.05  # Python and fairseq take more than that
     assert not list(tmp_path.iterdir())
+
+
+def test_fixed_costs_are_told_apart_by_two_sizes():
+    """10 s at 20,000 pairs and 6 s at 4,000: 5 s and 250 us a pair, and no noise extrapolated."""
+    large, small = Timing(wall_s=10.0, pairs=20_000), Timing(wall_s=6.0, pairs=4_000)
+    assert bench.extrapolated(large, small, 4_000_000) == pytest.approx((5.0, 1005.0))
+    assert bench.extrapolated(large, Timing(wall_s=9.5, pairs=4_000), 4_000_000) is None
+    assert bench.extrapolated(large, Timing(wall_s=2.0, pairs=20_000), 4_000_000) is None
+    # A step that grows faster than its pairs has no fixed part below nothing.
+    assert bench.extrapolated(large, Timing(wall_s=1.0, pairs=4_000), 40_000)[0] == 0.0
 
 
 def test_a_failure_is_the_commands(tmp_path, capfd):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import socket
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from fairseq_commands import Result, run, start, succeed
+from fairseq_commands import Result, losses, make_corpus, run, start, succeed
 
 import gqa_fairseq
 from gqa_fairseq.checkpoints.load import load_model
@@ -46,21 +45,7 @@ TASK = ["--user-dir", str(PLUGIN), "--task", "gqa_translation"]
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with text and `bin`, made by fairseq-preprocess; the target is the source."""
-    folder = tmp_path_factory.mktemp("corpus")
-    draw = random.Random(0)
-    for split, count in LINES.items():
-        lines = [
-            " ".join(draw.choice("abcdefghijkl") for _ in range(draw.randint(2, 9)))
-            for _ in range(count)
-        ]
-        for language in ("en", "de"):
-            path = folder / f"{split}.{language}"
-            path.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
-    prefixes = [word for split in LINES for word in (f"--{split}pref", folder / split)]
-    languages = ["--source-lang", "en", "--target-lang", "de", "--joined-dictionary"]
-    succeed("preprocess", *languages, *prefixes, "--destdir", folder / "bin", folder=folder)
-    return folder / "bin"
+    return make_corpus(tmp_path_factory.mktemp("corpus"), LINES)
 
 
 def train(
@@ -74,17 +59,6 @@ def train_arguments(
 ) -> list[object]:
     places = ["--save-dir", "checkpoints", "--max-update", updates]
     return [corpus, *TASK, *model, *TRAIN, *places, *options]
-
-
-def losses(result: Result, name: str = "loss") -> dict[int, str]:
-    """Training loss of each update, or another figure, as it was printed."""
-    found = {}
-    for line in result.output.split("\n"):
-        _, is_there, text = line.partition("| train_inner | ")
-        if is_there:
-            entry = json.loads(text)
-            found[int(entry["num_updates"])] = entry[name]
-    return found
 
 
 def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
@@ -382,6 +356,83 @@ def test_stock_architectures_stay_usable(corpus: Path, tmp_path: Path) -> None:
     assert sorted(hypotheses(result)) == list(range(LINES["test"]))
 
 
+# What fairseq users know besides.
+
+
+def test_retained_dropout_translates_otherwise(
+    generated: Result, corpus: Path, trained: tuple[Path, Result], tmp_path: Path
+) -> None:
+    """In both searches; that the seed decides is tested in unit/test_retained_dropout.py."""
+    retained = ["--retain-dropout", "--retain-dropout-modules", "TransformerDecoderLayer"]
+    for search in ("gqa", "stock"):
+        result = succeed(
+            "generate", corpus, *TASK, "--path", trained[0], *SEARCH, "--search", search, *retained,
+            folder=tmp_path,
+        )  # fmt: skip
+        scores = result.lines("P-")
+        assert len(scores) == LINES["test"]
+        assert not set(scores) & set(generated.lines("P-"))
+
+
+def alignments(result: Result) -> list[list[str]]:
+    return [line.split("\t")[1].split() for line in result.lines("A-")]
+
+
+def test_alignments_of_translations_and_of_references(
+    corpus: Path, trained: tuple[Path, Result], tmp_path: Path
+) -> None:
+    """As many links as words: each target word has the source word that it looks at most."""
+    for options in ([], ["--score-reference"]):
+        result = succeed(
+            "generate", corpus, *TASK, "--path", trained[0], *SEARCH, "--print-alignment", *options,
+            folder=tmp_path,
+        )  # fmt: skip
+        found = alignments(result)
+        assert list(map(len, found)) == [
+            len(line.split("\t")[2].split()) for line in result.lines("H-")
+        ]
+        assert any(found)
+
+
+def test_training_learns_alignments(corpus: Path, tmp_path: Path) -> None:
+    """--load-alignments: the loss of attention falls, with checkpointed activations as well."""
+    prefixes = []
+    for split in ("train", "valid"):
+        for suffix in ("en", "de"):
+            text = (corpus.parent / f"{split}.{suffix}").read_text(encoding="utf-8")
+            (tmp_path / f"{split}.{suffix}").write_text(text, encoding="utf-8")
+        links = (" ".join(f"{i}-{i}" for i in range(len(line.split()))) for line in
+                 text.strip().split("\n"))  # fmt: skip
+        (tmp_path / f"{split}.align").write_text("\n".join(links) + "\n", encoding="utf-8")
+        prefixes += [f"--{split}pref", tmp_path / split]
+    languages = ["--source-lang", "en", "--target-lang", "de", "--joined-dictionary"]
+    words = ["--srcdict", corpus / "dict.en.txt", "--align-suffix", "align"]
+    data = tmp_path / "bin"
+    succeed("preprocess", *languages, *words, *prefixes, "--destdir", data, folder=tmp_path)
+    criterion = ["--criterion", "label_smoothed_cross_entropy_with_alignment"]
+    options = ["--load-alignments", *criterion, "--alignment-lambda", 1, "--dropout", 0]
+    found = []
+    for name, checkpointing in (("plain", []), ("again", ["--checkpoint-activations"])):
+        result = train(data, tmp_path, 50, *options, *checkpointing, "--save-dir", tmp_path / name)
+        found.append(list(map(float, losses(result, "alignment_loss").values())))
+        assert len(found[-1]) == 50, result.output[-4000:]
+    assert found[0] == pytest.approx(found[1], abs=2e-3)
+    assert sum(found[0][-9:]) < 0.9 * sum(found[0][:9])
+
+
+def test_a_checkpoint_without_some_layers(corpus: Path, tmp_path: Path) -> None:
+    """--model-overrides as fairseq documents it, with one checkpoint and its options as given."""
+    layers = ["--encoder-layers", 2, "--decoder-layers", 2, "--decoder-layerdrop", 0.2]
+    train(corpus, tmp_path, UPDATES, *layers)
+    path = ["--path", tmp_path / "checkpoints/checkpoint_last.pt"]
+    overrides = {"encoder_layers_to_keep": "0", "decoder_layers_to_keep": "1"}
+    result = succeed(
+        "generate", corpus, *TASK, *path, *SEARCH, "--model-overrides", overrides, folder=tmp_path
+    )
+    assert "Pruning model" in result.output
+    assert len(result.lines("P-")) == LINES["test"]
+
+
 # Bad input: one line, no traceback.
 
 
@@ -407,6 +458,7 @@ def assert_one_line(result: Result, message: str) -> None:
         (["--gnmt-alpha", 0.6], "--gnmt-alpha is about translating"),
         (["--search", "stock"], "--search is about translating"),
         (["--num-batch-buckets", 4], "this version of numpy"),
+        (["--quant-noise-pq", 0.1], "--quant-noise-pq: quantization noise is not supported"),
     ],
     ids=lambda value: "-".join(map(str, value[::2])) if isinstance(value, list) else None,
 )
@@ -430,6 +482,22 @@ def test_8_bits_are_for_translation(
     assert_one_line(result, "--eval-bleu out of translation")
     result = succeed("generate", corpus, *TASK, *path, *SEARCH, "--int8", folder=tmp_path)
     assert sorted(hypotheses(result)) == list(range(LINES["test"]))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--iter-decode-max-iter", 4], "--iter-decode-max-iter is for models that refine"),
+        (["--retain-dropout", "--retain-dropout-modules", "Decoder"], "choose of TransformerEnc"),
+    ],
+    ids=lambda value: "-".join(map(str, value[::2])) if isinstance(value, list) else None,
+)
+def test_bad_options_of_a_search(
+    options: list[object], message: str, corpus: Path, trained: tuple[Path, Result], tmp_path: Path
+) -> None:
+    path = ["--path", trained[0]]
+    assert_one_line(run("generate", corpus, *TASK, *path, *SEARCH, *options, folder=tmp_path),
+                    message)  # fmt: skip
 
 
 WIDTHS = ["--encoder-ffn-embed-dim", 88, "--decoder-ffn-embed-dim", 88]

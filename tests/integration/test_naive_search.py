@@ -13,8 +13,10 @@ import pytest
 import torch
 from fairseq.data import Dictionary
 from fairseq.models.transformer import TransformerEncoderBase
+from fairseq.search import Sampling
 from fairseq.sequence_generator import SequenceGenerator
 from plugin_models import (
+    band_masked,
     build,
     dictionary,
     random_lines,
@@ -25,6 +27,7 @@ from plugin_models import (
 from torch import Tensor, nn
 
 from gqa_fairseq.architecture import PLACEMENTS
+from gqa_fairseq.decoding.search import GroupedQueryGenerator
 from gqa_fairseq.models.gqa_transformer import (
     GroupedQueryTransformerDecoder,
     GroupedQueryTransformerModel,
@@ -158,3 +161,60 @@ def test_an_ensemble(monkeypatch: pytest.MonkeyPatch) -> None:
         for each in (models, [NaiveModel(model) for model in models])
     ]
     assert_same_hypotheses(*runs)
+
+
+# Every way that a step reads the cache: which search, with which operators, in which dtype.
+ENGINES: dict[str, tuple[type[SequenceGenerator], dict[str, Any], torch.dtype, bool]] = {
+    "fairseq's search": (SequenceGenerator, {}, torch.float64, False),
+    "on a CPU": (GroupedQueryGenerator, {"driver": "cpu"}, torch.float64, False),
+    "on a GPU": (GroupedQueryGenerator, {"driver": "gpu"}, torch.float64, False),
+    "native": (GroupedQueryGenerator, {"driver": "cpu"}, torch.float32, True),
+    "PyTorch's operators": (GroupedQueryGenerator, {"driver": "cpu"}, torch.float32, False),
+}
+
+
+WINDOWS = {1: 2, 2: 8, 3: 1, 32: 4}  # with so many key/value heads
+
+
+@pytest.mark.parametrize(
+    ("kind", "beam", "window"),
+    [("beam search", beam, window) for beam in (1, 4) for window in WINDOWS]
+    + [(kind, 3, window) for kind in ("sampling", "prefix") for window in (2, 32)],
+)
+def test_every_engine_keeps_the_window(kind: str, beam: int, window: int) -> None:
+    """As a search that recomputes everything under a band mask, below and beyond the window."""
+    vocabulary = dictionary()
+    model = build(
+        vocabulary,
+        num_kv_heads=WINDOWS[window],
+        decoder_window=window,
+        share_all_embeddings=False,
+    ).double()
+    randomize(model, scale=1.5)
+    with torch.no_grad():
+        model.decoder.output_projection.weight[vocabulary.eos()] *= 5  # ends come at many steps
+    naive = NaiveModel(band_masked(model))
+    batch = source_batch(random_lines(6, vocabulary), vocabulary)
+    options: dict[str, Any] = {"beam_size": beam, "min_len": window // 2, "max_len_b": window + 6}
+    call: dict[str, Any] = {}
+    if kind == "sampling":
+        options["search_strategy"] = Sampling(vocabulary, sampling_topk=5)
+    elif kind == "prefix":
+        call["prefix_tokens"] = torch.tensor([[7, 8, 9, 8]] * 6)
+
+    def found(search: type[SequenceGenerator], searched: nn.Module, **driver: Any) -> list:
+        torch.manual_seed(5)
+        generator = search([searched], vocabulary, **options, **driver)
+        return [h for sentence in generator.generate([searched], batch, **call) for h in sentence]
+
+    expected = found(SequenceGenerator, naive)
+    lengths = {len(h["tokens"]) for h in expected}
+    assert len(lengths) > 1  # sentences leave in between
+    assert max(lengths) > window + 1
+    for name, (search, driver, dtype, is_native) in ENGINES.items():
+        model.to(dtype).decoder.is_native = is_native
+        ours = found(search, model, **driver)
+        for a, b in zip(ours, expected, strict=True):
+            assert a["tokens"].tolist() == b["tokens"].tolist(), name
+            scores = (x["positional_scores"].double() for x in (a, b))
+            torch.testing.assert_close(*scores, rtol=0, atol=1e-4)

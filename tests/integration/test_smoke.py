@@ -2,6 +2,7 @@
 
 import lzma
 import os
+import re
 import shutil
 import signal
 import socket
@@ -19,7 +20,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from wandb_files import runs
 
-from experiments import benchmark, evaluate
+from experiments import benchmark, evaluate, translate
 from experiments.config import SuiteConfig
 from experiments.measure.tables import markdown
 from experiments.records.hypotheses import read_hypotheses
@@ -35,6 +36,8 @@ from experiments.records.record import Diverged, Finished, Record, read_records
 from experiments.records.speed import find_measurements
 from experiments.records.storage import write_json
 from experiments.stages.corpus import prepare_data
+from experiments.stages.evaluation.__main__ import main as evaluation_process
+from experiments.stages.evaluation.request import REQUEST_NAME, EvaluationRequest
 from experiments.stages.folders import JobFolder, ModelFolder, Outcome, Trained, TrainResult
 from experiments.stages.graph import RECIPES, Job, job_of
 from experiments.stages.runner import Attempt, run_stage
@@ -193,6 +196,29 @@ def test_a_rerun_gives_the_same(swept: Path, corpus: list[str]) -> None:
     assert after.evaluation == before.evaluation
 
 
+@pytest.mark.long
+def test_a_smaller_model_is_measured_beside_the_others(
+    swept: Path, corpus: list[str], tmp_path: Path
+) -> None:
+    """Two baselines whose multi-head models have the same name; the larger one is trained."""
+    folder = tmp_path / "two"
+    shutil.copytree(swept, folder)
+    shutil.rmtree(folder / "measurements")
+    done = run(folder, *corpus, "attention.num_kv_heads=4", "model.d_model=32,16")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("has its record, skipped") == 1
+    [measurement] = find_measurements([folder / "runs/smoke"])
+    for timing in measurement.timings:
+        widths = [samples.contender.architecture.d_model for samples in timing.samples]
+        assert sorted(widths) == [16, 32]
+        assert {samples.contender.architecture.name for samples in timing.samples} == {"mha"}
+    [path] = (folder / "measurements/smoke").iterdir()
+    assert path.name.startswith("mha-d32-mha-d16-")
+    report = (folder / "report/report.md").read_text(encoding="utf-8")
+    assert "### Quality against time" in report
+    assert "| mha-d16 | from scratch | 4 |" in report
+
+
 def test_a_job_can_be_moved_measured_and_evaluated(
     swept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -219,6 +245,115 @@ def test_a_job_can_be_moved_measured_and_evaluated(
         assert "this data has the checksum 000000000000" in capsys.readouterr().err
     finally:
         shutil.move(swept.with_name("gone"), swept)
+
+
+def test_text_is_translated_as_the_record_has_it(
+    swept: Path, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    record = jobs_of(swept)["mqa"]
+    folder = job_path(swept, record)
+    job = JobFolder(folder)
+    source = job.data().text("test", "en")
+    model = job.checkpoint()
+    for beam in (1, 4):
+        for options in ([], [str(model), "--max-len-b", "10"]):
+            path = options or [str(folder)]
+            assert translate.main([*path, str(source), "--beam", str(beam)]) == 0
+            found, said = capfdbinary.readouterr()
+            assert found == hypotheses_of(record, folder, beam)
+            assert said == b""
+
+    # In its own order, with lines that have no text, and as a table of the best.
+    lines = source.read_bytes().splitlines(keepends=True)[:5]
+    mixed = tmp_path / "mixed.en"
+    mixed.write_bytes(b"".join([*lines[::-1], b"\n", b" \t\r\n", lines[0].removesuffix(b"\n")]))
+    assert translate.main([str(folder), str(mixed), "--nbest", "2", "--batch-size", "1"]) == 0
+    rows = [row.split("\t") for row in capfdbinary.readouterr()[0].decode().splitlines()]
+    assert [row[0] for row in rows] == [*"1122334455", "6", "7", "8", "8"]
+    assert rows[10][2] == rows[11][2] == ""
+    assert rows[8:10] == [["5", *rest] for _, *rest in rows[12:]]
+    assert all(float(rows[i][1]) >= float(rows[i + 1][1]) for i in range(0, 10, 2))
+    # A buffer of one line answers before it reads the next; the batches are the same here.
+    small = ["--buffer-size", "1", "--batch-size", "1"]
+    assert translate.main([str(folder), str(mixed), *small]) == 0
+    best = [row[2] for row in [*rows[:10:2], rows[10], rows[11], rows[12]]]
+    assert capfdbinary.readouterr()[0].decode().split("\n") == [*best, ""]
+
+
+def test_translating_text_from_a_pipe_and_what_is_refused(
+    swept: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = job_path(swept, jobs_of(swept)["mqa"])
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.translate", str(folder), "--int8"],
+        input=b"Open the file.\n\nClose it.\n", capture_output=True, cwd=ROOT, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, b"")
+    first, empty, last, end = done.stdout.decode("utf-8").split("\n")
+    assert (bool(first), empty, bool(last), end) == (True, "", True, "")
+
+    long, bytes_ = tmp_path / "long.en", tmp_path / "latin1.en"
+    long.write_text("short\n" + "word " * 600 + "\n")
+    bytes_.write_bytes(b"fine\n\xfcber\n")
+    lonely = shutil.copyfile(JobFolder(folder).checkpoint(), tmp_path / "lonely.pt")
+    for arguments, message in (
+        (
+            [folder, long],
+            r"error: .*long.en, line 2: \d+ tokens, more than the model's \d+ positions",
+        ),
+        ([folder, bytes_], r"error: .*latin1.en, line 2: not UTF-8 \(byte 0xfc at column 1\)"),
+        ([folder, tmp_path / "none"], "error: .*none: cannot be read: No such file"),
+        ([tmp_path / "none.pt"], "error: .*none.pt: not there "),
+        ([tmp_path], "error: .*config.json: cannot be read"),
+        ([lonely], "error: .*: no spm.model in it "),
+        ([folder, "--nbest", "5"], "error: --nbest 5 is more than the beam"),
+        ([folder, "--beam", "0"], "error: argument --beam: '0' is not a whole number"),
+        ([folder, "--lenpen", "-1"], "error: argument --lenpen: '-1' is not a number of 0 or more"),
+        ([folder, "--device", "cuda"], "error: there is no GPU here"),
+    ):
+        if "cuda" in arguments and torch.cuda.is_available():
+            continue
+        assert translate.main([str(argument) for argument in arguments]) == 2
+        out, err = capfd.readouterr()
+        assert out == ""
+        assert re.match(message, err), err
+        assert err.count("\n") == 1
+
+
+def test_an_evaluation_whose_numbers_cannot_be_keeps_its_translations(
+    swept: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    record = jobs_of(swept)["mqa"]
+    job = JobFolder(job_path(swept, record))
+    request = EvaluationRequest(
+        checkpoint=job.checkpoint(), data=job.data(), decode=job.config().decode, device="cpu"
+    )
+    write_json(tmp_path / REQUEST_NAME, request)
+    monkeypatch.setattr("experiments.stages.evaluation.evaluate.score_of", lambda *_: 100.1)
+    assert evaluation_process([str(tmp_path)]) == 2
+    kept = tmp_path / "hypotheses"
+    said = capsys.readouterr().err
+    assert said.startswith("error: bleu is 100.1, not within 0 and 100 (the translations are kept")
+    assert f"{kept})" in said
+    assert record.evaluation is not None
+    assert record.evaluation.scores[0].split == "dev"
+    digest = record.evaluation.scores[0].hypotheses_sha256
+    assert len(read_hypotheses(kept, digest).lines) == 17
+
+
+def hypotheses_of(record: Record, folder: Path, beam: int) -> bytes:
+    """The file of test's translations that a record names."""
+    assert record.evaluation is not None
+    [digest] = {
+        score.hypotheses_sha256
+        for score in record.evaluation.scores
+        if (score.split, score.beam) == ("test", beam)
+    }
+    lines = read_hypotheses(folder / "hypotheses", digest).lines
+    return "".join(f"{line}\n" for line in lines).encode()
 
 
 def files_and_times(folder: Path) -> dict[str, int]:
@@ -301,6 +436,9 @@ def check_record(record: Record, folder: Path) -> None:
     assert record.evaluation is not None
     assert [stage.name for stage in record.stages] == ["train", "evaluate"]
     assert record.training.updates == 12
+    norms = [point.grad_norm for point in record.training.curve]
+    assert len(norms) == 6
+    assert all(norm is not None and norm > 0 for norm in norms)
     # The loss of our evaluation is fairseq's last validation, which is logged to 1e-3 bits.
     last = record.training.curve[-1].dev_nll_nats_per_token
     assert record.evaluation.dev_nll_nats_per_token == pytest.approx(last, abs=1e-3)

@@ -25,6 +25,7 @@ from fairseq.models.transformer import TransformerModelBase
 from fairseq.search import BeamSearch
 from fairseq.sequence_generator import SequenceGenerator
 from plugin_models import (
+    HEADS,
     build,
     build_stock,
     dictionary,
@@ -44,6 +45,7 @@ UPDATES = 200
 BATCH = 100
 NEAR_TIE = 1e-5
 ALLOWED_TIES = 5
+LENGTHS = {"max_len_a": 1.2, "max_len_b": 10}
 
 
 @dataclass
@@ -55,6 +57,7 @@ class Trained:
     vocabulary: Dictionary
     batches: list[dict[str, Any]]
     targets: list[Tensor]  # padded on the right, </s> first, for the first batch
+    pairs: list[tuple[Tensor, Tensor]]  # all sources and targets of the batches
 
     def converted(self, dtype: torch.dtype) -> tuple[nn.Module, nn.Module]:
         return copy.deepcopy(self.model).to(dtype), copy.deepcopy(self.stock).to(dtype)
@@ -134,7 +137,8 @@ def trained() -> Trained:
     held_out.sort(key=lambda pair: len(pair[0]))
     groups = [held_out[i : i + BATCH] for i in range(0, SENTENCES, BATCH)]
     batches = [source_batch([source for source, _ in group], vocabulary) for group in groups]
-    return Trained(model, stock, vocabulary, batches, [target for _, target in groups[0]])
+    targets = [target for _, target in groups[0]]
+    return Trained(model, stock, vocabulary, batches, targets, held_out)
 
 
 @pytest.fixture
@@ -203,6 +207,33 @@ def test_logits_and_gradients_in_float64(
     assert gradients < 1e-10
 
 
+@pytest.mark.parametrize("g", [1, 2, 4])
+@pytest.mark.usefixtures("float64_softmax")
+def test_grouped_heads_are_fairseqs_with_each_key_head_repeated(g: int) -> None:
+    """Query heads 0 to R - 1 read key head 0, the next R key head 1: contiguous groups."""
+    vocabulary = dictionary()
+    grouped = build(vocabulary, num_kv_heads=g, use_bias=True).double()
+    randomize(grouped)
+    d_ff = {
+        f"{name}_ffn_embed_dim": side.layers[0].fc1.out_features
+        for name, side in (("encoder", grouped.encoder), ("decoder", grouped.decoder))
+    }
+    twin = build(vocabulary, use_bias=True, **d_ff).double()
+    weights = grouped.state_dict()
+    for name, weight in weights.items():
+        if ".k_proj." in name or ".v_proj." in name:
+            heads = weight.unflatten(0, (g, -1))  # [G, D, ...]
+            weights[name] = heads.repeat_interleave(HEADS // g, 0).flatten(0, 1)
+    twin.load_state_dict(weights, strict=True)
+    stock = build_stock(vocabulary, twin)
+    batch = source_batch(random_lines(6, vocabulary), vocabulary)["net_input"]
+    targets = random_targets(vocabulary, 6)
+    is_read = targets.ne(vocabulary.pad())
+    with torch.no_grad():
+        ours, theirs = (m(**batch, prev_output_tokens=targets)[0] for m in (grouped, stock))
+    assert (ours - theirs)[is_read].abs().max().item() < 1e-10
+
+
 @pytest.mark.usefixtures("float64_softmax")
 def test_trained_logits_and_gradients_in_float64(trained: Trained) -> None:
     model, stock = trained.converted(torch.float64)
@@ -244,8 +275,7 @@ def translate(
     **options,
 ) -> list[list[Hypothesis]]:
     """The hypotheses of every sentence, best first."""
-    options = {"max_len_a": 1.2, "max_len_b": 10} | options
-    generator = engine([model], vocabulary, beam_size=beam, **options)
+    generator = engine([model], vocabulary, beam_size=beam, **(LENGTHS | options))
     return [
         [Hypothesis(tuple(h["tokens"].tolist()), float(h["score"])) for h in hypotheses]
         for batch in batches
@@ -318,6 +348,7 @@ def test_smallest_gap_sees_a_tie(trained: Trained, monkeypatch: pytest.MonkeyPat
         trained.vocabulary,
         trained.batches,
         trained.targets,
+        trained.pairs,
     )
     first = translate(trained.stock, trained.vocabulary, trained.batches[:1], 1)[0][0].tokens[0]
     with torch.no_grad():
@@ -340,23 +371,102 @@ class GapRecorder(BeamSearch):
         totals = lprobs[:, :1] if step == 0 else lprobs + scores[:, :, step - 1, None]
         best = totals.flatten(1).topk(2 * beam + 1).values
         for rank in (beam, 2 * beam):
-            self.smallest = min(self.smallest, (best[:, rank - 1] - best[:, rank]).min().item())
+            # Where a prefix forbids the words on both sides, there is nothing to decide.
+            gap = (best[:, rank - 1] - best[:, rank]).nan_to_num(nan=math.inf, posinf=math.inf)
+            self.smallest = min(self.smallest, gap.min().item())
         return super().step(step, lprobs, scores, *args)
 
 
 def smallest_gap(trained: Trained, sentence: int, beam: int) -> float:
-    """The closest decision of a float64 search: at a cut, or between the final hypotheses."""
-    _, stock = trained.converted(torch.float64)
+    """Of a sentence of the batches, see closest_decision."""
     net_input = trained.batches[sentence // BATCH]["net_input"]
     row = slice(sentence % BATCH, sentence % BATCH + 1)
-    recorder = GapRecorder(trained.vocabulary)
-    (hypotheses,) = translate(
-        stock,
-        trained.vocabulary,
-        [{"net_input": {name: value[row] for name, value in net_input.items()}}],
-        beam,
-        search_strategy=recorder,
+    return closest_decision(
+        trained, {name: value[row] for name, value in net_input.items()}, None, beam_size=beam
     )
-    scores = [h.score for h in hypotheses]
+
+
+def closest_decision(
+    trained: Trained, net_input: dict[str, Tensor], prefix: Tensor | None, **options: Any
+) -> float:
+    """The closest decision of a float64 search for one sentence: at a cut, or between the final
+    hypotheses."""
+    _, stock = trained.converted(torch.float64)
+    recorder = GapRecorder(trained.vocabulary)
+    options = LENGTHS | options | {"search_strategy": recorder}
+    generator = SequenceGenerator([stock], trained.vocabulary, **options)
+    (hypotheses,) = generator.generate([stock], {"net_input": net_input}, prefix_tokens=prefix)
+    scores = [float(h["score"]) for h in hypotheses]
     finals = [a - b for a, b in itertools.pairwise(scores)]
     return min([recorder.smallest, *finals])
+
+
+# The plugin's search beside fairseq's over the same model, as --search gqa and --search stock.
+
+SEARCHES: dict[str, dict[str, Any]] = {
+    "greedy": {"beam_size": 1},
+    "2 beams": {"beam_size": 2},
+    "5 beams": {"beam_size": 5},
+    "33 beams": {"beam_size": 33},
+    "shorter": {"beam_size": 4, "len_penalty": 0.2},
+    "longer": {"beam_size": 4, "len_penalty": 2.0, "min_len": 5},
+    "sums": {"beam_size": 4, "normalize_scores": False},
+    "no unknown words": {"beam_size": 4, "unk_penalty": 3.0},
+    "unknown words": {"beam_size": 3, "unk_penalty": -3.0},
+    "sharper": {"beam_size": 4, "temperature": 0.6},
+    "flatter": {"beam_size": 8, "temperature": 1.7},
+    "cut": {"beam_size": 4, "max_len_a": 0.5, "max_len_b": 3},
+    "a word is given": {"beam_size": 4, "prefix": 1},
+    "three words are given": {"beam_size": 5, "prefix": 3, "temperature": 1.2},
+    "greedy after two words": {"beam_size": 1, "prefix": 2},
+}
+BATCH_SIZES = (7, 64, 1)
+
+
+def assert_both_searches_agree(
+    trained: Trained, pairs: list[tuple[Tensor, Tensor]], batch_size: int, options: dict[str, Any]
+) -> None:
+    """All hypotheses in order, unless float64 finds a decision as good as the one taken."""
+    options = LENGTHS | options
+    size = options.pop("prefix", 0)
+    pad, differing = trained.vocabulary.pad(), 0
+    generators = [
+        engine([trained.model], trained.vocabulary, **options)
+        for engine in (GroupedQueryGenerator, SequenceGenerator)
+    ]
+    for start in range(0, len(pairs), batch_size):
+        sources, targets = zip(*pairs[start : start + batch_size], strict=True)
+        batch = source_batch(sources, trained.vocabulary)
+        prefix = data_utils.collate_tokens(targets, pad)[:, :size] if size else None
+        found = [g.generate([trained.model], batch, prefix_tokens=prefix) for g in generators]
+        for i, (ours, theirs) in enumerate(zip(*found, strict=True)):
+            if [h["tokens"].tolist() for h in ours] == [h["tokens"].tolist() for h in theirs]:
+                scores = [torch.stack([h["score"] for h in each]) for each in (ours, theirs)]
+                torch.testing.assert_close(*scores, atol=1e-4, rtol=0)
+                continue
+            row = slice(i, i + 1)
+            one = {name: value[row] for name, value in batch["net_input"].items()}
+            words = None if prefix is None else prefix[row]
+            with pytest.MonkeyPatch.context() as patch:
+                use_float64_softmax(patch)
+                gap = closest_decision(trained, one, words, **options)
+            print(f"{options}, line {start + i}: float64 scores {gap:.1e} apart")
+            assert gap < NEAR_TIE
+            differing += 1
+    assert differing <= max(1, len(pairs) * options["beam_size"] // 100)
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_both_searches_agree(trained: Trained, name: str) -> None:
+    """Sentences of all lengths; the sizes of batches take turns."""
+    turn = list(SEARCHES).index(name)
+    size = BATCH_SIZES[turn % len(BATCH_SIZES)]
+    step = 40 if size > 1 and SEARCHES[name]["beam_size"] < 9 else 150
+    assert_both_searches_agree(trained, trained.pairs[turn::step], size, SEARCHES[name])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("batch_size", BATCH_SIZES)
+@pytest.mark.parametrize("name", SEARCHES)
+def test_both_searches_agree_on_many_lines(trained: Trained, name: str, batch_size: int) -> None:
+    assert_both_searches_agree(trained, trained.pairs[::5], batch_size, SEARCHES[name])

@@ -8,6 +8,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import msgspec
 
@@ -22,6 +23,7 @@ from experiments.records.measurement import (
 )
 from experiments.records.parts import (
     CodeInfo,
+    Conversion,
     Evaluation,
     Hardware,
     JobInfo,
@@ -31,6 +33,8 @@ from experiments.records.parts import (
     StageInfo,
     Training,
     TrainPoint,
+    Uptraining,
+    updates_more,
 )
 from experiments.records.record import SCHEMA_VERSION, Diverged, Finished, Record
 from gqa_fairseq.architecture import Architecture, Variant
@@ -65,9 +69,13 @@ def sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def wmt14_record(num_kv_heads: int = NUM_HEADS, placement: str = "all", seed: int = 1) -> Record:
+def wmt14_record(
+    num_kv_heads: int = NUM_HEADS, placement: str = "all", seed: int = 1, **variant: Any
+) -> Record:
     """A record on WMT14 at the paper's shape, its filtered lines and both penalties scored."""
-    plain = record(num_kv_heads, seed, placement, data_name="wmt14_en_de", baseline=PAPER)
+    plain = record(
+        num_kv_heads, seed, placement, data_name="wmt14_en_de", baseline=PAPER, **variant
+    )
     base = 20 + 0.1 * num_kv_heads
     scores = [*finished(plain).evaluation.scores, model_score(1, "bleu_intl", base - 1, "dev")]
     for metric, gain in (("bleu", 0.0), ("bleu_intl", 0.5), ("chrf", 30.0)):
@@ -143,18 +151,19 @@ def manifest(name: str = "sample_en_de", filtered_lines: int = 0) -> Manifest:
 
 def curve(num_kv_heads: int = NUM_HEADS, seed: int = 1, updates: int = 600) -> list[TrainPoint]:
     offset = 0.01 * seed - 0.008 * num_kv_heads
+    every = min(50, updates)
     return [
         TrainPoint(
             update=update,
             train_nll_nats_per_token=3.0 + 5.2 * math.exp(-update / 180) + offset,
             dev_nll_nats_per_token=(
-                3.2 + 5.0 * math.exp(-update / 170) + offset if update % 100 == 0 else None
+                3.2 + 5.0 * math.exp(-update / 170) + offset if update % (2 * every) == 0 else None
             ),
             learning_rate=1e-3 * min(update / 200, (200 / update) ** 0.5),
             target_tokens=update * 4000,
             wall_s=update * 0.4,
         )
-        for update in range(50, updates + 1, 50)
+        for update in range(every, updates + 1, every)
     ]
 
 
@@ -263,20 +272,36 @@ def record(
     data_name: str = "sample_en_de",
     updates: int = 600,
     baseline: Baseline = SMALL,
-    d_ff: str = "matched",
     diverged_after: int | None = None,
+    uptrained: tuple[Conversion, float] | None = None,
+    **variant: Any,
 ) -> Record:
-    """A consistent record; with `diverged_after` an update its training came to no end."""
-    architecture = baseline.resolve(Variant(num_kv_heads, placement, d_ff=d_ff))
-    identity = f"{architecture} {seed} {data_name} {updates}"
+    """A consistent record; with `diverged_after` an update its training came to no end.
+
+    `uptrained` is a method and an alpha: then `updates` are those of the parent.
+    """
+    uptraining, more = None, updates
+    if uptrained:
+        method, alpha = uptrained
+        variant["d_ff"], more = "kept", updates_more(alpha, updates)
+        uptraining = Uptraining(
+            method=method,
+            alpha=alpha,
+            parent_updates=updates,
+            updates=more,
+            parent=sha256(f"parent {seed}"),
+        )
+    architecture = baseline.resolve(Variant(num_kv_heads, placement, **variant))
+    identity = f"{architecture} {seed} {data_name} {updates} {uptrained or ''}"
     started = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(minutes=seed)
     result: Finished | Diverged
     if diverged_after is None:
         result = Finished(
-            training=training(num_kv_heads, seed, updates),
+            training=training(num_kv_heads, seed, more) if more else None,
             evaluation=evaluation(architecture, seed),
         )
-        done = stages(identity, started, "prepare", "train", "evaluate")
+        extra = ("convert", "uptrain")[: 2 if more else 1] if uptrained else ()
+        done = stages(identity, started, "prepare", "train", *extra, "evaluate")
     else:
         result = Diverged(
             after_update=diverged_after,
@@ -306,6 +331,7 @@ def record(
         data=manifest(data_name),
         architecture=architecture,
         result=result,
+        uptraining=uptraining,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gqa_fairseq.attention import GroupedQueryAttention, attend_cached
+from gqa_fairseq.decoding.cpu.native import operators_for
+from gqa_fairseq.decoding.gpu.cache import attend_visible
 
 torch.set_num_threads(1)
 
@@ -19,6 +22,7 @@ shapes = st.fixed_dictionaries(
         "kv_heads": st.integers(1, 4),
         "queries_per_kv": st.integers(1, 4),
         "head_dim": st.integers(1, 5),
+        "narrower": st.sampled_from([0, 0, -3, -1, 1, 7]),  # heads together than the model
         "batch": st.integers(1, 3),
         "target": st.integers(1, 6),
         "source": st.integers(1, 6),
@@ -26,6 +30,7 @@ shapes = st.fixed_dictionaries(
         "seed": st.integers(0, 2**16),
     }
 )
+windows = st.none() | st.integers(1, 7)
 paddings = st.sampled_from(["none", "left", "right"])
 
 
@@ -34,12 +39,19 @@ def assert_equal(got: Tensor | None, expected: Tensor) -> None:
     torch.testing.assert_close(got, expected, rtol=0.0, atol=1e-12)
 
 
-def attention(shape: dict) -> GroupedQueryAttention:
+def attention(shape: dict, window: int | None = None) -> GroupedQueryAttention:
     torch.manual_seed(shape["seed"])
-    heads = shape["kv_heads"] * shape["queries_per_kv"]
+    heads, head_dim = shape["kv_heads"] * shape["queries_per_kv"], shape["head_dim"]
+    narrower = shape.get("narrower", 0)
     module = GroupedQueryAttention(
-        heads * shape["head_dim"], heads, shape["kv_heads"], bias=shape["bias"]
+        max(1, heads * head_dim + narrower),
+        heads,
+        shape["kv_heads"],
+        head_dim=head_dim if narrower else None,
+        window=window,
+        bias=shape["bias"],
     ).double()
+    assert module.head_dim == head_dim
     for parameter in module.parameters():
         torch.nn.init.normal_(parameter, std=module.embed_dim**-0.5)
     return module
@@ -63,6 +75,8 @@ def repeated_heads(
 ) -> tuple[Tensor, Tensor]:
     """The definition: every query head has its own copy of its group's key and value head.
 
+    With a window a query reads itself and the window - 1 positions before it.
+
     Forbidden scores are -1e30 and not -inf: exactly 0 after the softmax all the same, and a row
     that may read nothing stays a number.
     """
@@ -81,6 +95,9 @@ def repeated_heads(
     if is_causal:
         future = torch.ones(T, S, dtype=torch.bool).triu(1)
         scores = scores.masked_fill(future, -1e30)
+    if module.window is not None:
+        past = torch.arange(T)[:, None] - torch.arange(S)
+        scores = scores.masked_fill(past >= module.window, -1e30)
     weights = scores.softmax(-1)
     out = torch.einsum("bhts,sbhd->tbhd", weights, v).reshape(T, B, -1)
     out = torch.nn.functional.linear(out, module.out_proj.weight, module.out_proj.bias)
@@ -118,9 +135,11 @@ def test_cross_attention_equals_repeated_heads(shape: dict, side: str) -> None:
 
 
 @settings(deadline=None, max_examples=60)
-@given(shapes, paddings)
-def test_causal_self_attention_equals_repeated_heads(shape: dict, side: str) -> None:
-    module = attention(shape)
+@given(shapes, paddings, windows)
+def test_causal_self_attention_equals_repeated_heads(
+    shape: dict, side: str, window: int | None
+) -> None:
+    module = attention(shape, window)
     B, T = shape["batch"], shape["target"]
     x = torch.randn(T, B, module.embed_dim, dtype=torch.float64, requires_grad=True)
     is_padding = padding_mask(B, T, side)
@@ -149,6 +168,105 @@ def test_mask_and_causality_add_up() -> None:
         assert_equal(got, expected)
         batched = (extra + future).expand(2, 5, 5)
         assert_equal(module(x, x, x, is_padding, attn_mask=batched)[0], expected)
+
+
+@pytest.mark.parametrize("window", [1, 3, 4, 5, 9])
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_local_attention_is_full_attention_under_a_band_mask(window: int, is_causal: bool) -> None:
+    shape = {"kv_heads": 2, "queries_per_kv": 2, "head_dim": 3, "bias": True, "seed": 1}
+    local, full = attention(shape, window), attention(shape)
+    T = 5
+    band = torch.zeros(T, T, dtype=torch.float64)
+    for t in range(T):
+        band[t, : max(0, t - window + 1)] = -math.inf
+    x = torch.randn(T, 2, 12, dtype=torch.float64)
+    for is_padding in (None, padding_mask(2, T, "right")):
+        given = {"need_weights": True, "is_causal": is_causal}
+        got, weights = local(x, x, x, is_padding, **given)
+        expected, expected_weights = full(x, x, x, is_padding, attn_mask=band, **given)
+        reads = torch.ones(T, 2, dtype=torch.bool) if is_padding is None else ~is_padding.T
+        assert_equal(got[reads], expected[reads])
+        assert_equal(weights[reads.T], expected_weights[reads.T])
+        assert torch.isfinite(got).all()
+    assert (window >= T) == torch.equal(
+        local(x, x, x, is_causal=True)[0], full(x, x, x, is_causal=True)[0]
+    )
+
+
+@pytest.mark.parametrize("window", [None, 5])
+def test_a_window_that_holds_all_positions_leaves_the_fast_kernels(
+    window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch's fused kernels take no mask: causality has to stay a flag."""
+    calls = []
+    attend = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        "gqa_fairseq.attention.F.scaled_dot_product_attention",
+        lambda *args, **options: calls.append(options) or attend(*args, **options),
+    )
+    shape = {"kv_heads": 2, "queries_per_kv": 2, "head_dim": 3, "bias": False, "seed": 1}
+    module = attention(shape, window)
+    for T in (5, 6):
+        x = torch.randn(T, 2, 12, dtype=torch.float64)
+        module(x, x, x, is_causal=True)
+    assert [(c["attn_mask"] is None, c["is_causal"]) for c in calls] == [
+        (True, True),
+        (window is None, window is None),
+    ]
+
+
+def test_which_query_head_reads_which_key_head() -> None:
+    """Contiguous groups (Ainslie et al. 2023, section 2.2): heads 0, 1, 2 read key head 0.
+
+    Key head g is large at position g alone, where the value is 10 g; so what a query head gives
+    says which key head it read. All heads are one wide: query head h is channel h.
+    """
+    H, G = 6, 2
+    golden = [[0.0, 0.0, 0.0, 10.0, 10.0, 10.0]]
+    module = GroupedQueryAttention(H, H, G).double()
+    x = torch.zeros(2, 1, H, dtype=torch.float64)  # [S, B, C]: position s is channel s
+    x[0, 0, 0] = x[1, 0, 1] = 1
+    with torch.no_grad():
+        module.q_proj.weight.zero_()[:, 2] = 1
+        module.k_proj.weight.zero_()[[0, 1], [0, 1]] = 1e3
+        module.v_proj.weight.zero_()[:, 1] = 10  # both value heads: 0 at position 0, 10 at 1
+        module.out_proj.weight.copy_(torch.eye(H))
+        query = torch.zeros(1, 1, H, dtype=torch.float64)
+        query[0, 0, 2] = 1
+        assert module(query, x, x)[0][0].tolist() == golden
+        # Value heads: 1 + g wherever it is read.
+        module.v_proj.weight.zero_()[[0, 1], [3, 4]] = 1
+        x[:, 0, 3], x[:, 0, 4] = 1, 2
+        assert module(query, x, x)[0][0].tolist() == [[1, 1, 1, 2, 2, 2]]
+
+
+def steps() -> dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]]:
+    """One step's attention of a query [1, 1, H, D] in every path of the engine on a CPU."""
+    native = operators_for(torch.zeros(1))
+
+    def natively(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        assert native is not None
+        work = native.attention(keys, values, keys.shape[2], None, (1, 1, query.shape[2]))
+        return native.attend(work, query)
+
+    found = {
+        "PyTorch": lambda *tensors: attend_cached(*tensors, None)[0],
+        "gpu/cache.py": attend_visible,
+    }
+    return found if native is None else found | {"native": natively}
+
+
+@pytest.mark.parametrize("step", steps().values(), ids=steps().keys())
+def test_which_query_head_reads_which_key_head_in_a_step(step) -> None:
+    H, G, D = 6, 2, 4
+    query = torch.ones(1, 1, H, D)
+    keys, values = torch.zeros(2, 1, G, 2, D)
+    keys[0, 0, 0], keys[0, 1, 1] = 1e3, 1e3
+    values[0, :, 1] = 10  # at position 1, which key head 1 alone finds
+    out = step(query, keys, values).view(H, D)
+    assert out.tolist() == [[0.0] * D] * 3 + [[10.0] * D] * 3
+    values[0, 0], values[0, 1] = 1, 2
+    assert step(query, keys, values).view(H, D).tolist() == [[1.0] * D] * 3 + [[2.0] * D] * 3
 
 
 @settings(deadline=None, max_examples=60)
@@ -201,6 +319,32 @@ def test_parameters_have_g_heads_and_start_in_the_range_of_multi_head() -> None:
         largest = projection.weight.abs().max().item()
         assert 0.95 * bound < largest <= bound
     assert all(name.endswith("weight") for name, _ in single.named_parameters())
+
+
+def test_other_heads_start_in_the_range_of_multi_head() -> None:
+    torch.manual_seed(0)
+    narrow = GroupedQueryAttention(64, 4, 2, head_dim=6)
+    shapes = [tuple(p.weight.shape) for p in (narrow.q_proj, *_kv(narrow), narrow.out_proj)]
+    assert shapes == [(24, 64), (12, 64), (12, 64), (64, 24)]
+    bound = math.sqrt(6 / 128)
+    for projection, most in (
+        (narrow.q_proj, bound / math.sqrt(2)),
+        (narrow.k_proj, bound / math.sqrt(2)),
+        (narrow.out_proj, bound),
+    ):
+        assert 0.95 * most < projection.weight.abs().max().item() <= most
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"head_dim": 0}, "head_dim 0 must be at least 1"),
+        ({"window": 0}, "window 0 must be at least 1, the current position"),
+    ],
+)
+def test_a_head_and_a_window_hold_something(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        GroupedQueryAttention(64, 8, 8, **options)
 
 
 @pytest.mark.parametrize(

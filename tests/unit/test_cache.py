@@ -29,6 +29,7 @@ searches = st.fixed_dictionaries(
         "source": st.integers(1, 4),
         "steps": st.integers(1, 9),
         "capacity": st.integers(1, 4),
+        "window": st.sampled_from([None, 1, 2, 3, 32]),
         "is_padded": st.booleans(),
         "seed": st.integers(0, 2**16),
     }
@@ -70,22 +71,29 @@ def take_step(cache: DecoderCache, naive: NaiveCache, kv_heads: int) -> None:
     cache.start_step(F64, torch.device("cpu"))
     for layer in range(LAYERS):
         new_keys, new_values = torch.randn(2, cache.batch, W, kv_heads, D, dtype=F64)
+        read = steps_read(cache)
         naive.append(layer, new_keys.flatten(0, 1), new_values.flatten(0, 1))
         keys, values, mask = cache.append(
             layer, cache.to_cache_order(new_keys), cache.to_cache_order(new_values)
         )
-        assert keys.shape == values.shape == (cache.batch, kv_heads, cache.length * W, D)
+        assert keys.shape == values.shape == (cache.batch, kv_heads, len(read) * W, D)
         if mask is None:
             assert W == 1
-            mask = torch.zeros(cache.batch, W, cache.length * W, dtype=F64)
+            mask = torch.zeros(cache.batch, W, len(read) * W, dtype=F64)
         assert bool(((mask == 0) | (mask == -torch.inf)).all())
         keys, values, mask = (cache.to_sentence_order(x) for x in (keys, values, mask))
         for row, private in enumerate(naive.rows):
             sentence, beam = divmod(row, W)
             is_own = mask[sentence, beam] == 0
             for found, part in ((keys, 0), (values, 1)):
-                expected = torch.stack([pair[part] for pair in private[layer]], dim=1)
+                expected = torch.stack([private[layer][t][part] for t in read], dim=1)
                 assert torch.equal(found[sentence][:, is_own], expected)
+
+
+def steps_read(cache: DecoderCache) -> list[int]:
+    """The steps that the newest one reads, in the order of their slots."""
+    steps, window = range(cache.length), cache.window
+    return [*steps] if window is None else sorted(steps[-window:], key=lambda t: t % window)
 
 
 def survivors(batch: int) -> Tensor:
@@ -98,7 +106,8 @@ def survivors(batch: int) -> Tensor:
 
 
 def new_cache(shape: dict) -> DecoderCache:
-    return DecoderCache(shape["batch"], shape["beam"], shape["capacity"])
+    sizes = (shape[name] for name in ("batch", "beam", "capacity"))
+    return DecoderCache(*sizes, window=shape["window"])
 
 
 @settings(deadline=None, max_examples=80)
@@ -118,7 +127,7 @@ def test_each_hypothesis_reads_its_own_history(shape: dict) -> None:
             batch=len(alive),
             beam=W,
             source_tokens=shape["source"],
-            target_tokens=cache.length,
+            target_tokens=len(steps_read(cache)),
             layers=LAYERS,
             num_kv_heads=G,
             head_dim=D,
@@ -183,6 +192,30 @@ def test_a_known_length_is_allocated_once(steps: int, beam: int) -> None:
         keys, _, _ = cache.append(0, *torch.randn(2, 2, beam, 1, D, dtype=F64))
         homes.add(keys.data_ptr())
     assert len(homes) == 1
+
+
+@pytest.mark.parametrize("is_reserved", [True, False])
+@pytest.mark.parametrize("beam", [1, 3])
+@pytest.mark.parametrize("window", [1, 3, 40])
+def test_no_more_than_the_window_is_ever_taken(window: int, beam: int, is_reserved: bool) -> None:
+    """All memory that steps take, whether a length is known beforehand or not."""
+    B, G = 2, 2
+    cache = DecoderCache(B, beam, window=window)
+    cross = torch.randn(B, G, 5, D)
+    cache.store_source([(cross, cross)] * LAYERS, None, torch.float32)
+    if is_reserved:
+        cache.reserve(10**6)
+    taken = []
+    for _ in range(3 * window + 2):
+        cache.start_step(torch.float32, torch.device("cpu"))
+        for layer in range(LAYERS):
+            cache.append(layer, *torch.randn(2, B, beam, G, D))
+        tensors = [t for pair in cache._self for t in pair]
+        tensors += [] if cache._mask is None else [cache._mask]
+        taken.append(sum(t.untyped_storage().nbytes() for t in tensors))
+    slots, mask_rows = B * window * beam, beam if beam > 1 else 0
+    assert max(taken) == taken[-1] == 4 * slots * (LAYERS * 2 * G * D + mask_rows)
+    assert cache.nbytes["self"] == 4 * slots * LAYERS * 2 * G * D
 
 
 def test_bytes_depend_on_kv_heads_alone() -> None:

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from suite_configs import ROOT, changed
 
-from experiments.config import SuiteConfig, parse_config
+from experiments.config import FROM_SCRATCH, SuiteConfig, parse_config
 from experiments.errors import ExperimentError
 from experiments.stages.graph import job_of
 from experiments.stages.training.command import train_command
@@ -67,6 +67,7 @@ def composed() -> dict[str, Any]:
         "mqa": ["experiment=quickstart", "attention=mqa"],
         "gpu": ["experiment=quickstart", "hardware=gpu1"],
         "decode": ["experiment=quickstart", "decode=wmt14"],
+        "converted": ["experiment=quickstart", "attention=gqa2", "uptrain=converted"],
         **{name: [f"experiment={name}", *FILES * (name == "smoke")] for name in EXPERIMENTS},
     }
     result = compose_all(list(cases.values()))
@@ -138,6 +139,9 @@ def test_hydra_refuses_what_is_unknown(tmp_path: Path, override: str, words: str
         ("hardware=gpu1 hardware.devices=4", "hardware.devices=4 GPUs are wanted"),
         ("-m attention.num_kv_heads=1,2,3", "config: attention.num_kv_heads 3 does not divide"),
         ("-m seed=1,4294967296", "config: seed: Expected `int` <= 4294967295"),
+        ("-m uptrain=converted uptrain.alpha=0.1,0.2", "config: uptrain: uptrain.alpha=0.2 is"),
+        ("uptrain=converted uptrain.parent=no/such.pt", "uptrain.parent=no/such.pt: no such check"),
+        ("uptrain=converted uptrain.parent=.", "uptrain.parent: .: no links.json in it"),
     ],
 )
 def test_the_command_refuses_in_one_line_before_any_work(
@@ -163,9 +167,13 @@ NO_NUMBER = float("nan")
         ({"model.d_model": 100}, "model.d_model 100 is not divisible by 8 heads"),
         ({"attention.num_kv_heads": 3}, "choose one of 1, 2, 4, 8"),
         ({"attention.num_kv_heads": 16}, "does not divide"),
-        ({"attention.num_heads": 4}, "attention.num_heads 4 .* not supported yet"),
-        ({"attention.head_dim": 16}, "attention.head_dim 16 .* not supported yet"),
-        ({"attention.window": 32}, "attention.window 32: .* not supported yet"),
+        ({"attention.num_heads": 4}, "attention.num_kv_heads 8 does not divide 4 attention heads"),
+        ({"attention.head_dim": 0}, r"attention\.head_dim"),
+        (
+            {"attention.head_dim": 1000},
+            "attention.head_dim 1000 of 8 heads is so wide that no d_ff keeps",
+        ),
+        ({"attention.window": 0}, r"attention\.window"),
         ({"attention.placement": "encoder"}, r"attention\.placement: .*choose one of all, decoder"),
         ({"attention.d_ff": "wide"}, r"attention\.d_ff: .*\(choose one of matched, kept\)"),
         ({"hardware.device": "tpu"}, r"hardware\.device: .*\(choose one of cpu, cuda\)"),
@@ -176,7 +184,7 @@ NO_NUMBER = float("nan")
             r"for TPUs alone .*\(choose fp32 on a CPU",
         ),
         ({"tracking.mode": "yes"}, r"\(choose one of none, offline, online\)"),
-        ({"rerun": "all"}, r"rerun: .*\(choose one of prepare, train, evaluate, measure\)"),
+        ({"rerun": "all"}, r"rerun: .*\(choose one of prepare, train, convert, uptrain, evaluate"),
         ({"data.max_pieces": 512}, "model.max_positions=512"),
         ({"data.source_lang": "de"}, "source_lang and target_lang are both de"),
         ({"data.mirror": ""}, "data.mirror"),
@@ -205,6 +213,9 @@ NO_NUMBER = float("nan")
             {"measure.shapes": [[128, 128], [64, 64], [128, 128]]},
             r"measure.shapes has \[128, 128\] twice",
         ),
+        ({"uptrain.alpha": 0.1}, r"uptrain\.alpha and uptrain\.parent are about a trained model"),
+        ({"uptrain.parent": "a.pt"}, "are about a trained model .*uptrain=converted"),
+        ({"uptrain.method": "mean"}, "attention.d_ff=matched: a converted model keeps its d_ff"),
         ({"decode.length_penalties": []}, "decode.length_penalties"),
         ({"decode.length_penalties": ["gnmt", "gnmt"]}, "decode.length_penalties names one twice"),
         ({"decode.length_penalties": ["other"]}, r"\(choose one of fairseq, gnmt\)"),
@@ -223,6 +234,49 @@ def test_what_cannot_be_or_contradicts_itself_is_refused_in_one_line(
         changed(quickstart, values)
     assert "\n" not in str(caught.value)
     assert str(caught.value).startswith("config: ")
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"uptrain.method": "median"}, r"\(choose one of mean, first, random, svd, svd-product\)"),
+        ({"uptrain.alpha": 1.1}, "uptrain.alpha: Expected `float` <= 1.0"),
+        ({"uptrain.alpha": -0.1}, "uptrain.alpha: Expected `float` >= 0.0"),
+        ({"uptrain.alpha": NO_NUMBER}, "uptrain.alpha: Expected `float`"),
+        ({"uptrain.alpha": 0.07}, r"uptrain\.alpha=0\.07 is neither 0 nor .*\[0\.05, 0\.1\]"),
+        ({"uptrain.points": []}, "uptrain.points: Expected `array` of length >= 1"),
+        ({"uptrain.points": [0.1, 0.05]}, r"uptrain\.points=\[0\.1, 0\.05\] must increase"),
+        ({"uptrain.points": [0.1, 0.1]}, "must increase"),
+        ({"uptrain.points": [0.1, 1.5]}, r"uptrain\.points\[1\]: Expected `float` <= 1.0"),
+        ({"uptrain.points": [0.0, 0.1]}, r"uptrain\.points\[0\]: Expected `float` > 0.0"),
+        (
+            {"uptrain.points": [0.001, 0.002], "uptrain.alpha": 0.002},
+            r"of 550 updates are \[1, 2\]: an update by itself cannot be timed",
+        ),
+        ({"attention.num_kv_heads": 3}, "num_kv_heads 3 does not divide 8 attention heads"),
+        (
+            {"hardware.nodes": 2, "hardware.master": "a:1"},
+            "hardware.nodes=2: a model is trained on by one machine",
+        ),
+    ],
+)
+def test_an_uptraining_that_cannot_be_is_refused_in_one_line(
+    composed: dict[str, Any], values: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ExperimentError, match=words) as caught:
+        changed(parse_config(composed["uptrain"]), values)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith("config: ")
+
+
+def test_what_is_converted_keeps_its_d_ff(composed: dict[str, Any]) -> None:
+    """Whatever experiment it is asked for in."""
+    found = parse_config(composed["converted"])
+    assert found.architecture.name == "gqa2-ff768"
+    assert found.uptrain.method == "svd-product"
+    assert found.multi_head == parse_config(composed["mha"] | {"attention": {
+        **composed["mha"]["attention"], "d_ff": "kept"}} | {"uptrain": FROM_SCRATCH})  # fmt: skip
+    assert found.multi_head.architecture == parse_config(composed["mha"]).architecture
 
 
 def test_all_contradictions_are_named_at_once(quickstart: SuiteConfig) -> None:
@@ -294,6 +348,9 @@ def test_accumulation_leaves_the_device_room_for_padding(
         ({"attention.num_kv_heads": 1}, "mqa"),
         ({"attention.num_kv_heads": 1, "attention.placement": "decoder"}, "mqa-dec"),
         ({"attention.num_kv_heads": 1, "attention.d_ff": "kept"}, "mqa-ff768"),
+        ({"attention.num_kv_heads": 1, "attention.window": 32}, "mqa-w32"),
+        ({"attention.num_kv_heads": 4, "attention.num_heads": 4}, "mha-4x24"),
+        ({"attention.num_kv_heads": 8, "attention.head_dim": 16}, "mha-8x16"),
     ],
 )
 def test_the_variant_has_its_name(
@@ -321,6 +378,19 @@ def test_commands_of_two_variants_differ_in_heads_and_what_pays_for_them(
         "--encoder-ffn-embed-dim": ("768", d_ff),
         "--decoder-ffn-embed-dim": ("768", d_ff),
     }
+
+
+def test_the_command_of_other_heads_says_so(quickstart: SuiteConfig) -> None:
+    """Placement decoder: the encoder's options stay the baseline's."""
+    local = {"attention.num_kv_heads": 4, "attention.num_heads": 4, "attention.window": 32}
+    asked = changed(quickstart, local | {"attention.placement": "decoder"})
+    command = train_command(asked, Path("bin"), Path("ck"))
+    found = dict(pairwise(command))
+    names = [f"--{side}-attention-heads" for side in ("encoder", "decoder")]
+    assert [found[name] for name in names] == ["8", "4"]
+    assert (found["--decoder-head-dim"], found["--decoder-window"]) == ("24", "32")
+    assert "--encoder-head-dim" not in command
+    assert found["--encoder-ffn-embed-dim"] == "768"
 
 
 def test_the_command_says_what_the_config_says(composed: dict[str, Any]) -> None:

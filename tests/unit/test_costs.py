@@ -52,6 +52,7 @@ VARIANTS = [
     {"num_kv_heads": 2, "use_bias": True},
     {"num_kv_heads": HEADS, "use_bias": True, **POST_NORM},
     {"num_kv_heads": 4, "attention_placement": "decoder", "decoder_layers": 3},
+    {"num_kv_heads": 2, "decoder_head_dim": 6, "encoder_head_dim": 2, "use_bias": True},
 ]
 
 
@@ -69,6 +70,29 @@ def test_one_step_by_hand() -> None:
     # Each of 6 rows: the matrices, and scores and sums of 2 heads over 15 + 7 slots of width 2.
     assert work.flops == 2 * 6 * 124 + 6 * 2 * (2 * 2 * 22 * 2)
     assert work.bytes_moved == sum(work.bytes_by_part.values())
+
+
+def test_a_window_caps_what_a_step_reads() -> None:
+    local = replace(TOY, window=3)
+    size: dict[str, Any] = {"batch": 2, "beam": 3, "source_tokens": 7, "element_bytes": 4}
+    for length in (1, 3):  # the window holds all
+        assert step_work(local, length=length, **size) == step_work(TOY, length=length, **size)
+    for length in (4, 100):  # nine slots a sentence, of which this step wrote three
+        work = step_work(local, length=length, **size)
+        assert work.bytes_by_part["self_kv"] == 4 * (2 * 2 * 3 * 2 * 3 + 2 * 2 * 3 * 2)
+        assert work.flops == 2 * 6 * 124 + 6 * 2 * (2 * 2 * (9 + 7) * 2)
+        cached = cache_bytes(
+            batch=2,
+            beam=3,
+            source_tokens=7,
+            target_tokens=length,
+            layers=1,
+            num_kv_heads=1,
+            head_dim=2,
+            bytes_per_element=4,
+            window=3,
+        )
+        assert cached == {"self": 4 * 2 * 2 * 3 * 2 * 3, "cross": 4 * 2 * 2 * 2 * 7}
 
 
 def test_the_source_by_hand() -> None:
@@ -158,9 +182,12 @@ def test_in_8_bits_every_matrix_takes_a_byte_an_element_and_nothing_else_does(
 @pytest.mark.parametrize("beam", [1, 3])
 @pytest.mark.parametrize("kv_heads", [1, 4, HEADS])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_step_reads_the_whole_cache_once(beam: int, kv_heads: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("window", [None, 2])
+def test_a_step_reads_the_whole_cache_once(
+    beam: int, kv_heads: int, dtype: torch.dtype, window: int | None
+) -> None:
     vocabulary = dictionary()
-    model = build(vocabulary, num_kv_heads=kv_heads).to(dtype)
+    model = build(vocabulary, num_kv_heads=kv_heads, decoder_window=window).to(dtype)
     net_input = source_batch(random_lines(4, vocabulary), vocabulary)["net_input"]
     batch, source_tokens = net_input["src_tokens"].shape
     cache = model.decoder.start_cache(model.encoder(**net_input), beam)
@@ -172,7 +199,7 @@ def test_a_step_reads_the_whole_cache_once(beam: int, kv_heads: int, dtype: torc
         size = {"batch": batch, "beam": beam, "source_tokens": source_tokens}
         work = step_work(built, **size, length=length, element_bytes=dtype.itemsize)
         parts = work.bytes_by_part
-        written = cache.nbytes["self"] // length
+        written = cache.nbytes["self"] // min(length, window or length)
         assert parts["self_kv"] == cache.nbytes["self"] + written
         assert parts["source_kv"] == cache.nbytes["cross"]
         assert parts["logits"] == 2 * logits.nbytes

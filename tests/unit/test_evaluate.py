@@ -29,12 +29,13 @@ from experiments.stages.corpus import (
     read_subsets,
 )
 from experiments.stages.evaluation.evaluate import (
-    batches,
     nll_nats,
+    perplexity_of,
     score_lines,
     searches,
     translate,
 )
+from experiments.stages.evaluation.translation import batches
 from experiments.stages.folders import DataFolder
 from experiments.stages.graph import Stage
 
@@ -70,6 +71,13 @@ def test_the_loss_is_the_sum_over_every_target_token() -> None:
     nll, tokens = nll_nats(model, data, batch_sentences=2)
     assert tokens == 5 + 0 + 7 + 4 + 12 + 5
     assert math.isclose(nll, expected, rel_tol=1e-6)  # log-probabilities are float32
+
+
+def test_a_loss_that_is_no_result_ends_the_evaluation_before_it_translates() -> None:
+    assert perplexity_of(2.0) == math.exp(2.0)
+    for nats in (math.nan, math.inf, 800.0):
+        with pytest.raises(ExperimentError, match=r"the loss on dev is .* nothing was translated"):
+            perplexity_of(nats)
 
 
 def test_batches_hold_every_sentence_once() -> None:

@@ -107,6 +107,9 @@ def check_random_model(seed: int) -> None:
         encoder_normalize_before=is_pre_norm,
         decoder_normalize_before=is_pre_norm,
         decoder_learned_pos=draw.choice((True, False)),
+        decoder_window=draw.choice((None, 1, 3, 40)),
+        decoder_head_dim=draw.choice((None, 2, 7)),
+        mha_ffn_embed_dim=160,  # enough to pay for wider heads
     )
     options: dict[str, Any] = {
         "beam_size": draw.choice((1, 2, 4, 5)),
@@ -296,9 +299,9 @@ def test_a_batch_too_large_for_the_memory_is_split(monkeypatch, caplog) -> None:
     assert "7 sentences do not fit in memory" in caplog.text
 
 
-@pytest.mark.parametrize("g", [1, 2, 8])
-def test_the_bytes_in_use_are_those_predicted(g: int) -> None:
-    model = model_of(num_kv_heads=g)
+@pytest.mark.parametrize(("g", "window"), [(1, None), (2, None), (8, None), (2, 5), (2, 50)])
+def test_the_bytes_in_use_are_those_predicted(g: int, window: int | None) -> None:
+    model = model_of(num_kv_heads=g, decoder_window=window)
     lines = [torch.tensor([9, 8, 7, VOCABULARY.eos()])] * 17  # 18 rows
     ours = gpu_generator(model, beam_size=3, max_len_b=35, min_len=35)
     ours.generate([model], source_batch(lines, VOCABULARY))
@@ -308,11 +311,31 @@ def test_the_bytes_in_use_are_those_predicted(g: int) -> None:
         beam=3,
         source_tokens=4,
         target_tokens=36,
+        window=window,
         layers=2,
         num_kv_heads=g,
         head_dim=4,
         bytes_per_element=8,
     )
+
+
+@pytest.mark.parametrize("window", [3, 32])
+def test_memory_holds_the_window_and_no_more(window: int) -> None:
+    """Whatever the length, and with a second batch of another shape in the same memory."""
+    model = model_of(num_kv_heads=2, decoder_window=window)
+    for max_len in (35, 60):
+        samples = [
+            source_batch(random_lines(count, VOCABULARY, longest), VOCABULARY)
+            for count, longest in ((8, 9), (3, 5))
+        ]
+        ours = check(model, *samples, beam_size=3, max_len_b=max_len, min_len=max_len - 2)
+        assert ours.gpu_search is not None
+        cache = ours.gpu_search.cache
+        own, _ = cache._memory
+        slots = 8 * window * 3  # rows, places and beams
+        assert sum(t.nbytes for pair in own for t in pair) == slots * 2 * 2 * 2 * 4 * 8
+        assert cache._all_readers is not None
+        assert cache._all_readers.numel() == slots
 
 
 def test_sizes_are_few_and_near() -> None:

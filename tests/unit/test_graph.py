@@ -1,10 +1,12 @@
 """Which stages a sweep has, and which key of the config changes which of them."""
 
+import dataclasses
 import json
 import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from experiments.stages.graph import (
     RECIPES,
     feeding_name,
     flat_config,
+    identity_of,
     inputs_of,
     job_of,
     measurements_of,
@@ -35,12 +38,14 @@ TRAIN = {"train", *EVALUATE_AND_MEASURE}  # and what follows
 ALL = {"prepare", *TRAIN}
 REVERSED = {"data.source_lang": "de", "data.target_lang": "en"}
 
-# Another value for every key of the config, and the stages whose keys change with it. Keys whose
-# other values are refused so far stand in REFUSED.
+# Another value for every key of the config, and the stages whose keys change with it.
 CHANGES: dict[str, tuple[Any, set[str]]] = {
     "attention.num_kv_heads": (1, TRAIN),
     "attention.placement": ("decoder", TRAIN),
     "attention.d_ff": ("kept", TRAIN),
+    "attention.num_heads": ({"attention.num_heads": 4, "attention.num_kv_heads": 4}, TRAIN),
+    "attention.head_dim": (16, TRAIN),
+    "attention.window": (32, TRAIN),
     "model.num_heads": (4, TRAIN),
     "model.d_model": (384, TRAIN),
     "model.encoder_layers": (3, TRAIN),
@@ -70,6 +75,7 @@ CHANGES: dict[str, tuple[Any, set[str]]] = {
     "train.log_every_updates": (5, TRAIN),
     "train.validate_every_updates": (50, TRAIN),
     "train.average_checkpoints": (2, TRAIN),
+    "uptrain.points": ([0.2], NOTHING),
     "decode.engine": ("stock", EVALUATE_AND_MEASURE),
     "decode.beam": (5, EVALUATE_AND_MEASURE),
     "decode.length_penalties": (["gnmt"], EVALUATE),
@@ -105,7 +111,27 @@ CHANGES: dict[str, tuple[Any, set[str]]] = {
     "paths.measurements": ("elsewhere", NOTHING),
     "paths.report": ("elsewhere", NOTHING),
 }
-REFUSED = {"attention.num_heads", "attention.head_dim", "attention.window"}
+# The same of a model that is converted and trained on. A key that trains another parent makes all
+# that follows anew.
+AFTER_CONVERSION = {"convert", "uptrain", *EVALUATE_AND_MEASURE}
+PARENT = {"train", *AFTER_CONVERSION}
+CHANGES_OF_UPTRAINING: dict[str, tuple[Any, set[str]]] = {
+    "uptrain.method": ("mean", AFTER_CONVERSION),
+    "uptrain.points": ([0.05, 0.1, 0.2], {"uptrain", *EVALUATE_AND_MEASURE}),
+    "uptrain.alpha": (0.05, EVALUATE),  # of the same run
+    "attention.num_kv_heads": (1, AFTER_CONVERSION),
+    "attention.placement": ("decoder", AFTER_CONVERSION),
+    "model.mha_d_ff": (800, PARENT),
+    "data.max_pieces": (200, {"prepare", *PARENT}),
+    "train.max_updates": (825, PARENT),
+    "train.dropout": (0.1, PARENT),
+    "hardware.devices": ({"hardware.device": "cuda", "hardware.devices": 2}, PARENT),
+    "seed": (2, PARENT),
+    "decode.length_alpha": (1.0, EVALUATE),
+    "measure.repeats": (7, MEASURE),
+    "experiment_name": ("other", NOTHING),
+}
+OF_UPTRAINING = {"uptrain.method", "uptrain.alpha", "uptrain.parent"}
 # Files of other corpora: the sample takes none (test_a_training_file_counts_by_its_content).
 OF_OTHER_CORPORA = {"data.sources", "data.nearest"} | {
     f"data.{split}_{side}" for split in ("train", "dev", "test") for side in ("source", "target")
@@ -123,10 +149,17 @@ def grouped() -> SuiteConfig:
     return compose_config("experiment=quickstart", "attention=gqa2")
 
 
+@pytest.fixture(scope="module")
+def uptrained() -> SuiteConfig:
+    return compose_config("experiment=uptrain", "attention=gqa2")
+
+
 def keys(config: SuiteConfig) -> dict[str, str]:
     """The key of each stage of one job and its measurement."""
     _, stages = plan([config])
-    assert [stage.name for stage in stages] == ["prepare", "train", "evaluate", "measure"]
+    extra = ["convert", "uptrain"] if config.uptrain.method else []
+    names = ["prepare", "train", *extra, "evaluate", "measure"]
+    assert [stage.name for stage in stages] == names
     return {stage.name: stage.key for stage in stages}
 
 
@@ -138,7 +171,8 @@ def test_every_key_of_the_config_is_declared_and_changed_below(quickstart: Suite
     found = set(flat_config(quickstart))
     for key in found:
         feeding_name(key)
-    assert found == set(CHANGES) | REFUSED | OF_OTHER_CORPORA
+    assert found == set(CHANGES) | OF_OTHER_CORPORA | OF_UPTRAINING
+    assert set(CHANGES_OF_UPTRAINING) <= found
 
 
 def test_a_key_that_no_one_declared_is_a_fault() -> None:
@@ -154,6 +188,63 @@ def test_a_key_changes_exactly_the_stages_that_depend_on_it(grouped: SuiteConfig
     other = changed(grouped, value if isinstance(value, dict) else {key: value})
     assert flat_config(other)[key] != flat_config(grouped)[key]
     assert differing(keys(grouped), keys(other)) == expected
+
+
+@pytest.mark.parametrize("key", CHANGES_OF_UPTRAINING)
+def test_a_key_changes_exactly_the_stages_of_an_uptraining(
+    uptrained: SuiteConfig, key: str
+) -> None:
+    value, expected = CHANGES_OF_UPTRAINING[key]
+    other = changed(uptrained, value if isinstance(value, dict) else {key: value})
+    assert flat_config(other)[key] != flat_config(uptrained)[key]
+    assert differing(keys(uptrained), keys(other)) == expected
+
+
+def test_what_is_trained_on_is_the_multi_head_model_of_the_same_config(
+    quickstart: SuiteConfig, uptrained: SuiteConfig
+) -> None:
+    """Whoever has run the quickstart has it."""
+    job, multi_head = job_of(uptrained), job_of(quickstart)
+    assert (job.train.key, job.train.folder) == (multi_head.train.key, multi_head.train.folder)
+    assert job.train.folder.name.startswith("mha-seed1-")
+    assert job.name == f"gqa2-ff768-svd-product-0.1-seed1-{job.id[:12]}"
+    assert [stage.name for stage in job.stages] == [
+        "prepare", "train", "convert", "uptrain", "evaluate",
+    ]  # fmt: skip
+    converted = job_of(changed(uptrained, {"uptrain.alpha": 0}))
+    assert [stage.name for stage in converted.stages] == ["prepare", "train", "convert", "evaluate"]
+    assert converted.model.key == job.model.parents[0].key
+
+
+def test_a_sweep_of_uptrainings_trains_their_parent_once_and_each_run_once(
+    uptrained: SuiteConfig,
+) -> None:
+    configs = [
+        changed(uptrained, {
+            "attention.num_kv_heads": heads, "uptrain.method": method, "uptrain.alpha": alpha,
+        })
+        for alpha in (0, 0.05, 0.1)
+        for heads in (8, 2, 1)
+        for method in ("mean", "svd-product")
+    ]  # fmt: skip
+    jobs, stages = plan(configs)
+    counts = Counter(stage.name for stage in stages)
+    # Where there are as many heads as before, all methods are the same, which is the control.
+    assert len(jobs) == 3 * (2 * 2 + 1)
+    assert counts == {
+        "prepare": 1, "train": 1, "convert": 5, "uptrain": 5, "evaluate": 15, "measure": 1,
+    }  # fmt: skip
+    control = [job for job in jobs if job.architecture.is_multi_head]
+    assert {job.method for job in control} == {"identity"}
+    assert {job.name.split("-seed")[0] for job in control} == {
+        "mha-identity-0", "mha-identity-0.05", "mha-identity-0.1",
+    }  # fmt: skip
+
+
+def test_a_seed_feeds_a_conversion_that_draws(uptrained: SuiteConfig) -> None:
+    drawn = inputs_of("convert", changed(uptrained, {"uptrain.method": "random"}))
+    assert drawn["seed"] == 1
+    assert "seed" not in inputs_of("convert", uptrained)
 
 
 def test_which_machine_this_is_changes_nothing(quickstart: SuiteConfig) -> None:
@@ -177,7 +268,10 @@ def test_a_raised_recipe_changes_its_stage_and_what_depends_on_it(
 def test_the_numbers_of_an_architecture_are_its_identity(quickstart: SuiteConfig) -> None:
     architecture = inputs_of("train", quickstart)["architecture"]
     derived = {"name", "residual"}
-    assert set(architecture) == set(Architecture.__dataclass_fields__) - derived
+    unusual = {"embeddings"}  # other than one matrix
+    assert set(architecture) == set(Architecture.__dataclass_fields__) - derived - unusual
+    separate = dataclasses.replace(quickstart.architecture, embeddings=3)
+    assert identity_of(separate) == architecture | {"embeddings": 3}
 
 
 def test_mha_is_mha_whatever_the_placement(quickstart: SuiteConfig) -> None:
@@ -233,12 +327,24 @@ def test_what_is_measured_otherwise_or_elsewhere_is_another_measurement(
         {"measure.repeats": 7},
         {"experiment_name": "x"},
         {"paths.measurements": "x"},
-        # Another baseline: its variants have the same names.
-        {"model.mha_d_ff": 800},
         {"data.vocab_size": 4001},
     ]
     jobs, _ = plan([quickstart, *(changed(quickstart, {"seed": 2, **one}) for one in others)])
     assert [group for _, group in measurements_of(jobs)] == [[job] for job in jobs]
+
+
+def test_several_baselines_are_measured_side_by_side_under_names_of_their_own(
+    quickstart: SuiteConfig,
+) -> None:
+    """Their variants have the same names by themselves."""
+    narrow = {"model.d_model": 96}
+    values = [{}, {"attention.num_kv_heads": 1}, narrow, {**narrow, "seed": 2}]
+    jobs, stages = plan(changed(quickstart, one) for one in values)
+    assert len({job.config.architecture.name for job in jobs}) == 2
+    [(stage, group)] = measurements_of(jobs)
+    assert group == jobs
+    assert stage.folder.name == f"mha-d192-mqa-d192-mha-d96-{stage.key[:12]}"
+    assert [s.key for s in stages if s.name == "measure"] == [stage.key]
 
 
 def test_a_training_file_counts_by_its_content(quickstart: SuiteConfig, tmp_path: Path) -> None:

@@ -85,7 +85,14 @@ def test_the_residual_is_added() -> None:
 
 
 @pytest.mark.parametrize("num_kv_heads", [8, 2, 1])
-@pytest.mark.parametrize("options", [{}, {"use_bias": True, "activation_fn": "gelu"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"use_bias": True, "activation_fn": "gelu"},
+        {"decoder_head_dim": 6, "encoder_head_dim": 2, "mha_ffn_embed_dim": 99},
+    ],
+)
 def test_a_whole_model_in_8_bits(num_kv_heads: int, options: dict[str, Any]) -> None:
     vocabulary = dictionary()
     model = build(vocabulary, num_kv_heads=num_kv_heads, **options)
@@ -109,6 +116,33 @@ def test_a_whole_model_in_8_bits(num_kv_heads: int, options: dict[str, Any]) -> 
     generator = GroupedQueryGenerator([model], vocabulary, beam_size=4)
     hypotheses = generator.generate([model], batch)
     assert [len(beams) for beams in hypotheses] == [4] * 6
+
+
+def test_8_bits_within_a_window() -> None:
+    """Rounded as without a window, and the newest positions alone are read."""
+    vocabulary = dictionary()
+    batch = source_batch(random_lines(6, vocabulary), vocabulary)
+    source = batch["net_input"]["src_tokens"]
+    words = torch.randint(vocabulary.nspecial, len(vocabulary), (6, 9))
+    words[:, 0] = vocabulary.eos()
+
+    @torch.no_grad()
+    def logits(window: int | None, is_int8: bool) -> Tensor:
+        """Of 9 steps over the cache in 8 bits, or of a full forward pass: [6, 9, V]."""
+        model = build(vocabulary, num_kv_heads=2, decoder_window=window)
+        randomize(model)
+        if not is_int8:
+            return model.decoder(words, model.encoder(source))[0]
+        quantize_int8(model)
+        cache = model.decoder.start_cache(model.encoder(source), 1)
+        steps = [model.decoder.next_logits(words[:, None, : t + 1], cache) for t in range(9)]
+        return torch.stack(steps, 1)
+
+    exact, rounded, unlimited = logits(3, False), logits(3, True), logits(None, True)
+    assert torch.equal(rounded[:, :3], unlimited[:, :3])
+    assert torch.equal(logits(9, True), unlimited)
+    error, other = ((x - exact)[:, 3:].norm() / exact[:, 3:].norm() for x in (rounded, unlimited))
+    assert error < 0.15 < other
 
 
 def test_only_the_plugins_float32_models_on_a_cpu() -> None:

@@ -14,9 +14,11 @@ from finished_stages import (
     CHECKSUM,
     HYPOTHESES,
     diverge,
+    finish_conversion,
     finish_data,
     finish_evaluation,
     finish_training,
+    finish_uptraining,
 )
 from hydra import compose, initialize_config_dir
 from suite_configs import ROOT, changed, compose_config
@@ -24,6 +26,7 @@ from suite_configs import ROOT, changed, compose_config
 from experiments.config import SuiteConfig, parse_config
 from experiments.errors import ExperimentError
 from experiments.records.hypotheses import hypotheses_digest, read_hypotheses
+from experiments.records.parts import Uptraining
 from experiments.records.record import Diverged, Finished, Record, read_records
 from experiments.records.storage import read_json
 from experiments.stages import sweep
@@ -94,6 +97,97 @@ def test_finished_stages_make_a_record(finished: Job) -> None:
     ]
     assert record.job.id == finished.evaluate.key
     assert record.job.wall_s == 7.0 + 7.0
+
+
+@pytest.fixture
+def uptrained(config: SuiteConfig) -> SuiteConfig:
+    """MQA out of MHA, with points after 3 and 6 of 12 updates more."""
+    return changed(config, {
+        "attention.num_kv_heads": 1,
+        "attention.d_ff": "kept",
+        "uptrain.method": "mean",
+        "uptrain.points": [0.25, 0.5],
+        "uptrain.alpha": 0.5,
+    })  # fmt: skip
+
+
+@pytest.mark.parametrize(("alpha", "updates"), [(0.0, 0), (0.25, 3), (0.5, 6)])
+def test_an_uptrained_model_has_a_record_that_says_so(
+    uptrained: SuiteConfig, alpha: float, updates: int
+) -> None:
+    job = job_of(changed(uptrained, {"uptrain.alpha": alpha}))
+    finish_training(job)
+    finish_conversion(job)
+    more = finish_uptraining(job) if alpha else None
+    finish_evaluation(job)
+    assert run_job(job).status == "done"
+    record = record_of(job)
+    assert record.uptraining == Uptraining(
+        method="mean", alpha=alpha, parent_updates=12, updates=updates, parent=job.train.key
+    )
+    assert record.name == job.name == f"mqa-ff64-mean-{alpha:g}-seed1-{job.id[:12]}"
+    assert record.architecture == job.architecture
+    names = ["train", "convert", *(["uptrain"] if alpha else []), "evaluate"]
+    assert [(stage.name, stage.key) for stage in record.stages] == [
+        (stage.name, stage.key) for stage in job.stages[1:]
+    ]
+    assert [stage.name for stage in record.stages] == names
+    assert set(record.commands) == set(names[:-1])
+    at = next((point for point in more.points if point.alpha == alpha), None) if more else None
+    assert record.training == (at.training if at else None)
+    checkpoint = f"uptrained_{updates}.pt" if alpha else "converted.pt"
+    inside = JobFolder(job.folder)
+    assert inside.checkpoint() == job.model.folder / "checkpoints" / checkpoint
+    assert inside.data().path == job.prepare.folder
+    assert run_job(job).status == "skipped"
+
+
+def test_a_parent_that_diverged_is_the_result_of_who_wants_it(uptrained: SuiteConfig) -> None:
+    job = job_of(uptrained)
+    diverged = diverge(job)
+    assert run_job(job).status == "diverged"
+    record = record_of(job)
+    assert record.result == diverged
+    assert [stage.name for stage in record.stages] == ["train"]
+    assert record.uptraining is not None
+    with pytest.raises(ExperimentError, match="its model is not finished: there is no "):
+        JobFolder(job.folder).checkpoint()
+
+
+def test_a_point_before_a_divergence_is_a_model(uptrained: SuiteConfig) -> None:
+    jobs = [job_of(changed(uptrained, {"uptrain.alpha": alpha})) for alpha in (0.25, 0.5)]
+    finish_training(jobs[0])
+    finish_conversion(jobs[0])
+    ended = Diverged(after_update=4, reason="the loss at update 17 is nan", curve=[])
+    finish_uptraining(jobs[0], diverged=ended)
+    finish_evaluation(jobs[0])
+    assert [run_job(job).status for job in jobs] == ["done", "diverged"]
+    assert JobFolder(jobs[1].folder).record().result == ended
+    assert JobFolder(jobs[0].folder).record().training.updates == 3
+    with pytest.raises(ExperimentError, match="diverged after update 4, so it has no model"):
+        JobFolder(jobs[1].folder).checkpoint()
+
+
+@pytest.mark.parametrize(
+    ("rerun", "kept"),
+    [
+        ("convert", {"train"}),
+        ("uptrain", {"train", "convert"}),
+        ("evaluate", {"train", "convert", "uptrain"}),
+        ("train", set()),
+    ],
+)
+def test_rerun_forgets_a_stage_of_an_uptraining_and_what_depends_on_it(
+    uptrained: SuiteConfig, rerun: str, kept: set[str]
+) -> None:
+    job = job_of(uptrained)
+    for finish in (finish_training, finish_conversion, finish_uptraining, finish_evaluation):
+        finish(job)
+    run_job(job)
+    sweep.start([changed(uptrained, {"rerun": rerun})])
+    left = {stage.name for stage in job.stages[1:] if (stage.folder / RESULT_NAME).exists()}
+    assert left == kept
+    assert not JobFolder(job.folder).record_path.exists()
 
 
 def test_translations_lie_with_the_record(finished: Job) -> None:

@@ -84,6 +84,8 @@ BASELINE = Baseline(
     max_target_positions=16,
 )
 MHA, MQA = BASELINE.multi_head, BASELINE.resolve(Variant(1))
+LOCAL = BASELINE.resolve(Variant(window=32))
+NARROW = BASELINE.resolve(Variant(num_heads=4))
 FAIRSEQ_ENGINES = [name for name in EXACT_ENGINES if name != "ctranslate2"]
 MULTI_HEAD_ENGINES = ("stock", "stock+beams", "ctranslate2")
 
@@ -224,6 +226,8 @@ def test_the_8_bit_engine_moves_a_quarter_of_the_weights_and_no_rate_binds_it() 
         ("gqa+int8", MQA, "cuda", "float32", "gqa+int8 needs float32 weights on a CPU"),
         ("stock", MHA, "cpu", "float32", None),
         ("stock", MQA, "cpu", "float32", "stock is multi-head only, and the decoder of mqa has 1 "),
+        ("stock", LOCAL, "cpu", "float32", "the decoder of mha-w32 has a window of 32 positions"),
+        ("stock", NARROW, "cpu", "float32", "has 4 heads of 4 for a width of 32"),
         ("stock+beams", MHA, "cuda", "float16", None),
         ("stock+beams", MQA, "cpu", "float32", "stock+beams is multi-head only"),
     ],
@@ -430,6 +434,15 @@ def test_contenders_of_an_architecture_have_the_same_random_weights() -> None:
     (first, _), (second, _) = random_model(MQA), random_model(MQA)
     states = [model.state_dict() for model in (first, second)]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_a_cache_of_a_window_is_measured_as_such() -> None:
+    (workload,) = decoding_workloads(request())
+    local = contender(BASELINE.resolve(Variant(1, window=3)))
+    own = Decoder(local, CPU, torch.float32, is_alone=False).take(workload, "random", None)
+    own.run()
+    assert own.tokens() == 10  # compares what was held with the formula
+    assert own.kv_cache_bytes == 2 * 2 * 4 * 4 * (2 * 6 + 2 * 2 * 3)
 
 
 def test_a_cache_of_another_size_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

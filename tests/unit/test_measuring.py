@@ -71,6 +71,24 @@ def test_seeds_of_an_architecture_are_one_contender(jobs: list[Job]) -> None:
     assert check_request(request) == []
 
 
+def test_several_baselines_are_contenders_of_one_request(jobs: list[Job]) -> None:
+    """A smaller MHA beside MHA and MQA, although both are called mha."""
+    (narrow,), _ = plan([changed(jobs[0].config, {"model.d_model": 16})])
+    finish_training(narrow)
+    finish_evaluation(narrow)
+    assert run_job(narrow).status == "done"
+    request = measure_request(narrow.config, [contender(job) for job in [*jobs, narrow]])
+    widths = [(one.name, one.architecture.d_model) for one in request.contenders]
+    assert widths == [("mha, gqa", 32), ("mqa, gqa", 32), ("mha, gqa", 16)]
+    assert request.contenders[2].jobs == [narrow.id]
+    assert check_request(request) == []
+    doubled = msgspec.structs.replace(
+        request, contenders=[*request.contenders, request.contenders[2]]
+    )
+    with pytest.raises(ExperimentError, match="contenders: mha-d16, gqa is there twice"):
+        check_request(doubled)
+
+
 def test_the_request_says_what_the_config_says(jobs: list[Job]) -> None:
     config = jobs[0].config
     request = measure_request(config, [contender(jobs[0])])

@@ -176,26 +176,28 @@ def test_self_attention_reads_what_the_beams_see(name: str, shape: dict[str, Any
     B, W, D = shape["batch"], shape["beam"], shape["head_dim"]
     H, G = shape["heads"]
     slots, capacity = shape["steps"] * W, (shape["steps"] + 2) * W
+    newest = int(torch.randint(shape["steps"], (), generator=draw))  # a ring's may be anywhere
+    new_slot = newest * W
     mask = torch.full((B, W, slots), -math.inf)
     ancestors = torch.randint(W, (B, W, shape["steps"]), generator=draw)
-    ancestors[..., -1] = torch.arange(W)
+    ancestors[..., newest] = torch.arange(W)
     mask.scatter_(2, ancestors + W * torch.arange(shape["steps"]), 0)
     is_seen = (mask == 0).any(1)[:, None, :, None]
     keys, values = poisoned(2, B + 1, G, capacity, D)
     for cache in (keys, values):
         old = uniform(B, G, slots, D, generator=draw)
         cache[:B, :, :slots] = old.where(is_seen, math.nan)
-        cache[:B, :, slots - W : slots] = math.nan
+        cache[:B, :, new_slot : new_slot + W] = math.nan
     fused = uniform(B, W, H + 2 * G, D, generator=draw)
     query, *new = fused.split((H, G, G), 2)
     expected = []
     for cache, step in zip((keys, values), new, strict=True):
         whole = cache[:B].clone()
-        whole[:, :, slots - W : slots] = step.transpose(1, 2)
+        whole[:, :, new_slot : new_slot + W] = step.transpose(1, 2)
         expected.append(whole)
 
     ancestry = mask if W > 1 else None
-    work = ops.attention(keys, values, slots, ancestry, (B, W, H), is_growing=True)
+    work = ops.attention(keys, values, slots, ancestry, (B, W, H), new_slot)
     out = ops.attend(work, query, (new[0], new[1]))
 
     for cache, whole in zip((keys, values), expected, strict=True):

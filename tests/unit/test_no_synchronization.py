@@ -95,6 +95,15 @@ def test_a_step_needs_no_value(beam: int, dtype: torch.dtype) -> None:
             search.step()
 
 
+@pytest.mark.parametrize("beam", [1, 4])
+def test_a_step_whose_slots_are_filled_again(beam: int) -> None:
+    search = search_of(beam, decoder_window=16)
+    assert search.cache.layout == (8, 16, 64, 16)  # 64 steps in the slots of 16
+    search.cache.show(33)
+    with no_host():
+        search.step()
+
+
 def test_a_step_with_positions_that_are_computed() -> None:
     options = {"decoder_learned_pos": False, "decoder_normalize_before": False, "use_bias": True}
     search = search_of(2, **options)

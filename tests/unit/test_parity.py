@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_INV_REGISTRY
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from plugin_models import TINY, build, dictionary, task
+from suite_configs import ROOT, compose_config
 
-from gqa_fairseq.architecture import FEED_FORWARDS, PLACEMENTS, Placement, Variant
+from gqa_fairseq.architecture import (
+    FEED_FORWARDS,
+    PLACEMENTS,
+    Architecture,
+    Heads,
+    Placement,
+    Variant,
+    distinct_names,
+)
 from gqa_fairseq.models.config import GroupedQueryTransformerConfig, resolve
 from gqa_fairseq.models.gqa_transformer import GroupedQueryTransformerModel, architecture_of
-from gqa_fairseq.parity import BASELINES, Baseline, main, parity_table
+from gqa_fairseq.parity import BASELINES, Baseline, is_variant, main, parity_table
 
 PAPER = BASELINES["wmt_en_de"]
 
@@ -53,6 +64,45 @@ def test_paper_counts_by_hand() -> None:
         PAPER, vocab_size=32_000, max_source_positions=256, max_target_positions=256
     )
     assert vocabulary.multi_head.parameters == by_hand + 1024 * (32_000 + 2 * 258)
+
+
+# Shazeer 2019, table 1: heads, d_k = d_v, d_ff, and whether decoder self-attention is local.
+TABLE1 = {
+    "mha": (8, 128, 8, 4096, None),
+    "mqa": (8, 128, 1, 5440, None),
+    "mha-w32": (8, 128, 8, 4096, 32),
+    "mqa-w32": (8, 128, 1, 5440, 32),
+    "mha-1x128": (1, 128, 1, 6784, None),
+    "mha-2x64": (2, 64, 2, 6784, None),
+    "mha-4x32": (4, 32, 4, 6784, None),
+    "mha-8x16": (8, 16, 8, 6784, None),
+}
+
+
+@pytest.mark.parametrize("name", TABLE1)
+def test_table_1_as_it_is_configured_and_built(name: str) -> None:
+    """Every row has the paper's d_ff, and exactly 176,160,768 weights in its layers' matrices."""
+    num_heads, head_dim, num_kv_heads, d_ff, window = TABLE1[name]
+    asked = compose_config("experiment=wmt14", f"attention={name}").architecture
+    assert asked.name == name
+    assert asked.encoder_heads == asked.decoder_heads == Heads(num_heads, head_dim, num_kv_heads)
+    assert (asked.encoder_d_ff, asked.decoder_d_ff, asked.window) == (d_ff, d_ff, window)
+    assert asked.residual == 0
+    vocabulary = dictionary()
+    cfg = GroupedQueryTransformerConfig(**asked.fairseq_options())
+    with torch.device("meta"):  # shapes alone: no row is drawn
+        model = GroupedQueryTransformerModel.build_model(cfg, task(vocabulary))
+    built = architecture_of(model, asked.name, asked.residual)
+    assert replace(built, vocab_size=asked.vocab_size) == asked
+    layers = (p for n, p in model.named_parameters() if ".layers." in n and p.dim() == 2)
+    assert sum(p.numel() for p in layers) == 176_160_768
+
+
+def test_make_trains_table_1() -> None:
+    command = ["make", "-n", "wmt14-table1", *(f"wmt14-{name}" for name in TABLE1)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    asked = re.findall(r"experiment=wmt14 .* attention=(\S+)", done.stdout)
+    assert asked == [",".join(TABLE1), *TABLE1]
 
 
 def test_kept_d_ff_is_named_and_has_fewer_parameters() -> None:
@@ -135,20 +185,136 @@ def test_table_of_any_shape(baseline_and_heads: tuple[Baseline, int], placement:
     assert all(row.residual == row.parameters - mha.parameters <= 0 for row in rows.values())
 
 
-@given(baselines_with_divisors())
-@example((Baseline(d_model=2, num_heads=2, mha_d_ff=1, encoder_layers=1, decoder_layers=1), 1))
-def test_two_that_differ_never_share_a_name(baseline_and_heads: tuple[Baseline, int]) -> None:
+def resolved(baseline: Baseline, variant: Variant) -> Architecture | None:
+    """None where heads are so wide that no d_ff makes up for them."""
+    try:
+        return baseline.resolve(variant)
+    except ValueError as error:
+        if "so wide that no d_ff keeps" in str(error):
+            return None
+        raise
+
+
+@given(
+    baselines_with_divisors(), st.integers(1, 12), st.integers(1, 65), st.sampled_from(PLACEMENTS)
+)
+def test_other_heads_are_paid_for_exactly(
+    baseline_and_heads: tuple[Baseline, int], kv: int, head_dim: int, placement: Placement
+) -> None:
+    """The largest d_ff again; where wider heads cost more, d_ff shrinks, down to 1."""
+    baseline, queries = baseline_and_heads
+    heads = Heads(kv * queries, head_dim, kv)
+    variant = Variant(kv, placement, heads.num_heads, head_dim)
+    kept, matched = (
+        resolved(baseline, replace(variant, d_ff=d_ff)) for d_ff in ("kept", "matched")
+    )
+    assert kept is not None
+    most = baseline.multi_head.parameters
+    assert kept.residual == kept.parameters - most
+    assert (kept.encoder_d_ff, kept.decoder_d_ff) == (baseline.mha_d_ff, baseline.mha_d_ff)
+    in_encoder = placement == "all"
+    for made in filter(None, (kept, matched)):
+        assert made.decoder_heads == heads
+        assert made.encoder_heads == (heads if in_encoder else baseline.heads)
+        assert made.placement == placement or made.encoder_heads == heads
+    thinnest = replace(
+        kept,
+        encoder_d_ff=1 if in_encoder else kept.encoder_d_ff,
+        decoder_d_ff=1,
+    )
+    assert (matched is None) == (thinnest.parameters > most)
+    if matched is not None:
+        assert matched.residual == matched.parameters - most <= 0
+        grows_in_encoder = matched.encoder_d_ff == matched.decoder_d_ff and in_encoder
+        assert grows_in_encoder or matched.encoder_d_ff == baseline.mha_d_ff
+        one_more = replace(
+            matched,
+            encoder_d_ff=matched.encoder_d_ff + grows_in_encoder,
+            decoder_d_ff=matched.decoder_d_ff + 1,
+        )
+        assert one_more.parameters > most
+
+
+@settings(deadline=None, max_examples=30)
+@given(baselines_with_divisors(), st.integers(1, 9), st.integers(1, 65))
+@example(
+    (Baseline(d_model=2, num_heads=2, mha_d_ff=1, encoder_layers=1, decoder_layers=1), 1), 1, 2
+)
+def test_two_that_differ_never_share_a_name(
+    baseline_and_heads: tuple[Baseline, int], heads: int, head_dim: int
+) -> None:
     """All variants of a baseline: equal names and equal architectures are the same thing."""
     baseline, _ = baseline_and_heads
-    divisors = [g for g in range(1, baseline.num_heads + 1) if baseline.num_heads % g == 0]
-    made = {
-        baseline.resolve(Variant(g, placement, d_ff=d_ff))
-        for g in (None, *divisors)
+
+    def divisors(number: int) -> list[int]:
+        return [g for g in range(1, number + 1) if number % g == 0]
+
+    variants = [
+        Variant(g, placement, num_heads, width, window, d_ff)
+        for num_heads in {None, 1, heads}
+        for g in (None, *divisors(num_heads or baseline.num_heads))
+        for width in {None, head_dim}
         for placement in PLACEMENTS
+        for window in (None, 1, 32)
         for d_ff in FEED_FORWARDS
-    }
+    ]
+    made = {architecture for v in variants if (architecture := resolved(baseline, v))}
     assert baseline.multi_head in made
     assert len({architecture.name for architecture in made}) == len(made)
+    assert all(is_variant(architecture, baseline.multi_head) for architecture in made)
+
+
+def test_which_architectures_are_variants_of_which() -> None:
+    sixteen = replace(PAPER, num_heads=16)
+    for architecture in (PAPER.resolve(Variant(1)), PAPER.resolve(Variant(window=32))):
+        assert is_variant(architecture, PAPER.multi_head)
+        assert not is_variant(architecture, sixteen.multi_head)
+        assert not is_variant(PAPER.multi_head, architecture)
+    wide = PAPER.resolve(Variant(num_heads=16, head_dim=64))
+    assert (wide.name, wide.is_multi_head) == ("mha-16x64", True)
+    assert not is_variant(PAPER.resolve(Variant(1)), wide)
+    assert not is_variant(wide, replace(PAPER, mha_d_ff=8).multi_head)
+
+
+@pytest.mark.parametrize(
+    ("variant", "is_fairseqs"),
+    [
+        (Variant(), True),
+        (Variant(1), False),
+        (Variant(window=32), False),
+        (Variant(num_heads=8, head_dim=16), False),
+        (Variant(num_heads=16, head_dim=64), True),
+        (Variant(num_heads=16, head_dim=64, placement="decoder"), False),
+    ],
+)
+def test_what_fairseqs_own_transformer_is(variant: Variant, is_fairseqs: bool) -> None:
+    assert PAPER.resolve(variant).is_multi_head == is_fairseqs
+
+
+@pytest.mark.parametrize(
+    ("variant", "name"),
+    [
+        (Variant(4, num_heads=16, head_dim=64), "gqa4-16x64"),
+        (Variant(1, num_heads=4, head_dim=32, window=8), "mqa-4x32-w8"),
+        (Variant(num_heads=1), "mha-1x128"),
+        (Variant(num_heads=4, placement="decoder"), "mha-4x128-dec"),
+        (Variant(2, "decoder", head_dim=16, window=1, d_ff="kept"), "gqa2-8x16-dec-w1-ff4096"),
+        (Variant(8, "decoder", window=32), "mha-w32"),
+        (Variant(window=32, d_ff="kept"), "mha-w32"),
+    ],
+)
+def test_names_say_what_is_not_the_baselines(variant: Variant, name: str) -> None:
+    assert PAPER.resolve(variant).name == name
+
+
+def test_placement_decoder_leaves_the_encoder_as_it_is() -> None:
+    """Four heads of 32 in the decoder: its 12 attentions lose 7 of 8, its 6 FFNs gain all."""
+    made = PAPER.resolve(Variant(placement="decoder", num_heads=4, head_dim=32))
+    assert made.encoder_heads == PAPER.heads
+    assert made.encoder_d_ff == 4096
+    assert made.decoder_d_ff == 4096 + 12 * 4 * 1024 * 7 * 128 // (6 * 2 * 1024) == 7680
+    assert made.residual == 0
+    assert made.placement == "decoder"
 
 
 @pytest.mark.parametrize(
@@ -158,11 +324,16 @@ def test_two_that_differ_never_share_a_name(baseline_and_heads: tuple[Baseline, 
         (Variant(0), "num_kv_heads 0 does not divide"),
         (Variant(placement="encoder"), "'encoder' is unknown: choose one of all, decoder"),  # type: ignore[arg-type]
         (Variant(d_ff="wide"), "d_ff 'wide' is unknown: choose matched or kept"),  # type: ignore[arg-type]
-        (Variant(num_heads=16), "num_heads 16 is not the baseline's 8: .* not supported yet"),
-        (Variant(head_dim=64), "head_dim 64 is not .* = 128: .* not supported yet"),
-        (Variant(window=32), "window 32: local attention is not supported yet"),
+        (Variant(8, num_heads=4), "num_kv_heads 8 does not divide 4 .*: choose one of 1, 2, 4"),
+        (Variant(num_heads=0), "num_heads 0 must be at least 1"),
+        (Variant(head_dim=0), "head_dim 0 must be at least 1"),
+        (Variant(window=0), "window 0 must be at least 1, the current position; unset: all"),
+        (
+            Variant(num_heads=64),
+            "head_dim 128 of 64 heads is so wide that no d_ff keeps the parameter",
+        ),
     ],
-    ids=["heads", "no_heads", "placement", "d_ff", "num_heads", "head_dim", "window"],
+    ids=["heads", "none", "placement", "d_ff", "own", "num_heads", "head_dim", "window", "wide"],
 )
 def test_refusals_are_one_line(variant: Variant, message: str) -> None:
     with pytest.raises(ValueError, match=message) as refused:
@@ -219,14 +390,25 @@ def test_built_models_are_the_predicted_architecture(
     assert architecture_of(model, asked.name, asked.residual) == asked
 
 
+OTHER_HEADS: list[dict[str, Any]] = [
+    {},
+    {"window": 3},
+    {"num_heads": 4},
+    {"head_dim": 5},
+    {"num_heads": 6, "head_dim": 3, "window": 3},
+]
+
+
 @pytest.mark.parametrize("placement", PLACEMENTS)
 @pytest.mark.parametrize("d_ff", FEED_FORWARDS)
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("other", OTHER_HEADS, ids=lambda other: "-".join(other) or "gqa2")
 def test_a_model_built_from_an_architectures_options_is_that_architecture(
-    d_ff: Any, placement: Placement
+    d_ff: Any, placement: Placement, bias: bool, other: dict[str, Any]
 ) -> None:
     vocabulary = dictionary()
-    baseline = baseline_of(TINY, len(vocabulary))
-    asked = baseline.resolve(Variant(2, placement, d_ff=d_ff))
+    baseline = baseline_of(TINY | {"use_bias": bias}, len(vocabulary))
+    asked = baseline.resolve(Variant(2, placement, **other, d_ff=d_ff))
     cfg = GroupedQueryTransformerConfig(**asked.fairseq_options())
     model = GroupedQueryTransformerModel.build_model(cfg, task(vocabulary))
     assert cfg.mha_ffn_embed_dim is None
@@ -249,6 +431,70 @@ def test_given_d_ff_are_taken_and_nothing_is_derived() -> None:
     assert one.mha_ffn_embed_dim == 4096
 
 
+@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize(
+    ("options", "variant"),
+    [
+        ({"decoder_window": 32}, Variant(1, window=32)),
+        ({"attention_heads": 4, "head_dim": 32, "num_kv_heads": 4}, Variant(None, num_heads=4)),
+        ({"head_dim": 16, "num_kv_heads": 2}, Variant(2, head_dim=16)),
+    ],
+    ids=["window", "heads", "width"],
+)
+def test_a_named_architecture_takes_other_heads(
+    options: dict[str, Any], variant: Variant, placement: Placement
+) -> None:
+    """Both d_ff are then derived from the options as they are from the variant."""
+    sides = ("decoder", "encoder") if placement == "all" else ("decoder",)
+    given = {
+        name: value
+        for key, value in options.items()
+        for name in (
+            [f"{s}_{key}" for s in sides] if key in ("attention_heads", "head_dim") else [key]
+        )
+    }
+    cfg = GroupedQueryTransformerConfig(attention_placement=placement, **given)
+    ARCH_CONFIG_REGISTRY["mqa_transformer_wmt_en_de"](cfg)
+    resolve(cfg)
+    head_dim = options.get("head_dim", 128)
+    asked = PAPER.resolve(replace(variant, head_dim=head_dim, placement=placement))
+    expected = asked.fairseq_options()
+    assert {key: getattr(cfg, key) for key in expected} == expected
+
+
+def test_the_two_sides_may_have_different_heads() -> None:
+    """Multi-head on both sides as in fairseq, and nothing to make up for: H * D is the width."""
+    vocabulary = dictionary()
+    model = build(vocabulary, encoder_attention_heads=4, decoder_attention_heads=2)
+    heads = [side.layers[0].self_attn for side in (model.encoder, model.decoder)]
+    assert [(h.num_heads, h.num_kv_heads, h.head_dim) for h in heads] == [(4, 4, 8), (2, 2, 16)]
+    assert [side.layers[0].fc1.out_features for side in (model.encoder, model.decoder)] == [48, 48]
+    grouped = build(
+        vocabulary, num_kv_heads=2, decoder_head_dim=4, decoder_attention_heads=4, decoder_window=3
+    )
+    for each in (model, grouped):
+        built = architecture_of(each, "built")
+        options = GroupedQueryTransformerConfig(**built.fairseq_options())
+        again = GroupedQueryTransformerModel.build_model(options, task(vocabulary))
+        assert architecture_of(again, "built") == built
+    assert built.encoder_heads == Heads(8, 4, 2)
+    assert built.decoder_heads == Heads(4, 4, 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"decoder_window": 0}, "window 0 must be at least 1"),
+        ({"encoder_head_dim": 0}, "head_dim 0 must be at least 1"),
+        ({"decoder_attention_heads": 0}, "not divisible by 0 heads"),
+        ({"decoder_head_dim": 4096}, "head_dim 4096 of 8 heads is so wide that no d_ff keeps"),
+    ],
+)
+def test_options_that_cannot_be(options: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        resolve(GroupedQueryTransformerConfig(**options))
+
+
 @pytest.mark.parametrize("d_ff", [None, 64])
 def test_heads_are_checked_whether_d_ff_are_given_or_not(d_ff: int | None) -> None:
     cfg = GroupedQueryTransformerConfig(
@@ -259,12 +505,25 @@ def test_heads_are_checked_whether_d_ff_are_given_or_not(d_ff: int | None) -> No
 
 
 @pytest.mark.parametrize(
-    "options",
-    [{"share_all_embeddings": False}, {"decoder_normalize_before": False}],
-    ids=["embeddings", "norms"],
+    ("options", "embeddings"),
+    [
+        ({"share_all_embeddings": True}, 1),
+        ({"share_all_embeddings": False, "share_decoder_input_output_embed": True}, 2),
+        ({"share_all_embeddings": False}, 3),
+    ],
 )
-def test_a_model_that_no_architecture_describes_is_refused(options: dict[str, Any]) -> None:
+def test_matrices_of_embeddings_are_counted(options: dict[str, Any], embeddings: int) -> None:
     model = build(dictionary(), num_kv_heads=2, **options)
+    built = architecture_of(model, "gqa2")
+    assert built.embeddings == embeddings
+    assert built.parameters == sum(p.numel() for p in model.parameters())
+    shared = {name: True for name, value in options.items() if value}
+    found = {name: value for name, value in built.fairseq_options().items() if "share" in name}
+    assert found == shared
+
+
+def test_a_model_that_no_architecture_describes_is_refused() -> None:
+    model = build(dictionary(), num_kv_heads=2, decoder_normalize_before=False)
     with pytest.raises(ValueError, match="parameters where its widths make") as refused:
         architecture_of(model, "gqa2")
     assert "\n" not in str(refused.value)
@@ -331,12 +590,60 @@ def test_variants_differ_in_attention_and_width_alone(placement: Placement) -> N
     }
 
 
+OTHER_BASELINES: dict[str, Any] = {
+    "d_model": 512,
+    "num_heads": 4,
+    "mha_d_ff": 2048,
+    "encoder_layers": 3,
+    "decoder_layers": 3,
+    "bias": True,
+    "pre_norm": False,
+    "vocab_size": 40,
+    "max_source_positions": 100,
+    "max_target_positions": 100,
+}
+
+
+@pytest.mark.parametrize("field", OTHER_BASELINES)
+def test_names_of_several_baselines_are_distinct(field: str) -> None:
+    other = replace(PAPER, **{field: OTHER_BASELINES[field]})
+    found = [b.resolve(Variant(g)) for b in (PAPER, other) for g in (b.num_heads, 2, 1)]
+    names = distinct_names([*found, *found])
+    assert list(names) == found
+    assert len(set(names.values())) == len(found)
+
+
+def test_distinct_names_say_no_more_than_it_takes() -> None:
+    narrow = replace(PAPER, d_model=512, mha_d_ff=2048)
+    alone = [PAPER.resolve(Variant(g)) for g in (8, 1)]
+    assert list(distinct_names(alone).values()) == ["mha", "mqa"]
+    # One of another baseline, whose name no other has, needs no mark either.
+    assert list(distinct_names([alone[0], narrow.resolve(Variant(2))]).values()) == ["mha", "gqa2"]
+    beside = distinct_names([*alone, narrow.multi_head])
+    assert list(beside.values()) == ["mha-d1024", "mqa-d1024", "mha-d512"]
+    shallow = replace(narrow, encoder_layers=3)
+    three = distinct_names([PAPER.multi_head, narrow.multi_head, shallow.multi_head])
+    assert list(three.values()) == [
+        "mha-d1024-layers6+6",
+        "mha-d512-layers6+6",
+        "mha-d512-layers3+6",
+    ]
+
+
 def test_command_line_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--json"]) == 0
     columns = ("num_kv_heads", "encoder_d_ff", "decoder_d_ff", "parameters", "residual")
     assert json.loads(capsys.readouterr().out) == [
         {column: getattr(row, column) for column in columns} for row in parity_table(PAPER, "all")
     ]
+
+
+def test_command_line_other_heads(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--query-heads", "4", "--head-dim", "32", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["num_kv_heads"] for row in rows] == [1, 2, 4]
+    assert rows[-1]["decoder_d_ff"] == 6784
+    assert [row["residual"] for row in rows] == [0, 0, 0]
 
 
 def test_command_line_any_shape(capsys: pytest.CaptureFixture[str]) -> None:
@@ -362,6 +669,8 @@ def test_command_line_any_shape(capsys: pytest.CaptureFixture[str]) -> None:
         (["--placement", "encoder"], "attention placement 'encoder' is unknown: choose one of"),
         (["--d-model", "0"], "must be at least 1"),
         (["--decoder-layers", "0"], "need at least one layer each"),
+        (["--query-heads", "0"], "num_heads 0 must be at least 1"),
+        (["--head-dim", "4096"], "head_dim 4096 of 8 heads is so wide that no d_ff keeps"),
     ],
 )
 def test_command_line_errors(

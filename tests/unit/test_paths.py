@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from documented import dry_runs
 from suite_configs import changed, compose_config
 
 from experiments.config import SuiteConfig
@@ -113,6 +114,33 @@ def test_an_override_that_hydra_would_not_take_is_one_line(
     assert shown.startswith(f"error: {given}: ")
     assert shown.count("\n") == 1
     assert "quote text for Hydra: " in shown
+
+
+UNKNOWN = [
+    (["train.max_update=9"], "train.max_update: there is no such setting (did you mean train."),
+    (["foo=1"], "foo: there is no such setting (experiments/config.py has them all)"),
+    (["data.train_source=x"], "data.train_source: this data has no such setting (choose "),
+    (["attention=mla"], "attention=mla: not in conf/attention (choose one of base, gqa2, "),
+    (["-m", "attention=mha,mla"], "attention=mla: not in conf/attention (choose one of base, "),
+    (["-m", "seed=1,2", "foo=1"], "foo: there is no such setting"),
+    (["experiment=none"], "experiment=none: not in conf/experiment (choose one of multi30k, "),
+    (["+foo=1"], "config: "),
+]
+
+
+def test_a_setting_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    found = dry_runs([["experiments.run", *given] for given, _ in UNKNOWN], tmp_path)
+    for result, (_, message) in zip(found, UNKNOWN, strict=True):
+        assert result["code"] == (2 if message == "config: " else 1)
+        assert result["output"].startswith(f"error: {message}")
+        assert result["output"].count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_quoted_home_is_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    config = compose_config("experiment=smoke", "data=sample_en_de", 'paths.runs="~/my runs"')
+    assert config.paths.runs == "/home/someone/my runs"
 
 
 def test_the_advice_is_an_override_that_hydra_takes() -> None:

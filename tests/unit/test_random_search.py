@@ -14,7 +14,14 @@ from typing import Any
 
 import torch
 from fairseq.sequence_generator import SequenceGenerator
-from plugin_models import build, dictionary, random_lines, randomize, source_batch
+from plugin_models import (
+    PlainRepeatBlock,
+    build,
+    dictionary,
+    random_lines,
+    randomize,
+    source_batch,
+)
 from torch import Tensor
 
 from gqa_fairseq.decoding.search import GroupedQueryGenerator
@@ -24,21 +31,27 @@ SECONDS = float(os.environ.get("RANDOM_SEARCH_S", "0"))
 
 
 def random_shape(draw: random.Random) -> dict[str, Any]:
-    """A model whose heads may be one wide, odd, or alone."""
+    """A model whose heads may be one wide, odd, or alone, and see a few positions only."""
     head_width = draw.choice((1, 1, 2, 3, 5, 8))
     # Narrower models tie: a norm makes 0 of a width of 1, and signs of a width of 2.
     heads = draw.choice([n for n in (1, 2, 3, 4, 6, 8, 9) if n * head_width >= 8])
     divisors = [g for g in range(1, heads + 1) if heads % g == 0]
-    width = heads * head_width
+    width, own_width, placement = heads * head_width, {}, draw.choice(("all", "decoder"))
+    encoder_heads = heads
+    if draw.random() < 0.4:  # heads that are together narrower or wider than the model
+        width = draw.choice((8, 9, 12, 20))
+        own_width = {"encoder_head_dim": head_width, "decoder_head_dim": head_width}
+        encoder_heads = draw.choice((1, 2, heads)) if placement == "decoder" else heads
     is_learned = width % 2 == 1 or draw.random() < 0.5  # sinusoids come in pairs
     is_pre_norm = draw.random() < 0.5
     return {
         "encoder_embed_dim": width,
         "decoder_embed_dim": width,
-        "encoder_attention_heads": heads,
+        "encoder_attention_heads": encoder_heads,
         "decoder_attention_heads": heads,
         "num_kv_heads": draw.choice(divisors),
-        "attention_placement": draw.choice(("all", "decoder")),
+        "attention_placement": placement,
+        "decoder_window": draw.choice((None, None, 1, 2, 3, 8)),
         "encoder_ffn_embed_dim": draw.choice((1, 7, 16)),
         "decoder_ffn_embed_dim": draw.choice((1, 7, 16)),
         "encoder_layers": 1,
@@ -50,6 +63,7 @@ def random_shape(draw: random.Random) -> dict[str, Any]:
         "share_all_embeddings": draw.random() < 0.5,
         "use_bias": draw.random() < 0.5,
         "activation_fn": draw.choice(("relu", "relu", "gelu")),
+        **own_width,
     }
 
 
@@ -71,6 +85,9 @@ def random_options(draw: random.Random) -> dict[str, Any]:
 
 def outcome(generator: Any, model: Any, sample: dict, prefix: Tensor | None) -> Any:
     """Hypotheses, or None where the options are refused."""
+    if type(generator) is SequenceGenerator and generator.repeat_ngram_blocker is not None:
+        size = generator.repeat_ngram_blocker.no_repeat_ngram_size
+        generator.repeat_ngram_blocker = PlainRepeatBlock(size)
     try:
         return generator.generate([model], sample, prefix_tokens=prefix)
     except (AssertionError, ValueError):

@@ -29,7 +29,7 @@ from experiments.records.measurement import (
     speed_up,
     write_measurement,
 )
-from experiments.records.parts import TrainPoint
+from experiments.records.parts import TrainPoint, updates_more
 from experiments.records.record import (
     RECORD_NAME,
     Record,
@@ -93,6 +93,57 @@ def test_variant_is_derived(num_kv_heads: int, placement: str, variant: str) -> 
     record = synthetic.record(num_kv_heads, placement=placement, seed=3)
     assert record.variant == variant
     assert record.name == f"{variant}-seed3-{record.job.id[:12]}"
+
+
+@pytest.mark.parametrize("num_kv_heads", [1, 8])
+@pytest.mark.parametrize("alpha", [0.0, 0.05, 1.0])
+def test_an_uptrained_model_has_a_record_and_a_name_of_its_own(
+    tmp_path: Path, num_kv_heads: int, alpha: float
+) -> None:
+    record = synthetic.record(num_kv_heads, seed=2, uptrained=("svd-product", alpha))
+    write_record(tmp_path / "record.json", record)
+    assert read_record(tmp_path / "record.json") == record
+    name = {1: "mqa-ff768", 8: "mha"}[num_kv_heads] + f"-svd-product-{alpha:g}"
+    assert record.variant == name
+    assert record.name == f"{name}-seed2-{record.job.id[:12]}"
+    assert (record.training is None) == (alpha == 0)
+    assert (record.result.curve == []) == (alpha == 0)
+
+
+@pytest.mark.parametrize(
+    ("alpha", "parent_updates", "updates"),
+    [
+        (0.0, 550, 0),
+        (0.05, 550, 28),
+        (0.1, 550, 55),  # 0.1 * 550 is 55.00000000000001 in floats
+        (0.07, 100, 7),  # and 0.07 * 100 is 7.000000000000001
+        (1e-05, 100_000, 1),
+        (1.0, 12, 12),
+    ],
+)
+def test_a_share_of_updates_is_rounded_up_as_it_is_written(
+    alpha: float, parent_updates: int, updates: int
+) -> None:
+    assert updates_more(alpha, parent_updates) == updates
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "message"),
+    [
+        (("uptraining", "updates"), 29, "updates is 29, but 0.05 of 600 is 30"),
+        (("uptraining", "alpha"), 1.5, "uptraining.alpha: Expected `float` <= 1.0"),
+        (("uptraining", "method"), "median", "uptraining.method: Invalid enum value 'median'"),
+        (("uptraining",), None, "result.training is null, which only a converted model may have"),
+        (("result", "training"), None, "uptraining.updates is 30, training has 0"),
+    ],
+)
+def test_an_uptraining_that_contradicts_itself_is_refused(
+    tmp_path: Path, keys: tuple[str, ...], value: Any, message: str
+) -> None:
+    path = tmp_path / "record.json"
+    alpha = 0.0 if keys == ("uptraining",) else 0.05
+    write_record(path, synthetic.record(1, uptrained=("mean", alpha)))
+    assert message in refusal(path, *keys, value=value)
 
 
 EVALUATION, TRAINING = ("result", "evaluation"), ("result", "training")
@@ -215,7 +266,8 @@ def test_committed_scores_follow_from_the_counts_beside_them() -> None:
 
 def test_refuses_a_missing_field(path: Path) -> None:
     whole = json.loads(path.read_text(encoding="utf-8"))
-    for name in list(whole):
+    later = {"uptraining"}  # records that were written before have none
+    for name in set(whole) - later:
         part = {key: value for key, value in whole.items() if key != name}
         path.write_text(json.dumps(part), encoding="utf-8")
         with pytest.raises(ExperimentError, match=f"missing required field `{name}`"):

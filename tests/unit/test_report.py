@@ -345,6 +345,28 @@ def test_placements_and_widths_are_rows_of_their_own() -> None:
     assert widths["gqa4-ff768"] == "768 / 768"
 
 
+def test_a_row_never_mixes_uptrained_models_and_models_from_scratch() -> None:
+    """At the same heads and widths, and though the kept width is MHA's own."""
+    scratch = [synthetic.record(heads, d_ff="kept") for heads in (8, 1)]
+    uptrained = [
+        synthetic.record(heads, seed, uptrained=how)
+        for heads in (8, 1)
+        for how in (("mean", 0.0), ("mean", 0.1), ("svd", 0.1))
+        for seed in (1, 2)
+    ]
+    [group] = group_records([*scratch, *uptrained])
+    assert [(row.name, len(row.records)) for row in group.rows] == [
+        (f"{name}{how}", 2 if how else 1)
+        for name in ("mha", "mqa-ff768")
+        for how in ("", "-mean-0", "-mean-0.1", "-svd-0.1")
+    ]
+    [cells] = [row for row in training(group).rows if row[0] == "mqa-ff768-mean-0"]
+    assert cells[1:] == ["not run", "not run", "not measured", "not run", "not run"]
+    # A checkpoint that no job trained has a recipe that no config knows.
+    foreign = replace(uptrained[0], stages=[s for s in uptrained[0].stages if s.name != "train"])
+    assert len(group_records([*scratch, foreign])) == 2
+
+
 def test_one_machine_is_one_machine_after_a_reboot() -> None:
     """The memory that the kernel keeps for itself differs from boot to boot."""
     hardware = replace(MADE.hardware, memory_bytes=MADE.hardware.memory_bytes - 4096)
@@ -487,7 +509,7 @@ def test_the_written_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     ]
     # Every picture is there, and no mark of the template is left.
     pictures = re.findall(r"!\[.*?\]\((.*?)\)", text)
-    assert len(pictures) == 6
+    assert len(pictures) == 7  # three a group; key/value heads against time needs three of them
     assert all((out / picture).is_file() for picture in pictures)
     assert "{{" not in text
     assert "{%" not in text

@@ -16,11 +16,15 @@ from experiments.report.groups import group_records
 from experiments.report.reference import find_table, read_papers
 from experiments.report.render import write_report
 from experiments.report.tables import group_tables
-from experiments.report.wmt14 import ARCHITECTURES, BASELINE, is_eligible, wmt14_tables
+from experiments.report.wmt14 import BASELINE, is_eligible, wmt14_tables
 from gqa_fairseq.parity import Baseline
 
 ROOT = Path(__file__).resolve().parents[2]
 replace = msgspec.structs.replace
+ROWS = [
+    "mha", "gqa4", "gqa2", "mqa", "mha-w32", "mqa-w32",
+    "mha-1x128", "mha-2x64", "mha-4x32", "mha-8x16",
+]  # fmt: skip
 
 
 def cells(table: Table) -> dict[str, dict[str, str]]:
@@ -83,7 +87,7 @@ def test_nothing_else_stands_beside_the_papers(change) -> None:
 
 def test_the_papers_rows_stand_beside_not_run() -> None:
     quality, speed, ainslie = tables_of([synthetic.record()])
-    assert list(cells(quality)) == list(cells(speed)) == ["mha", "gqa4", "gqa2", "mqa"]
+    assert list(cells(quality)) == list(cells(speed)) == ROWS
     mqa = cells(quality)["mqa"]
     published = [text for column, text in mqa.items() if "Shazeer" in column]
     assert published == ["1.439", "26.5", "27.5", "28.5"]
@@ -91,6 +95,15 @@ def test_the_papers_rows_stand_beside_not_run() -> None:
     assert published == ["13.2", "1.7 + 46", "2.0 + 203"]
     gqa = cells(quality)["gqa4"]
     assert {text for column, text in gqa.items() if "Shazeer" in column} == {"–"}
+    narrow = cells(quality)["mha-2x64"]
+    published = [text for column, text in narrow.items() if "Shazeer" in column]
+    assert published == ["1.480", "26.2", "26.8", "27.9"]
+    local = cells(speed)["mqa-w32"]
+    published = [text for column, text in local.items() if "Shazeer" in column]
+    assert published == ["13.0", "1.5 + 3.3", "1.6 + 16"]
+    for name in ("mha-1x128", "mha-8x16"):  # of one width with the baseline's first row, not timed
+        timed = cells(speed)[name].items()
+        assert {text for column, text in timed if "Shazeer" in column} == {"–"}
     bleu = {row[0]: row[2] for row in ainslie.rows}
     assert bleu == {
         "MHA-Large": "27.7", "MHA-XXL": "28.4", "MQA-XXL": "28.5", "GQA-8-XXL": "28.4",
@@ -171,7 +184,7 @@ def test_the_gqa_papers_placement_is_a_row_below() -> None:
     records = [synthetic.wmt14_record(8), synthetic.wmt14_record(4, placement="decoder")]
     quality, *_ = tables_of(records)
     rows = cells(quality)
-    assert list(rows) == ["mha", "gqa4", "gqa2", "mqa", "gqa4-dec"]
+    assert list(rows) == [*ROWS, "gqa4-dec"]
     assert rows["gqa4-dec"]["BLEU dev: Shazeer 2019"] == "–"
     assert rows["gqa4-dec"]["BLEU dev: here"] == "19.4"
     assert rows["gqa4"]["BLEU dev: here"] == "not run"
@@ -198,14 +211,32 @@ def test_the_baseline_is_that_of_the_paper_model() -> None:
 
 
 def test_every_variant_of_the_baseline_may_stand_there() -> None:
-    assert {architecture.name for architecture in ARCHITECTURES} == {
+    names = set()
+    for heads in (8, 4, 2, 1):
+        for placement in ("all", "decoder"):
+            for d_ff in ("matched", "kept"):
+                record = synthetic.wmt14_record(heads, placement, d_ff=d_ff)
+                assert is_eligible(record)
+                names.add(record.architecture.name)
+    assert names == {
         "mha", "gqa4", "gqa2", "mqa", "gqa4-dec", "gqa2-dec", "mqa-dec",
         "gqa4-ff4096", "gqa2-ff4096", "mqa-ff4096",
         "gqa4-dec-ff4096", "gqa2-dec-ff4096", "mqa-dec-ff4096",
     }  # fmt: skip
-    for heads in (8, 4, 2, 1):
-        for placement in ("all", "decoder"):
-            assert is_eligible(synthetic.wmt14_record(heads, placement))
+
+
+@pytest.mark.parametrize(
+    ("heads", "other"),
+    [(8, {"window": 32}), (1, {"window": 32}), (4, {"num_heads": 4, "head_dim": 32})],
+)
+def test_a_run_of_the_papers_other_rows_stands_beside_its_row(
+    heads: int, other: dict[str, int]
+) -> None:
+    record = synthetic.wmt14_record(heads, **other)
+    quality, *_ = tables_of([record])
+    row = cells(quality)[record.architecture.name]
+    assert row["BLEU dev: Shazeer 2019"] != "–"
+    assert row["updates here"] == "600"
 
 
 def test_subsets_have_a_table_in_the_runs_own_section() -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gqa_fairseq.decoding.beams import BeamSearch, Chooser, Sampling
+from gqa_fairseq.decoding.beams import BeamSearch, Chooser, DiverseGroups, Sampling
 from gqa_fairseq.decoding.gpu.search import GpuSearch
 from gqa_fairseq.decoding.rules import (
     Clock,
@@ -20,6 +20,7 @@ from gqa_fairseq.decoding.rules import (
     MinLength,
     NeverPadding,
     NoPenalty,
+    NoRepeat,
     Prefix,
     Rule,
     Suppressed,
@@ -161,6 +162,7 @@ def options(**changes: Any) -> SimpleNamespace:
         "unk_penalty": 0.0,
         "min_len": 0,
         "token_indices_to_suppress": None,
+        "repeat_ngram_blocker": None,
         "gnmt_alpha": None,
         "normalize_scores": True,
         "len_penalty": 1.0,
@@ -178,6 +180,8 @@ def test_each_option_is_one_object() -> None:
     assert [type(rule) for rule in suppressing] == [NeverPadding, MaxLength, Suppressed]
     forcing = rules_of(options(min_len=3), CPU, torch.zeros(1, 1).long())
     assert [type(rule) for rule in forcing] == [NeverPadding, MaxLength, Prefix]
+    blocker = SimpleNamespace(no_repeat_ngram_size=3)
+    assert rules_of(options(repeat_ngram_blocker=blocker), CPU, None) == [*plain, NoRepeat(3)]
     assert penalty_of(options()) == LengthPower(1.0)
     assert penalty_of(options(normalize_scores=False)) == NoPenalty()
     assert penalty_of(options(gnmt_alpha=0.6)) == Gnmt(0.6)
@@ -187,7 +191,11 @@ def test_the_gpu_driver_says_what_it_cannot_do() -> None:
     prefix = Prefix(torch.zeros(1, 1).long(), lambda: None, [])
     refused = {
         "--prefix-size looks at values at every step": chooser_of(prefix),
+        "--no-repeat-ngram-size looks at values at every step": chooser_of(NoRepeat(2)),
         "--sampling looks at values at every step": chooser_of(strategy=Sampling(lambda: None)),
+        "--diverse-beam-groups looks at values at every step": chooser_of(
+            strategy=DiverseGroups(lambda: None)
+        ),
         "32 beams are more than 31": chooser_of(beam=32),
     }
     for reason, chooser in refused.items():

@@ -16,7 +16,14 @@ from hypothesis import strategies as st
 
 from gqa_fairseq.decoding.search import GroupedQueryGenerator
 from gqa_fairseq.decoding.top_k import _CHUNK, top_k
-from tests.plugin_models import build, dictionary, random_lines, randomize, source_batch
+from tests.plugin_models import (
+    PlainRepeatBlock,
+    build,
+    dictionary,
+    random_lines,
+    randomize,
+    source_batch,
+)
 
 VOCABULARY = dictionary()
 Hypotheses = list[list[dict[str, Any]]]
@@ -154,6 +161,64 @@ def test_sampling_draws_what_fairseq_draws(top_k_words: int, top_p: float) -> No
         assert_same(*both(model, sample, strategy, beam_size=beam, max_len_b=12))
 
 
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_no_words_follow_each_other_twice(size: int) -> None:
+    """What fairseq's search gives if it is told word by word what would repeat."""
+    model = model_of(num_kv_heads=2)
+    sample = source_batch(random_lines(6, VOCABULARY), VOCABULARY)
+    prefix = torch.tensor([[7, 7, 7, 7]] * 2 + [[VOCABULARY.pad()] * 4] * 4)
+    options: dict[str, Any] = {"beam_size": 4, "max_len_b": 30, "min_len": 20}
+    for words in (None, prefix):
+        ours = GroupedQueryGenerator([model], VOCABULARY, no_repeat_ngram_size=size, **options)
+        stock = SequenceGenerator([model], VOCABULARY, **options)
+        free = stock.generate([model], sample, prefix_tokens=words)
+        stock.repeat_ngram_blocker = PlainRepeatBlock(size)
+        found = ours.generate([model], sample, prefix_tokens=words)
+        assert_same(found, stock.generate([model], sample, prefix_tokens=words))
+        assert [h["tokens"].tolist() for h in found[2]] != [h["tokens"].tolist() for h in free[2]]
+        said = [h["tokens"].tolist() for h in found[2]]  # without a prefix
+        for tokens in said:
+            sequences = list(zip(*(tokens[i:] for i in range(size)), strict=False))
+            assert len(set(sequences)) == len(sequences)
+
+
+def diverse(groups: int, strength: float) -> dict[str, Any]:
+    strategy = search.DiverseBeamSearch(VOCABULARY, groups, strength)
+    return {"beam_size": 4, "max_len_b": 20, "search_strategy": strategy}
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_diverse_groups_are_fairseqs(groups: int) -> None:
+    """Batch after batch; fairseq's own takes a line's number in the text for its place."""
+    model = model_of(num_kv_heads=2)
+    ours, alike = (
+        GroupedQueryGenerator([model], VOCABULARY, **diverse(groups, strength))
+        for strength in (0.7, 0.0)
+    )
+    assert ours.fallback_reason is None
+    for seed, lines in ((1, 9), (2, 5)):
+        sample = source_batch(random_lines(lines, VOCABULARY, seed=seed), VOCABULARY)
+        stock = SequenceGenerator([model], VOCABULARY, **diverse(groups, 0.7))
+        numbered = {**sample, "id": torch.arange(lines) + 100 * seed}
+        found = ours.generate([model], numbered)
+        assert_same(found, stock.generate([model], sample))
+        said, said_alike = (
+            [[h["tokens"].tolist() for h in each] for each in hypotheses]
+            for hypotheses in (found, alike.generate([model], numbered))
+        )
+        assert (said == said_alike) == (groups == 1)
+
+
+def test_both_work_where_fairseqs_search_has_to() -> None:
+    models = [model_of(seed, num_kv_heads=2) for seed in (1, 2)]
+    sample = source_batch(random_lines(5, VOCABULARY), VOCABULARY)
+    ours = GroupedQueryGenerator(models, VOCABULARY, no_repeat_ngram_size=1, **diverse(2, 0.7))
+    stock = SequenceGenerator(models, VOCABULARY, **diverse(2, 0.7))
+    stock.repeat_ngram_blocker = PlainRepeatBlock(1)
+    numbered = {**sample, "id": torch.arange(5) + 100}
+    assert_same(ours.generate(models, numbered), stock.generate(models, sample))
+
+
 def test_a_batch_that_does_not_fit_is_split_and_gives_the_same() -> None:
     model = model_of(num_kv_heads=2)
     sample = source_batch(random_lines(7, VOCABULARY), VOCABULARY)
@@ -167,6 +232,31 @@ def test_a_batch_that_does_not_fit_is_split_and_gives_the_same() -> None:
     )
     assert_same(split.generate([model], sample), whole.generate([model], sample))
     assert batches == [1] * 7
+
+
+@pytest.mark.parametrize("beam", [1, 4])
+def test_a_window_bounds_the_memory_that_is_predicted(beam: int) -> None:
+    """A limit that holds the window's slots holds a target of any length; all slots need more."""
+    sample = source_batch(random_lines(7, VOCABULARY), VOCABULARY)
+    batches = {}
+    for window in (3, None):
+        model = model_of(num_kv_heads=2, decoder_window=window)
+        width = sample["net_input"]["src_tokens"].shape[1]
+        position = 2 * 2 * 2 * 4 * 8  # layers, keys and values, G, D, float64
+        limit = 7 * (beam * 3 + 2 * width) * position  # the source's twice, for a copy
+        for spare in (0, -1):
+            generator = GroupedQueryGenerator(
+                [model], VOCABULARY, beam_size=beam, max_len_b=60, memory_limit_bytes=limit + spare
+            )
+            sizes: list[int] = []
+            generator._search = lambda net_input, *rest, _sizes=sizes: (  # type: ignore[method-assign]  # counts the batches
+                _sizes.append(len(net_input["src_tokens"])) or []
+            )
+            generator.generate([model], sample)
+            batches[window, spare] = sizes
+    assert batches[3, 0] == [7]
+    assert batches[3, -1] == [3, 4]
+    assert len(batches[None, 0]) > 2
 
 
 def test_gnmt_penalty_rescales_the_same_hypotheses() -> None:

@@ -13,7 +13,14 @@ import torch
 from fairseq.data import Dictionary
 from fairseq.models.transformer import TransformerEncoderBase
 from fairseq.optim.adam import Adam
-from plugin_models import build, dictionary, random_lines, randomize, source_batch
+from plugin_models import (
+    band_masked,
+    build,
+    dictionary,
+    random_lines,
+    randomize,
+    source_batch,
+)
 from torch import Tensor
 
 from gqa_fairseq.architecture import PLACEMENTS
@@ -29,6 +36,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"encoder_normalize_before": False, "decoder_normalize_before": False, "use_bias": True},
     {"decoder_normalize_before": False, "decoder_learned_pos": False},
     {"activation_fn": "gelu", "decoder_layers": 1},
+    {"decoder_window": 3, "decoder_head_dim": 12, "encoder_head_dim": 2, "mha_ffn_embed_dim": 256},
 ]
 
 
@@ -48,8 +56,15 @@ def gathered(encoder_out: dict, rows: Tensor, model: GroupedQueryTransformerMode
 class Walk:
     """A random walk of beam search's moves, decoded step by step and by full forward passes."""
 
-    def __init__(self, model: GroupedQueryTransformerModel, vocabulary: Dictionary, beam: int):
+    def __init__(
+        self,
+        model: GroupedQueryTransformerModel,
+        vocabulary: Dictionary,
+        beam: int,
+        reference: GroupedQueryTransformerModel | None = None,
+    ):
         self.model, self.vocabulary, self.beam = model, vocabulary, beam
+        self.reference = reference or model  # makes the full forward passes
         batch = source_batch(random_lines(SENTENCES, vocabulary), vocabulary)["net_input"]
         assert bool((batch["src_tokens"][:, 0] == vocabulary.pad()).any())  # padded on the left
         self.original = model.encoder(batch["src_tokens"])
@@ -65,7 +80,7 @@ class Walk:
             self.tokens, encoder_out=self.encoder_out, incremental_state=self.state
         )
         rows = self.sentences.repeat_interleave(self.beam)
-        full, full_extra = self.model.decoder(
+        full, full_extra = self.reference.decoder(
             self.tokens,
             encoder_out=gathered(self.original, rows, self.model),
             alignment_layer=self.model.decoder.num_layers - 1,
@@ -147,9 +162,9 @@ def test_fairseqs_orders_copy_no_source() -> None:
 
 
 @torch.no_grad()
-def walk_errors(walk: Walk, leaves: bool = True) -> tuple[float, float]:
+def walk_errors(walk: Walk, leaves: bool = True, steps: int = STEPS) -> tuple[float, float]:
     worst = (0.0, 0.0)
-    for step in range(STEPS):
+    for step in range(steps):
         logits, attention = walk.errors()
         worst = max(worst[0], logits), max(worst[1], attention)
         kept = torch.arange(len(walk.sentences))
@@ -183,9 +198,68 @@ def test_steps_in_single_precision(options: dict, is_native: bool) -> None:
     assert attention < 1e-5
 
 
-def test_a_long_search_outgrows_the_first_capacity() -> None:
+@pytest.mark.parametrize("beam", [1, 3])
+@pytest.mark.parametrize(("window", "g"), [(1, 2), (2, 8), (3, 1), (32, 4)])
+@pytest.mark.parametrize(
+    ("dtype", "is_native", "tolerance"),
+    [(torch.float64, False, 1e-10), (torch.float32, True, 1e-4), (torch.float32, False, 1e-4)],
+)
+def test_steps_within_a_window_equal_a_band_mask(
+    dtype: torch.dtype, is_native: bool, tolerance: float, window: int, g: int, beam: int
+) -> None:
+    """Lengths below, at and beyond the window; the cache keeps the window's positions alone."""
     vocabulary = dictionary()
-    model = model_of(vocabulary, num_kv_heads=2, max_target_positions=128)
+    model = model_of(vocabulary, dtype, num_kv_heads=g, decoder_window=window)
+    model.decoder.is_native = is_native
+    torch.manual_seed(window)
+    walk = Walk(model, vocabulary, beam, band_masked(model))
+    logits, attention = walk_errors(walk, steps=max(STEPS, window + 3))
+    assert logits < tolerance
+    assert attention < tolerance
+    (cache,) = walk.state.values()
+    rows = 2 * 2 * g * 4 * dtype.itemsize  # layers, keys and values, heads of 4
+    assert cache.nbytes["self"] == cache.batch * beam * window * rows
+
+
+def test_a_window_hides_what_lies_before_it() -> None:
+    """Without its window the model scores the same words otherwise, so the tests above can fail."""
+    vocabulary = dictionary()
+    model = model_of(vocabulary, num_kv_heads=2, decoder_window=3)
+    unlimited = model_of(vocabulary, num_kv_heads=2)
+    torch.manual_seed(0)
+    walk = Walk(model, vocabulary, 1, unlimited)
+    with torch.no_grad():
+        for step in range(STEPS):
+            error, _ = walk.errors()
+            assert (error < 1e-10) == (step < 3)
+            walk.move(torch.arange(SENTENCES), torch.zeros(SENTENCES, 1, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("window", [1, 6, 7, 9])
+@pytest.mark.parametrize("head_dim", [16, 128])
+@pytest.mark.parametrize("is_native", [True, False])
+def test_narrow_wide_and_local_steps(window: int, head_dim: int, is_native: bool) -> None:
+    """Shazeer 2019, table 1, in small: heads together narrower and wider than the model.
+
+    The walk has 7 steps: lengths are below a window, at it, and beyond it.
+    """
+    vocabulary = dictionary()
+    sizes = {f"{side}_attention_heads": 2 for side in ("encoder", "decoder")}
+    sizes |= {f"{side}_head_dim": head_dim for side in ("encoder", "decoder")}
+    sizes |= {f"{side}_embed_dim": 64 for side in ("encoder", "decoder")}
+    for g, beam in ((1, 3), (2, 1)):
+        options = sizes | {"num_kv_heads": g, "decoder_window": window, "encoder_ffn_embed_dim": 9}
+        model = model_of(vocabulary, torch.float32, decoder_ffn_embed_dim=9, **options)
+        model.decoder.is_native = is_native
+        logits, attention = walk_errors(Walk(model, vocabulary, beam))
+        assert logits < 1e-4
+        assert attention < 1e-5
+
+
+@pytest.mark.parametrize("window", [None, 24, 40])
+def test_a_long_search_outgrows_the_first_capacity(window: int | None) -> None:
+    vocabulary = dictionary()
+    model = model_of(vocabulary, num_kv_heads=2, max_target_positions=128, decoder_window=window)
     walk = Walk(model, vocabulary, 2)
     with torch.no_grad():
         for step in range(70):

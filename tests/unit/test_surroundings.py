@@ -98,6 +98,37 @@ def test_a_user_whom_the_system_does_not_know_has_a_name_and_a_home() -> None:
     assert Path(found["home"]).name.startswith("gqa-fairseq-")
 
 
+LIBRARIES = """
+import json, pwd
+def unknown(uid):
+    raise KeyError(f"getpwuid(): uid not found: {uid}")
+pwd.getpwuid = unknown  # no entry in /etc/passwd, and no HOME
+from data_prep.system.surroundings import settle
+settle()
+import matplotlib, torch.hub, wandb.env
+from pathlib import Path
+found = [
+    matplotlib.get_cachedir(), matplotlib.get_configdir(), torch.hub.get_dir(),
+    wandb.env.get_cache_dir(), wandb.env.get_data_dir(), Path.home(),
+]
+for folder in map(Path, found):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "probe").touch()
+print(json.dumps([str(folder) for folder in found]))
+"""
+
+
+def test_caches_of_libraries_have_a_place_without_a_home_and_a_user(tmp_path: Path) -> None:
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", LIBRARIES],
+        env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")  # matplotlib would warn of a place of its own
+    for folder in json.loads(done.stdout):
+        assert Path(folder).is_relative_to(tmp_path / f"gqa-fairseq-{os.getuid()}")
+
+
 def test_standard_output_in_ascii_shows_the_rest_as_escapes() -> None:
     code = """
 from data_prep.system.surroundings import console_of, settle

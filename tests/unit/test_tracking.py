@@ -176,6 +176,7 @@ def test_what_is_not_there_has_no_key() -> None:
     assert summary(diverged) == {
         "model/parameters": 3_034_368,
         "model/residual_parameters": 0,
+        "train/loss_spikes": 0,
         "train/diverged_after_update": 150,
     }
     assert [update for update, _ in curve(diverged)] == [50, 100, 150]
@@ -226,7 +227,11 @@ def test_the_command_logs_records_that_exist(
     assert main([*records, "--dir", str(tmp_path / "out")]) == 0
     run = runs(tmp_path / "out")[record.name]
     assert speed_summary(measurement, record.job.id).items() <= run["summary"].items()
-    assert record.name in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert record.name in said
+    folder = tmp_path / "out/wandb"
+    assert said.endswith(f"wandb: runs are in {folder}: wandb sync {folder}/offline-run-*\n")
+    assert list(folder.glob("offline-run-*"))
     folders = [tmp_path / "newer", tmp_path / "measurements"]
     given = [argument for folder in folders for argument in ("--measurements", str(folder))]
     assert main([*records, *given, "--dir", str(tmp_path / "given")]) == 0

@@ -52,6 +52,7 @@ def updates(update: int, tokens: float = 100.0, rate: float = 1000.0) -> TrainUp
         target_tokens_per_update=tokens,
         target_tokens_per_s=rate,
         wall_s=float(update),
+        grad_norm=0.5 + update,
     )
 
 
@@ -67,11 +68,19 @@ def test_a_training_line() -> None:
         target_tokens_per_update=418.8,
         target_tokens_per_s=11355.0,
         wall_s=2.0,
+        grad_norm=1.491,
     )
 
 
 def test_a_validation_line() -> None:
     assert parse_line(VALID_LINE) == validation(10, 7.244 * math.log(2))
+
+
+def test_a_training_line_may_lack_a_gradient_norm() -> None:
+    """As fairseq's lines do where all updates of an interval overflowed in fp16."""
+    event = parse_line(TRAIN_LINE.replace('"gnorm": "1.491", ', ""))
+    assert isinstance(event, TrainUpdates)
+    assert event.grad_norm is None
 
 
 @pytest.mark.parametrize("line", [*OTHER_LINES, TRAIN_LINE[:80], TRAIN_LINE[:80] + TRAIN_LINE])
@@ -84,6 +93,7 @@ def test_the_curve_counts_real_tokens_from_the_start() -> None:
     assert [point.update for point in curve] == [5, 10, 15]
     assert [point.target_tokens for point in curve] == [502, 1502, 1752]
     assert [point.dev_nll_nats_per_token for point in curve] == [None, 4.0, None]
+    assert [point.grad_norm for point in curve] == [5.5, 10.5, 15.5]
 
 
 def test_after_a_resume_the_later_line_on_an_update_counts() -> None:
@@ -212,6 +222,8 @@ def test_a_diverged_curve_has_no_points_that_are_no_numbers() -> None:
     )
     assert [point.update for point in curve] == [5]
     assert curve[0].dev_nll_nats_per_token is None
+    [point] = read_curve([msgspec.structs.replace(updates(5), grad_norm=math.inf)])
+    assert point.grad_norm is None
     result = Diverged(after_update=5, reason="the loss at update 10 is nan", curve=curve)
     raw = msgspec.json.encode(result)
     assert decode_json(raw, Diverged, Path("result.json")) == result

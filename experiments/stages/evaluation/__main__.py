@@ -11,6 +11,7 @@ from pathlib import Path
 
 from data_prep.system.surroundings import settle
 from experiments.errors import ExperimentError
+from experiments.records.checked import ContradictionError
 from experiments.records.storage import read_json, write_json
 from experiments.stages.evaluation.evaluate import evaluate
 from experiments.stages.evaluation.request import (
@@ -24,9 +25,13 @@ def main(arguments: list[str]) -> int:
     """Evaluate what a stage's folder asks for; returns the exit code."""
     settle()
     folder = Path(arguments[0])
+    hypotheses = folder / "hypotheses"
     try:
         request = read_json(folder / REQUEST_NAME, EvaluationRequest)
-        write_json(folder / EVALUATION_NAME, evaluate(request, folder / "hypotheses"))
+        write_json(folder / EVALUATION_NAME, evaluate(request, hypotheses))
+    except ContradictionError as error:
+        print(f"error: {error} (the translations are kept in {hypotheses})", file=sys.stderr)
+        return 2
     except ExperimentError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -5,7 +5,7 @@ subset of test is scored on its lines of test's translations.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ import torch
 from fairseq import utils
 from fairseq.data import LanguagePairDataset
 from fairseq.models import BaseFairseqModel
-from fairseq.sequence_generator import SequenceGenerator
 from fairseq.tasks import FairseqTask
 
 from experiments.config import DecodeConfig
@@ -37,11 +36,15 @@ from experiments.records.parts import (
 )
 from experiments.stages.corpus import read_lines, read_subsets
 from experiments.stages.evaluation.request import EvaluationRequest
+from experiments.stages.evaluation.translation import (
+    batches,
+    load_trained,
+    make_search,
+    text_of,
+    translate_batches,
+)
 from experiments.stages.folders import DataFolder
-from gqa_fairseq.checkpoints.load import load_model
-from gqa_fairseq.decoding.search import GroupedQueryGenerator
 
-GENERATORS = {"gqa": GroupedQueryGenerator, "stock": SequenceGenerator}
 FAIRSEQ_NAMES = {"dev": "valid", "test": "test"}
 
 # Which lines of a hypotheses file are scored under which name: a whole split, or a subset of it.
@@ -54,7 +57,7 @@ def evaluate(request: EvaluationRequest, hypotheses_folder: Path) -> Evaluation:
     Raises ExperimentError when a line does not fit the model or the data lacks lines.
     """
     decode, data = request.decode, request.data
-    model, task = load_trained(request.checkpoint, data)
+    model, task = load_trained(request.checkpoint, data.binarized)
     if request.device == "cuda":
         model.cuda()
     references = {split: read_lines(data.text(split, data.target_lang)) for split in FAIRSEQ_NAMES}
@@ -65,11 +68,13 @@ def evaluate(request: EvaluationRequest, hypotheses_folder: Path) -> Evaluation:
     parts["test"] = {**parts["test"], **read_subsets(data, len(references["test"]))}
     print("dev loss", flush=True)
     nll, tokens = nll_nats(model, datasets["dev"], decode.batch_sentences)
+    perplexity = perplexity_of(nll / tokens)
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(data.pieces_model))
     scores = []
     for split, beam, penalty in searches(decode):
         name = f"{split}.{search_name(beam, penalty)}"
         lines = translate(model, task, datasets[split], decode, beam, penalty, pieces, name)
+        write_hypotheses(hypotheses_folder, Hypotheses(lines, []))  # whatever scoring does
         found = score_lines(lines, references[split], parts[split], data.target_lang)
         write_hypotheses(hypotheses_folder, Hypotheses(lines, found.counts))
         scores += [
@@ -80,11 +85,28 @@ def evaluate(request: EvaluationRequest, hypotheses_folder: Path) -> Evaluation:
         engine=decode.engine,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         dev_nll_nats_per_token=nll / tokens,
-        dev_perplexity=math.exp(nll / tokens),
+        dev_perplexity=perplexity,
         dev_target_tokens=tokens,
         scores=scores,
         model_free=_model_free(data, references["test"], parts["test"], hypotheses_folder),
     )
+
+
+def perplexity_of(nll_nats_per_token: float) -> float:
+    """exp of the loss; raises ExperimentError unless both are finite numbers.
+
+    A record holds no others, and what is translated with such a model is worth no time.
+    """
+    try:
+        perplexity = math.exp(nll_nats_per_token)
+    except OverflowError:
+        perplexity = math.inf
+    if not math.isfinite(perplexity):
+        raise ExperimentError(
+            f"the loss on dev is {nll_nats_per_token:g} nats/token: this model is no result, and "
+            "nothing was translated (train it with a lower train.learning_rate)"
+        )
+    return perplexity
 
 
 def searches(decode: DecodeConfig) -> list[tuple[str, int, LengthPenalty]]:
@@ -98,14 +120,6 @@ def searches(decode: DecodeConfig) -> list[tuple[str, int, LengthPenalty]]:
     return [("dev", 1, first), ("test", 1, first), *with_beam]
 
 
-def load_trained(checkpoint: Path, data: DataFolder) -> tuple[BaseFairseqModel, FairseqTask]:
-    """The trained model and its task on the data; raises ExperimentError, one line."""
-    try:
-        return load_model(checkpoint, data.binarized)
-    except (OSError, ValueError) as error:
-        raise ExperimentError(str(error)) from error
-
-
 def load_split(task: FairseqTask, split: str, lines: int) -> LanguagePairDataset:
     """The binarized split; raises ExperimentError unless it has all lines of the text."""
     task.load_dataset(FAIRSEQ_NAMES[split])
@@ -116,13 +130,6 @@ def load_split(task: FairseqTask, split: str, lines: int) -> LanguagePairDataset
             "(prepare the data again)"
         )
     return dataset
-
-
-def batches(dataset: LanguagePairDataset, sentences: int) -> Iterator[dict]:
-    """Every sentence once, in fairseq's batches of neighbours in length, longest first."""
-    order = sorted(range(len(dataset)), key=lambda i: (-dataset.src_sizes[i], i))
-    for start in range(0, len(order), sentences):
-        yield dataset.collater([dataset[i] for i in order[start : start + sentences]])
 
 
 @torch.no_grad()
@@ -157,25 +164,12 @@ def translate(
     label: str,
 ) -> list[str]:
     """One detokenized line for each source, in the order of the dataset."""
-    device = next(model.parameters()).device
     dictionary = task.target_dictionary
-    option = {"fairseq": "len_penalty", "gnmt": "gnmt_alpha"}[penalty]
-    generator = GENERATORS[decode.engine](
-        [model],
-        dictionary,
-        beam_size=beam,
-        **{option: decode.length_alpha},
-        max_len_a=decode.max_len_a,
-        max_len_b=decode.max_len_b,
-    )
+    search = make_search(model, dictionary, decode, beam, penalty)
     found: dict[int, str] = {}
-    for batch in batches(dataset, decode.batch_sentences):
-        batch = utils.move_to_cuda(batch) if device.type == "cuda" else batch
-        for index, hypotheses in zip(
-            batch["id"].tolist(), generator.generate([model], batch), strict=True
-        ):
-            text = dictionary.string(hypotheses[0]["tokens"])
-            found[index] = pieces.decode(text.split(" "))
+    for batch in translate_batches(model, search, dataset, decode.batch_sentences):
+        for index, hypotheses in batch.items():
+            found[index] = text_of(hypotheses[0]["tokens"], dictionary, pieces)
         print(f"{label}: {len(found)}/{len(dataset)} lines", flush=True)
     # A missing or doubled sentence would fail here.
     return [found[index] for index in range(len(dataset))]

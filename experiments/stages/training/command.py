@@ -1,9 +1,10 @@
 """The fairseq-train command of a config: a pure function of it, which records keep."""
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from experiments.config import SuiteConfig
+from experiments.config import HardwareConfig, SuiteConfig
 
 PLUGIN = Path(__file__).resolve().parents[3] / "gqa_fairseq"
 
@@ -16,7 +17,6 @@ def train_command(config: SuiteConfig, binarized: Path, checkpoints: Path) -> li
     checkpoints does not depend on the corpus.
     """
     train, hardware, positions = config.train, config.hardware, config.model.max_positions
-    never = 10**9
     options: dict[str, object] = {
         "--user-dir": os.path.relpath(PLUGIN),
         "--task": "gqa_translation",
@@ -24,7 +24,7 @@ def train_command(config: SuiteConfig, binarized: Path, checkpoints: Path) -> li
         "--target-lang": config.data.target_lang,
         "--arch": "gqa_transformer",
     }
-    flags = ["--no-epoch-checkpoints"]
+    flags = []
     for name, value in config.architecture.fairseq_options().items():
         option = f"--{name.replace('_', '-')}"
         if value is True:
@@ -51,19 +51,9 @@ def train_command(config: SuiteConfig, binarized: Path, checkpoints: Path) -> li
         "--distributed-world-size": config.world_size,
         "--max-tokens": hardware.max_tokens_per_device,
         "--max-tokens-valid": max(config.padded_tokens_per_batch, positions),
-        "--validate-interval": never,
-        "--validate-interval-updates": train.validate_every_updates,
-        "--save-interval": never,
-        "--save-interval-updates": train.validate_every_updates,
-        "--keep-interval-updates": train.average_checkpoints or 1,
-        "--save-dir": checkpoints,
         "--seed": config.seed,
-        "--num-workers": 0,
-        "--log-format": "json",
-        "--log-interval": train.log_every_updates,
+        **saving_options(config, checkpoints),
     }
-    if hardware.device == "cpu":
-        flags.append("--cpu")
     if hardware.nodes > 1:
         # On a machine with GPUs fairseq starts one process for each, with ranks from this one on.
         options["--distributed-init-method"] = f"tcp://{hardware.master}"
@@ -72,9 +62,42 @@ def train_command(config: SuiteConfig, binarized: Path, checkpoints: Path) -> li
             options["--distributed-backend"] = "gloo"
             options["--ddp-backend"] = "legacy_ddp"
             flags.append("--distributed-no-spawn")
+    command = ["fairseq-train", str(binarized)]
+    return [*with_options(command, options), *flags, *machine_flags(hardware)]
+
+
+def saving_options(config: SuiteConfig, checkpoints: Path) -> dict[str, object]:
+    """When to validate and to save, and what the log says."""
+    train, never = config.train, 10**9
+    return {
+        "--validate-interval": never,
+        "--validate-interval-updates": train.validate_every_updates,
+        "--save-interval": never,
+        "--save-interval-updates": train.validate_every_updates,
+        "--keep-interval-updates": train.average_checkpoints or 1,
+        "--save-dir": checkpoints,
+        "--num-workers": 0,
+        "--log-format": "json",
+        "--log-interval": train.log_every_updates,
+    }
+
+
+def machine_flags(hardware: HardwareConfig) -> list[str]:
+    """The device, and its precision; no epoch's end adds a checkpoint."""
+    flags = ["--no-epoch-checkpoints"]
+    if hardware.device == "cpu":
+        flags.append("--cpu")
     if hardware.precision != "fp32":
         flags.append(f"--{hardware.precision}")
-    command = ["fairseq-train", str(binarized)]
+    return flags
+
+
+def with_options(command: Sequence[str], options: Mapping[str, object]) -> list[str]:
+    """The command with other values of its options; those that it lacks come last."""
+    changed = list(command)
     for name, value in options.items():
-        command += [name, str(value)]
-    return command + flags
+        if name in changed:
+            changed[changed.index(name) + 1] = str(value)
+        else:
+            changed += [name, str(value)]
+    return changed

@@ -18,7 +18,10 @@ _NOT_FINITE = re.compile(r"FloatingPointError: (.+)$")
 
 
 class TrainUpdates(msgspec.Struct, frozen=True, kw_only=True):
-    """The updates since the last such line of the log; losses in nats per target token."""
+    """The updates since the last such line of the log; losses in nats per target token.
+
+    `grad_norm` is null where no update has one: in fp16 all of them may have overflowed.
+    """
 
     update: int
     nll_nats_per_token: float
@@ -26,6 +29,7 @@ class TrainUpdates(msgspec.Struct, frozen=True, kw_only=True):
     target_tokens_per_update: float
     target_tokens_per_s: float
     wall_s: float
+    grad_norm: float | None
 
 
 class Validation(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,13 +72,16 @@ def parse_line(line: str) -> TrainUpdates | Validation | None:
         target_tokens_per_update=float(stats["wpb"]),
         target_tokens_per_s=float(stats["wps"]),
         wall_s=float(stats["wall"]),
+        grad_norm=float(stats["gnorm"]) if "gnorm" in stats else None,
     )
 
 
-def read_curve(events: Iterable[TrainUpdates | Validation]) -> list[TrainPoint]:
+def read_curve(events: Iterable[TrainUpdates | Validation], after: int = 0) -> list[TrainPoint]:
     """The training curve of a whole log, resumes included: the later line on an update counts.
 
-    Losses that are no numbers have no point.
+    Losses that are no numbers have no point, and norms that are none are left out of theirs.
+    Updates, tokens and time are counted from the update `after`, where a training goes on from
+    another one.
     """
     trained: dict[int, TrainUpdates] = {}
     validated: dict[int, Validation] = {}
@@ -85,25 +92,27 @@ def read_curve(events: Iterable[TrainUpdates | Validation]) -> list[TrainPoint]:
             trained[event.update] = event
         else:
             validated[event.update] = event
-    curve, target_tokens, before, wall_s = [], 0.0, 0, 0.0
+    curve, target_tokens, before, wall_s, clock_s = [], 0.0, after, 0.0, 0.0
     for update, event in sorted(trained.items()):
         tokens = event.target_tokens_per_update * (update - before)
         target_tokens += tokens
         before = update
-        # After a resume fairseq's clock stands still, at 0.
-        if event.wall_s >= wall_s:
-            wall_s = event.wall_s
+        # After a resume fairseq's clock stands still, at 0, or starts anew.
+        if event.wall_s >= clock_s and event.wall_s:
+            wall_s += event.wall_s - clock_s
         elif event.target_tokens_per_s:
             wall_s += tokens / event.target_tokens_per_s
-        dev = validated.get(update)
+        clock_s = event.wall_s
+        dev, norm = validated.get(update), event.grad_norm
         curve.append(
             TrainPoint(
-                update=update,
+                update=update - after,
                 train_nll_nats_per_token=event.nll_nats_per_token,
                 dev_nll_nats_per_token=dev.nll_nats_per_token if dev else None,
                 learning_rate=event.learning_rate,
                 target_tokens=round(target_tokens),
                 wall_s=wall_s,
+                grad_norm=norm if norm is not None and math.isfinite(norm) else None,
             )
         )
     return curve

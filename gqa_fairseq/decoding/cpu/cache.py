@@ -4,6 +4,10 @@
     target   self  K, V   [B, G, N, D]       N = capacity * W slots; step t fills W of them
     mask                  [B, W, N]          which slots a beam descends from: 0, else -inf
 
+Where a position reads the last `window` positions alone, `window` * W slots are all there are: step
+t fills those of step t - window again, which nothing reads any more. Attention is a sum over slots,
+so their order does not matter.
+
 Beam search reorders beams at every step. Moving their cached keys and values costs a read and a
 write of the whole cache; here the W beams of a sentence share its slots, and only their ancestry
 (the mask) is reordered. A beam's row of the mask selects exactly its own history, so the result is
@@ -22,6 +26,7 @@ import torch
 from torch import Tensor
 
 from gqa_fairseq.attention import attend_cached
+from gqa_fairseq.costs import positions_kept
 from gqa_fairseq.decoding.cpu.native import Attention, Operators
 
 INITIAL_CAPACITY = 32
@@ -31,6 +36,7 @@ class DecoderCache:
     """Keys and values of all layers for `batch` sentences with `beam` hypotheses each.
 
     `native` operators attend where they can; the cache then has to be float32 on a CPU.
+    `window`: how many steps, the newest included, a step reads and the cache keeps; None: all.
     Tensors take dtype and device from the first keys that are stored. Rows (sentences) are in
     the cache's own order: `to_cache_order` and `to_sentence_order` convert at the decoder's edges.
     """
@@ -41,11 +47,14 @@ class DecoderCache:
         beam: int,
         capacity: int = INITIAL_CAPACITY,
         native: Operators | None = None,
+        window: int | None = None,
     ) -> None:
         self.batch = batch
         self.beam = beam
-        self.length = 0
-        self.capacity = capacity
+        self.window = window
+        self.length = 0  # steps so far
+        self.capacity = positions_kept(capacity, window)  # steps that there is room for
+        self._newest = self._used = 0  # the newest step's first slot; slots in use
         self.source_mask: Tensor | None = None
         self._native = native
         self._cross: list[tuple[Tensor, Tensor]] = []
@@ -94,9 +103,9 @@ class DecoderCache:
 
     def _native_self(self, native: Operators, layer: int, heads: int, like: Tensor) -> Attention:
         """For new keys like `like` [B, ..., G, D]; the operator writes them before it reads."""
-        buffers, slots = self._buffers(layer, like), self.length * self.beam
-        shape = self.batch, self.beam, heads
-        return native.attention(*buffers, slots, self._ancestry(), shape, is_growing=True)
+        shape, ancestry = (self.batch, self.beam, heads), self._ancestry()
+        buffers = self._buffers(layer, like)
+        return native.attention(*buffers, self._used, ancestry, shape, new_slot=self._newest)
 
     def native_attentions(self, layer: int, heads: int) -> tuple[Attention, Attention] | None:
         """This step's self- and cross-attention for a native layer; None without such operators."""
@@ -111,31 +120,35 @@ class DecoderCache:
 
     def start_step(self, dtype: torch.dtype, device: torch.device) -> None:
         """Opens the W slots of the next step; each beam may read its own."""
-        if self.length == self.capacity:
+        place = self.length if self.window is None else self.length % self.window
+        if place == self.capacity:
             self._grow()
         W = self.beam
+        self._newest = place * W
+        self._used = max(self._used, self._newest + W)
         if W > 1:
             if self._mask is None:
                 size = (self.batch, W, self.capacity * W)
                 self._mask = torch.full(size, -math.inf, dtype=dtype, device=device)
-            own = self._mask[: self.batch, :, self.length * W : (self.length + 1) * W]
+            own = self._mask[: self.batch, :, self._newest : self._newest + W]
             own.fill_(-math.inf).diagonal(dim1=1, dim2=2).zero_()
         self.length += 1
 
     def append(
         self, layer: int, keys: Tensor, values: Tensor
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Writes this step's keys and values [B, W, G, D] in place; returns all so far.
+        """Writes this step's keys and values [B, W, G, D] in place; returns all that are kept.
 
         Returns:
-            (keys, values) views [B, G, length * W, D] and the mask [B, W, length * W] or None.
+            (keys, values) views [B, G, n * W, D] and the mask [B, W, n * W] or None; n is the
+            length, at most the window.
         """
-        n, end = self.batch, self.length * self.beam
+        n, newest, used = self.batch, self._newest, self._used
         buffers = self._buffers(layer, keys)
         for buffer, new in zip(buffers, (keys, values), strict=True):
-            buffer[:n, :, end - self.beam : end] = new.transpose(1, 2)
+            buffer[:n, :, newest : newest + self.beam] = new.transpose(1, 2)
         k, v = buffers
-        return k[:n, :, :end], v[:n, :, :end], self._ancestry()
+        return k[:n, :, :used], v[:n, :, :used], self._ancestry()
 
     def _buffers(self, layer: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """A layer's keys and values [>= B, G, capacity * W, D], for new `like` [..., G, D]."""
@@ -146,12 +159,12 @@ class DecoderCache:
         return self._self[layer]
 
     def _ancestry(self) -> Tensor | None:
-        """The mask [B, W, length * W] of the slots in use; None for one beam."""
+        """The mask [B, W, slots in use]; None for one beam."""
         mask = self._mask
-        return mask if mask is None else mask[: self.batch, :, : self.length * self.beam]
+        return mask if mask is None else mask[: self.batch, :, : self._used]
 
     def attend_self(self, layer: int, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Appends keys and values; self-attention of query [B, W, H, D] over all: [B, W, H * D]."""
+        """Appends keys and values; self-attention of query [B, W, H, D]: [B, W, H * D]."""
         native = self._native_for(query.shape[-1])
         if native is None:
             return attend_cached(query, *self.append(layer, keys, values))[0]
@@ -161,11 +174,11 @@ class DecoderCache:
     def reserve(self, steps: int) -> None:
         """Makes room for `steps` in all, so that a known length is allocated once."""
         if self.length == 0:
-            self.capacity = max(1, steps)
+            self.capacity = positions_kept(max(1, steps), self.window)
 
     def _grow(self) -> None:
         """Doubles the capacity: the copies add up to less than one more pass over the cache."""
-        used, self.capacity = self.length * self.beam, 2 * self.capacity
+        used, self.capacity = self._used, positions_kept(2 * self.capacity, self.window)
 
         def wider(old: Tensor, dim: int) -> Tensor:
             size = list(old.shape)
@@ -212,9 +225,8 @@ class DecoderCache:
         """
         if self._mask is None:
             return
-        end = self.length * self.beam
-        history = self._mask[: self.batch, :, :end]
-        index = self.to_cache_order(parents)[:, :, None].expand(-1, -1, end)
+        history = self._mask[: self.batch, :, : self._used]
+        index = self.to_cache_order(parents)[:, :, None].expand_as(history)
         history.copy_(history.gather(1, index))
 
     def keep_sentences(self, sentences: Tensor) -> None:
@@ -243,11 +255,11 @@ class DecoderCache:
 
     def _row_tensors(self) -> list[Tensor]:
         """Everything with a row a sentence, cut to what is in use."""
-        end = self.length * self.beam
+        used = self._used
         tensors = [t for pair in self._cross for t in pair]
-        tensors += [t[:, :, :end] for pair in self._self for t in pair]
+        tensors += [t[:, :, :used] for pair in self._self for t in pair]
         if self._mask is not None:
-            tensors.append(self._mask[:, :, :end])
+            tensors.append(self._mask[:, :, :used])
         if self.source_mask is not None:
             tensors.append(self.source_mask)
         return tensors
@@ -267,7 +279,7 @@ class DecoderCache:
     @property
     def nbytes(self) -> dict[str, int]:
         """Bytes of K and V in use, `self` and `cross`; compare costs.cache_bytes."""
-        used, n = self.length * self.beam, self.batch
+        used, n = self._used, self.batch
         return {
             "self": sum(t[:n, :, :used].nbytes for pair in self._self for t in pair),
             "cross": sum(t[:n].nbytes for pair in self._cross for t in pair),

@@ -3,10 +3,11 @@
 cpu/cache.py cuts its tensors to what is filled, and a graph captured at one length would
 replay that length always. Here every step sees the same views; how far they are filled, where a
 source begins and which beams descend from a slot are values on the device, which the kernel of
-gpu/kernels.py reads there. The slots are the same: W of them a step, never moved.
+gpu/kernels.py reads there. The slots are the same: W of them a step, never moved, and filled
+again after `window` steps where positions read no further.
 
     source   cross K, V   [B, G, S, D]       one row a SENTENCE, at the right end of S slots
-    target   self  K, V   [B, G, N, D]       N = steps * W slots; step t fills W of them
+    target   self  K, V   [B, G, N, D]       N = steps * W slots, or window * W if that is less
     readers               [B, N] int32       bit w: beam w descends from the slot
 
 Between steps, and only there, the host may show fewer rows (`keep`) or more slots (`show`): both
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor
 
 from gqa_fairseq.attention import attend_cached
+from gqa_fairseq.costs import positions_kept
 from gqa_fairseq.decoding.memory import BatchShape, Capacity
 
 LEAST_STEPS = 32  # in view: 32, 64, 128, ... steps
@@ -70,9 +72,10 @@ class GpuCache:
 
     Args:
         beam: hypotheses a sentence, W.
+        window: how many steps, the newest included, a step reads; None: all.
         attend: the attention over it.
 
-    `batch` rows and `length` steps of the current batch are in view; `is_running` [rows] int32 on
+    `batch` rows and the slots of `length` steps are in view; `is_running` [rows] int32 on
     the device is 1 for the sentences that are searched; the other rows read nothing.
     """
 
@@ -87,6 +90,7 @@ class GpuCache:
         dtype: torch.dtype,
         device: torch.device,
         attend: Attention,
+        window: int | None = None,
     ) -> None:
         def pairs(tokens: int) -> list[tuple[Tensor, Tensor]]:
             size = tokens * num_kv_heads * head_dim
@@ -96,13 +100,14 @@ class GpuCache:
         def integers(size: int, dtype: torch.dtype = torch.int32) -> Tensor:
             return torch.zeros(size, dtype=dtype, device=device)
 
-        self.beam, self.attend = beam, attend
+        self.beam, self.attend, self._window = beam, attend, window
         self.position = integers(1, torch.int64)  # of the step that is next
         self.is_running = integers(capacity.rows)
         self._source_start, self._source_end = integers(capacity.rows), integers(capacity.rows)
         self._heads = (num_kv_heads, head_dim)
-        self._memory = (pairs(capacity.targets * beam), pairs(capacity.sources))
-        self._all_readers = integers(capacity.targets * beam) if beam > 1 else None
+        slots = capacity.kept_targets(window) * beam
+        self._memory = (pairs(slots), pairs(capacity.sources))
+        self._all_readers = integers(slots) if beam > 1 else None
         self._beams = torch.arange(beam, device=device)
         self._own = (1 << self._beams).int()  # [W] the bit of each beam
 
@@ -115,7 +120,8 @@ class GpuCache:
             start, end: [sentences], each one's part of its `source_tokens` that is no padding.
         """
         G, D = self._heads
-        rows, slots = shape.rows, shape.steps * self.beam
+        self._kept = positions_kept(shape.steps, self._window)
+        rows, slots = shape.rows, self._kept * self.beam
 
         def laid_out(pair: tuple[Tensor, Tensor], slots: int) -> tuple[Tensor, Tensor]:
             k, v = (x[: rows * G * slots * D].view(rows, G, slots, D) for x in pair)
@@ -151,13 +157,13 @@ class GpuCache:
         self.steps, self.length = steps, LEAST_STEPS
         while self.length < steps:
             self.length *= 2
-        self.length = min(self.length, self._shape.steps)
+        self.length = min(self.length, self._kept)
+        self._used = min(steps, self._kept) * self.beam
 
     def keep(self, sources: Tensor, targets: Tensor, batch: int) -> None:
         """Shows `batch` rows only; rows `sources` beyond them first move to rows `targets`."""
-        used = self.steps * self.beam
         tensors = [t for pair in self._cross for t in pair]
-        tensors += [t[:, :, :used] for pair in self._self for t in pair]
+        tensors += [t[:, :, : self._used] for pair in self._self for t in pair]
         tensors += [self._source_start, self._source_end, self.is_running]
         if self._readers is not None:
             tensors.append(self._readers)
@@ -170,10 +176,14 @@ class GpuCache:
     def start_step(self, dtype: torch.dtype, device: torch.device) -> None:
         """Opens the W slots of the next step; each beam may read its own."""
         n = self.batch
-        self._slots = self.position * self.beam + self._beams
+        # Only where steps outnumber the places: a launch less for the others.
+        is_ring = self._kept < self._shape.steps
+        place = self.position % self._kept if is_ring else self.position
+        self._slots = place * self.beam + self._beams
         if self._readers is not None:
             self._readers[:n].index_copy_(1, self._slots, self._own.expand(n, -1))
         running = self.is_running[:n]
+        # Past the window it is more than there are: attention cuts it.
         self._filled = running * ((self.position + 1) * self.beam).int()
         self._source_stop = running * self._source_end[:n]
 
@@ -215,7 +225,7 @@ class GpuCache:
     @property
     def nbytes(self) -> dict[str, int]:
         """Bytes of K and V in use, `self` and `cross`, as DecoderCache.nbytes."""
-        n, used, S = min(self._sentences, self.batch), self.steps * self.beam, self._source_tokens
+        n, used, S = min(self._sentences, self.batch), self._used, self._source_tokens
         return {
             "self": sum(t[:n, :, :used].nbytes for pair in self._self for t in pair),
             "cross": sum(t[:n, :, :S].nbytes for pair in self._cross for t in pair),

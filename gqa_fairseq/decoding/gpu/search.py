@@ -82,6 +82,7 @@ class GpuSearch:
             dtype=dtype,
             device=device,
             attend=grouped_decode_attention if is_fast else attend_visible,
+            window=attention.window,
         )
         self.beams = GpuBeams(capacity, beam=chooser.beam, eos=chooser.eos, device=device)
         self.graphed = GraphedStep(device)

@@ -210,7 +210,7 @@ class Operators:
         slots: int,
         mask: Tensor | None,
         shape: tuple[int, int, int],
-        is_growing: bool = False,
+        new_slot: int = 0,
     ) -> Attention:
         """A cache for `attend` or a Layer; the tensors must outlive it.
 
@@ -219,7 +219,7 @@ class Operators:
             slots: how many are in use; those that no beam sees are not read.
             mask: [B, W or 1, slots], 0 or -inf; the last dimension contiguous.
             shape: (B, W, H).
-            is_growing: the last W slots are those of the step's own keys and values.
+            new_slot: the first of the W slots of the step's own keys and values, if it has any.
         """
         B, W, H = shape
         work = Attention(
@@ -227,7 +227,7 @@ class Operators:
             values=values.data_ptr(),
             sentence_stride=keys.stride(0),
             head_stride=keys.stride(1),
-            new_slot=slots - W if is_growing else 0,
+            new_slot=new_slot,
             B=B,
             W=W,
             H=H,

@@ -18,13 +18,14 @@ struct Layer {
 // y [B * W, C] = the layer's output for x. `self` and `source` describe the caches; the queries, the
 // new keys and values and the outputs are the layer's and filled in here.
 void gqa_layer(const Layer* layer, Attention* self, Attention* source, const float* x, float* y) {
-  const int64_t rows = self->B * self->W, C = self->H * self->D, kv = self->G * self->D;
+  const int64_t rows = self->B * self->W, C = layer->self_out.outputs;
+  const int64_t queries = self->H * self->D, kv = self->G * self->D;
   const int64_t widest = std::max(layer->self_qkv.outputs, layer->fc1.outputs);
   static thread_local std::vector<float> buffer;
-  const size_t needed = rows * (4 * C + widest);
+  const size_t needed = rows * (3 * C + queries + widest);
   if (buffer.size() < needed) buffer.resize(needed);
-  float *normed = buffer.data(), *mixed = normed + rows * C, *first = mixed + rows * C;
-  float *second = first + rows * C, *inner = second + rows * C;
+  float *normed = buffer.data(), *first = normed + rows * C, *second = first + rows * C;
+  float *mixed = second + rows * C, *inner = mixed + rows * queries;
 
   const auto before = [&](const Norm& norm, const float* from) -> const float* {
     if (!layer->is_pre_norm) return from;
@@ -37,9 +38,9 @@ void gqa_layer(const Layer* layer, Attention* self, Attention* source, const flo
 
   gqa_product(&layer->self_qkv, before(layer->self_norm, x), nullptr, inner, rows);
   self->query = inner;
-  self->query_stride = C + 2 * kv;
-  self->new_keys = inner + C;
-  self->new_values = inner + C + kv;
+  self->query_stride = queries + 2 * kv;
+  self->new_keys = inner + queries;
+  self->new_values = inner + queries + kv;
   self->out = mixed;
   gqa_attend(self);
   gqa_product(&layer->self_out, mixed, x, first, rows);
@@ -47,7 +48,7 @@ void gqa_layer(const Layer* layer, Attention* self, Attention* source, const flo
 
   gqa_product(&layer->source_q, before(layer->source_norm, first), nullptr, inner, rows);
   source->query = inner;
-  source->query_stride = C;
+  source->query_stride = queries;
   source->out = mixed;
   gqa_attend(source);
   gqa_product(&layer->source_out, mixed, first, second, rows);

@@ -1,0 +1,56 @@
+"""What is done, what runs and what is left, of jobs and of the stages that they share.
+
+    python -m experiments.status
+    python -m experiments.status --disk      # and what takes how much
+
+`python -m experiments.clean` says what can be removed.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from data_prep.system.surroundings import settle
+from experiments.arguments import Parser
+from experiments.errors import ExperimentError
+from experiments.stages.inventory import Outputs, in_bytes, size_of, state_of_job
+
+
+def show(outputs: Outputs, *, disk: bool) -> None:
+    """Print a line a job, and a line a stage; raises ExperimentError where there is nothing."""
+    outputs.check()
+    rows = [("job", "/".join(job.parts[-2:]), state_of_job(job), job) for job in outputs.jobs()]
+    rows += [(s.kind, s.path.name, s.line, s.path) for s in outputs.stages()]
+    if not rows:
+        raise ExperimentError(f"{outputs.path}: neither jobs nor stages in it (run an experiment)")
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]  # type: ignore[arg-type]
+    for kind, name, state, path in rows:
+        size = f"{in_bytes(size_of(path)):>8}  " if disk else ""
+        print(f"{size}{kind:<{widths[0]}}  {name:<{widths[1]}}  {state}")
+    if disk:
+        print(f"{in_bytes(size_of(outputs.path)):>8}  all of {outputs.path}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Show what is there; returns the exit code."""
+    parser = Parser(
+        prog="python -m experiments.status",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--outputs", type=Path, default=Path("outputs"), help="folder (default: %(default)s)"
+    )
+    parser.add_argument("--disk", action="store_true", help="what takes how much")
+    settle()
+    try:
+        options = parser.parse_args(arguments)
+        show(Outputs(options.outputs), disk=options.disk)
+    except ExperimentError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
