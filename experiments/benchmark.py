@@ -155,7 +155,7 @@ def _request_of_training(args: argparse.Namespace) -> Request:
         memory=False,
         device=config.hardware.device,
         dtype="float32",
-        threads=config.hardware.threads or _threads(),
+        threads=config.hardware.threads or asked_threads(),
     )
 
 

@@ -140,6 +140,8 @@ def check_request(request: Request) -> list[str]:
                 f"{contender.name}: a checkpoint without the folder of data that has its dictionary"
             )
     if request.training:
+        if request.training.text and request.memory:
+            raise ExperimentError("memory is measured at fixed lengths, not on real batches")
         _refuse_doubled("trainers", request.training.trainers)
         for name in request.training.trainers:
             if name not in TRAINERS:

@@ -24,7 +24,7 @@ from experiments.measure.request import (
     weights_of,
     without_refused,
 )
-from experiments.measure.training import Training, competitors, real_updates
+from experiments.measure.training import Training, Updates, competitors, real_updates
 from experiments.measure.workloads import Text, load_text
 from experiments.records import provenance
 from experiments.records.measurement import (
@@ -32,6 +32,7 @@ from experiments.records.measurement import (
     Measurement,
     RealText,
     Timing,
+    TrainingText,
     TrainingUpdates,
     Workload,
 )
@@ -72,7 +73,7 @@ def run_request(
     contenders = without_refused(request)
     text = load_text(request.text) if request.text else None
     decoding = _decoding_workloads(request, text)
-    training = training_workload(request.training) if request.training else None
+    training: Updates | None = training_workload(request.training) if request.training else None
     trained = _one_each_architecture(contenders) if training else []
     # Memory first: this process does not hold a model yet.
     peaks = _peaks(request, contenders, decoding, trained, training) if request.memory else {}
@@ -116,10 +117,13 @@ def run_request(
             decoder.close()
     if training and request.training:
         gc.collect()
-        asked, updates, batches = request.training, training, None
-        if asked.text:
-            updates, batches = real_updates(trained[0], asked.text, asked.batch)
-        time(competitors(trained, asked.trainers, updates, batches), updates, asked.repeats)
+        updates, batches = training, None
+        if request.training.text:
+            updates, batches = real_updates(
+                trained[0], request.training.text, request.training.batch
+            )
+        trainers = competitors(trained, request.training.trainers, updates, batches)
+        time(trainers, updates, request.training.repeats)
     return result()
 
 
@@ -155,7 +159,7 @@ def _peaks(
     contenders: Sequence[RequestedContender],
     decoding: Sequence[FixedLengths | RealText],
     trained: Sequence[RequestedContender],
-    training: TrainingUpdates | None,
+    training: Updates | None,
 ) -> Peaks:
     """One fresh process a contender, which goes through all workloads, training last."""
     found: Peaks = {}
@@ -168,7 +172,7 @@ def _peaks(
         arguments = (request, asked)
         peaks = in_fresh_process(asked.name, _peaks_here, arguments, workloads)
         for workload, peak in zip(workloads, peaks, strict=True):
-            is_training = isinstance(workload, TrainingUpdates)
+            is_training = not isinstance(workload, FixedLengths | RealText)
             engine = TRAINER if is_training else asked.engine
             found[asked.architecture, engine, workload] = peak
     return found
@@ -187,7 +191,7 @@ def _peaks_here(
     text = load_text(request.text) if request.text else None
 
     def ready(workload: Workload) -> Competitor:
-        if isinstance(workload, TrainingUpdates):
+        if isinstance(workload, TrainingUpdates | TrainingText):
             decoder.close()
             return Training(asked, workload)
         return decoder.take(workload, weights_of(contenders, _needed_positions(workload)), text)

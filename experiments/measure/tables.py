@@ -19,6 +19,7 @@ from experiments.records.measurement import (
     RealText,
     Samples,
     Timing,
+    TrainingText,
     median_ratio,
     speed_up,
 )
@@ -229,8 +230,9 @@ def _differing(timing: Timing, samples: Samples) -> str:
     if samples.differing is None:
         return _NOTHING
     workload = timing.workload
-    sentences = workload.sentences if isinstance(workload, RealText) else workload.batch
-    return f"{samples.differing} of {sentences}"
+    if isinstance(workload, RealText | TrainingText):
+        return f"{samples.differing} of {workload.sentences}"
+    return f"{samples.differing} of {workload.batch}"
 
 
 def _mib(size_bytes: int | None) -> str:

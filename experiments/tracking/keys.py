@@ -2,7 +2,13 @@
 
 import msgspec
 
-from experiments.records.measurement import FixedLengths, Measurement, RealText, TrainingUpdates
+from experiments.records.measurement import (
+    FixedLengths,
+    Measurement,
+    RealText,
+    TrainingText,
+    TrainingUpdates,
+)
 from experiments.records.parts import Evaluation, search_name
 from experiments.records.record import Finished, Record
 from experiments.records.speed import HEADLINE_SHAPE, decoder_speed_up
@@ -58,7 +64,7 @@ def speed_summary(measurement: Measurement, job: str) -> dict[str, float]:
     for timing in measurement.timings:
         samples = timing.of_job(job)
         workload = timing.workload
-        if samples is None:
+        if samples is None or isinstance(workload, TrainingText):  # no job's is measured on text
             continue
         if isinstance(workload, TrainingUpdates):
             key = "benchmark/train_us_per_target_token"

@@ -75,6 +75,8 @@ def _is_plain(p: Tensor) -> bool:
 class FusedFairseqAdam(FairseqAdam):
     """`--optimizer adam` with FusedAdam; the same options and the same checkpoints."""
 
+    _optimizer: torch.optim.Optimizer
+
     def __init__(self, cfg: FairseqAdamConfig, params: Any) -> None:
         super().__init__(cfg, params)
         if type(self._optimizer) is Adam:  # else apex's, which fairseq takes where it is installed

@@ -226,9 +226,10 @@ def _project(linears: list[nn.Linear], x: Tensor) -> Tensor:
     """[N, C] -> [N, all outputs side by side]."""
     if len(linears) == 1:
         return linears[0](x)
-    weight = torch.cat([linear.weight for linear in linears])
-    biases = [linear.bias for linear in linears]
-    return F.linear(x, weight, None if biases[0] is None else torch.cat(biases))
+    weight = torch.cat(tuple(linear.weight for linear in linears))
+    if linears[0].bias is None:
+        return F.linear(x, weight)
+    return F.linear(x, weight, torch.cat(tuple(linear.bias for linear in linears)))
 
 
 class _Attention(torch.autograd.Function):

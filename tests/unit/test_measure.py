@@ -399,6 +399,8 @@ def test_the_request_survives_its_file(tmp_path: Path) -> None:
         ({"contenders": [contender(engine="fast")]}, "unknown engine 'fast': choose of gqa, gqa"),
         ({"contenders": [contender(MQA, "stock")]}, r"nothing to measure.*\(choose of gqa, gqa"),
         ({"contenders": [contender(checkpoint="a.pt")]}, "checkpoint without the folder of data"),
+        ({"training": RequestedTraining(batch=1, text="x"), "memory": True}, "at fixed lengths"),
+        ({"training": RequestedTraining(batch=1, trainers=["x"])}, "trainer 'x' is unknown"),
     ],
 )
 def test_a_request_is_refused_in_one_line(changes: dict[str, Any], words: str) -> None:
