@@ -102,7 +102,7 @@ def overview(group: Group) -> Table:
                 scored = f"{split} {HEADLINE_METRIC.label} "
                 cells |= {column: value for column in columns if column.startswith(scored)}
                 rows.append(list(cells.values()))
-    notes = _metric_notes(group, split) if split else []
+    notes = metric_notes(group, split) if split else []
     kinds = [headline_kind(group, split, beam) for beam in beams if beam > 1] if split else []
     notes += distinct(_penalty_text(kind) for kind in kinds if kind)
     shown = [timing for timing in timings if timing]
@@ -249,13 +249,7 @@ def signatures(group: Group, split: str) -> list[str]:
     return distinct(f"{score.metric}: {score.signature}" for score in all_scores(group, split))
 
 
-def diverged_name(record: Record) -> str:
-    """Such as `mqa: diverged after update 120`."""
-    assert isinstance(record.result, Diverged)
-    return f"{record.variant}: diverged after update {record.result.after_update:,}"
-
-
-def _metric_notes(group: Group, split: str) -> list[str]:
+def metric_notes(group: Group, split: str) -> list[str]:
     """Which tokenizer the headline's metric used: its signature says so."""
     return distinct(
         f"{HEADLINE_METRIC.label} is sacrebleu's with tokenizer {part.removeprefix('tok:')}; a "
@@ -265,6 +259,12 @@ def _metric_notes(group: Group, split: str) -> list[str]:
         for part in score.signature.split("|")
         if part.startswith("tok:")
     )
+
+
+def diverged_name(record: Record) -> str:
+    """Such as `mqa: diverged after update 120`."""
+    assert isinstance(record.result, Diverged)
+    return f"{record.variant}: diverged after update {record.result.after_update:,}"
 
 
 def _headline_split(group: Group) -> str | None:

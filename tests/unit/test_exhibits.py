@@ -213,6 +213,7 @@ def test_conversion_methods_stand_side_by_side_at_each_alpha() -> None:
     assert f"parameters are gqa2-ff768 2,702,592, mqa-ff768 {kept:,}" in notes
     assert "the model that was converted 3,034,368" in notes
     assert "Trained from 600 updates on" in notes
+    assert "BLEU is sacrebleu's with tokenizer 13a" in notes
 
 
 def test_what_a_longer_training_closes_is_between_runs_of_one_seed() -> None:

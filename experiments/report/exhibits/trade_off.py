@@ -37,7 +37,7 @@ from experiments.report.selection import (
     test_splits,
     timed_shapes,
 )
-from experiments.report.tables import timing_notes
+from experiments.report.tables import metric_notes, timing_notes
 from gqa_fairseq.architecture import distinct_names
 
 if TYPE_CHECKING:
@@ -165,6 +165,7 @@ def _table(groups: Sequence[Group], searched: Sequence[Search]) -> Table:
         f"Scores are mean ± standard deviation over seeds. {few(seeds)}".strip(),
         "Variants of one baseline have its number of parameters, but for those that keep its d_ff; "
         "what was uptrained is another row than what was trained from scratch.",
+        *metric_notes(groups[0], split),
         *made_by([record for row in made.values() for record in row.records]),
     ]
     return Table("Quality against time (Ainslie et al. 2023, figure 3)", columns, rows, notes)

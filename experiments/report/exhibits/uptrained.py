@@ -19,7 +19,7 @@ from experiments.report.selection import (
     searches,
     test_splits,
 )
-from experiments.report.tables import diverged_name
+from experiments.report.tables import diverged_name, metric_notes
 from gqa_fairseq.architecture import CONVERSION_METHODS, Architecture
 
 CONTROL: Conversion = "identity"
@@ -138,6 +138,7 @@ def notes_on(group: Group, found: Sequence[Converted]) -> list[str]:
             for record in group.diverged
             if record.uptraining
         ),
+        *(note for split in test_splits(group)[:1] for note in metric_notes(group, split)),
         *made_by(records),
     ]
 
