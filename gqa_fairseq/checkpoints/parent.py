@@ -19,10 +19,14 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from gqa_fairseq.finite import require_finite
-from gqa_fairseq.models.config import GroupedQueryTransformerConfig
+from gqa_fairseq.models.config import REFUSED, GroupedQueryTransformerConfig
 from gqa_fairseq.models.gqa_transformer import GroupedQueryTransformerModel, misfit
 
-_OPTIONS = [f.name for f in fields(GroupedQueryTransformerConfig) if not f.name.startswith("_")]
+_OPTIONS = [
+    field.name
+    for field in fields(GroupedQueryTransformerConfig)
+    if not field.name.startswith("_") and field.name not in REFUSED
+]
 # fairseq's options that the plugin's model does not have, and that change nothing in it: how memory
 # is saved, where embeddings were read from, and what belongs to options that are refused.
 _WITHOUT_EFFECT = {
