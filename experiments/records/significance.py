@@ -19,6 +19,7 @@ from experiments.records.storage import read_versioned, write_json
 
 # Raised as well when the same settings would give other numbers: keys then are others.
 SCHEMA_VERSION = 1
+PREFIX = f"v{SCHEMA_VERSION}-"
 # The metrics that are tested. (A second tokenizer is BLEU once more.)
 TESTED = ("bleu", "chrf")
 # How much worse still counts as "no worse"; fixed before any result was seen, and never changed for
@@ -159,9 +160,9 @@ class Comparison(Checked, frozen=True, kw_only=True):
 
 
 def comparison_key(sides: Sides, settings: Settings) -> str:
-    """The name of the file that has the tests of these sides."""
-    asked = msgspec.json.encode((SCHEMA_VERSION, settings, sides), order="deterministic")
-    return hashlib.sha256(asked).hexdigest()[:16]
+    """The name of the file that has the tests of these sides, such as `v1-5250f46268a44314`."""
+    asked = msgspec.json.encode((settings, sides), order="deterministic")
+    return f"{PREFIX}{hashlib.sha256(asked).hexdigest()[:16]}"
 
 
 def write_comparison(folder: Path, comparison: Comparison) -> None:
@@ -182,11 +183,11 @@ def find_comparisons(records: Sequence[Path], given: Sequence[Path] = ()) -> dic
     """By key, those of the folders `given`, or of the folders beside those of records.
 
     Beside `outputs/runs/quickstart` lies `outputs/tests`, and beside `results/runs`,
-    `results/tests`. A folder that is not there has none.
+    `results/tests`. A folder that is not there has none; tests of another version are left alone.
 
     Raises ExperimentError when one is refused.
     """
     beside = [f.absolute().parent / "tests" for f in records]
     beside += [f.absolute().parent.parent / "tests" for f in records]
-    paths = {path for folder in given or beside for path in folder.glob("*.json")}
+    paths = {path for folder in given or beside for path in folder.glob(f"{PREFIX}*.json")}
     return {path.stem: read_comparison(path) for path in sorted(paths)}

@@ -126,10 +126,10 @@ def _notes(tested: Tested) -> list[str]:
         "two-sided; sacrebleu's bootstrap is below 0.05 twice as often as it should be where "
         "nothing differs. No verdict rests on p-values of either.",
     ]
-    if max(runs) > 1:
-        notes.append(
-            "Dev loss is known for each seed as a whole: its interval is Student's t over seeds."
-        )
+    notes.append(
+        "Dev loss is kept for each seed as a whole, not for its lines: its interval is Student's t "
+        "over seeds, and one seed has none."
+    )
     return notes
 
 
