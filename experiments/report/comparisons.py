@@ -71,14 +71,17 @@ class Pair:
 
 
 def pairs(group: Group) -> list[list[Pair]]:
-    """The pairs that stand in one table, for each test set and search."""
+    """The pairs of each table: one test set, one search; from scratch, then uptrained."""
     rivals = [(row, rival) for row in group.rows if (rival := _rival(group, row))]
+    uptrained = [each for each in rivals if each[0].uptraining]
+    from_scratch = [each for each in rivals if not each[0].uptraining]
     tables = [
         [
             Pair(split, kind, row, rival, runs)
-            for row, rival in rivals
+            for row, rival in members
             if (runs := _runs(row, rival, split, kind))
         ]
+        for members in (from_scratch, uptrained)
         for split in test_splits(group)
         for kind in score_kinds(group, split)
         if kind.metric is HEADLINE_METRIC

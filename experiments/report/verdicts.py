@@ -98,7 +98,8 @@ def _table(group: Group, table: Sequence[Pair]) -> Table | None:
             mean = sum(nats) / len(nats)
             cells.append(f"{mean:+.3f} ({interval.low:+.3f} to {interval.high:+.3f})")
             rows.append([*names, f"all {len(nats)}", *cells])
-    return Table(f"Quality tested on {table[0].title}", columns, rows, _notes(tested))
+    whose = " of uptrained models" if table[0].variant.uptraining else ""
+    return Table(f"Quality{whose} tested on {table[0].title}", columns, rows, _notes(tested))
 
 
 def _notes(tested: Tested) -> list[str]:
