@@ -464,7 +464,9 @@ def test_translations_that_are_not_the_records_are_one_line(
 
 def test_other_lines_or_signatures_are_not_compared(runs: Path) -> None:
     records = {record.variant: record for record in read_records(runs)}
-    scores = [replace(s, signature="other") for s in records["mqa"].evaluation.scores]  # type: ignore[union-attr]
+    scores = [
+        replace(s, signature="other") for s in synthetic.finished(records["mqa"]).evaluation.scores
+    ]
     changed = synthetic.with_evaluation(records["mqa"], scores=scores)
     ((pair,),) = pairs_of([records["mha"], changed])
     with pytest.raises(ExperimentError, match=r"bleu is of 500 lines \(other\) and of 500"):
