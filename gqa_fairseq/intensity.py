@@ -1,4 +1,4 @@
-"""The papers' argument: memory accesses over arithmetic of one attention layer, and the exact counts.
+"""The papers' argument: memory over arithmetic of one attention layer, and the exact counts.
 
 Shazeer 2019 (sections 2.3, 2.4 and 3.1) compares orders of magnitude, with n positions of b
 sentences, width d, h heads of k = d / h, and, for the grouped case, G key/value heads:
@@ -9,10 +9,10 @@ sentences, width d, h heads of k = d / h, and, for the grouped case, G key/value
     incremental, multi-query    b n d^2      b n d + b n^2 k + n d^2    1/d + n/(d h) + 1/b
     incremental, grouped        b n d^2      b n d + b n^2 k G + n d^2  1/d + n G/(d h) + 1/b
 
-A ratio below about 0.01 keeps an accelerator busy. All of it assumes n <= d and leaves out constants
-and attention's own b n^2 d operations. `Counts` has every element and every multiplication of the
-same layer, without constants left out. Where n passes d, attention's operations grow as its keys and
-values do, so the exact ratio stops at G/h while the formula goes on growing.
+A ratio below about 0.01 keeps an accelerator busy. All of it assumes n <= d and leaves out
+constants and attention's own b n^2 d operations. `Counts` leaves out nothing of the same layer.
+Where n passes d, attention's operations grow as its keys and values do, so the exact ratio stops at
+G/h while the formula goes on growing.
 
 Nothing here imports torch.
 """
@@ -129,5 +129,5 @@ def training_ratio(layer: Layer) -> float:
 
 def incremental_ratio(layer: Layer) -> float:
     """n G/(d h) + 1/b; with fewer key/value heads than heads 1/d more, which n/d covers else."""
-    rest = 0 if layer.G == layer.h else 1 / layer.d
+    rest = 0 if layer.h == layer.G else 1 / layer.d
     return rest + layer.n * layer.G / (layer.d * layer.h) + 1 / layer.b

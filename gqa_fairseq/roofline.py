@@ -1,4 +1,4 @@
-"""How long a model takes on a machine, at least: what costs.py counts, over what the machine can do.
+"""How long a model takes on a machine, at least: the counts of costs.py over the machine's rates.
 
 A part of a pass takes the longer of two times: its bytes over the machine's bandwidth, its
 operations over the machine's rate (Williams et al. 2009, the roofline). Parts follow each other,
@@ -41,8 +41,8 @@ Bound = Literal["memory", "arithmetic"]
 class Machine:
     """Bytes and operations a second, bytes of memory, and where the numbers come from.
 
-    `flops_per_s` is by the type of what is multiplied. `step_overhead_s` is what a decode step
-    takes besides, measured apart; 0 where nobody measured it.
+    `flops_per_s` is by the type of what is multiplied; `usual` is the type that models have on it.
+    `step_overhead_s` is what a decode step takes besides, measured apart; 0 where nobody did.
     """
 
     name: str
@@ -50,6 +50,7 @@ class Machine:
     flops_per_s: Mapping[str, float]
     memory_bytes: int
     source: str
+    usual: str = "float32"
     step_overhead_s: float = 0.0
 
 
@@ -104,7 +105,8 @@ def check_load(architecture: Architecture, load: Load) -> None:
         positions = getattr(architecture, f"max_{side}_positions")
         if positions and tokens > positions:
             raise ValueError(
-                f"a {side} of {tokens:,} tokens is longer than the model's {positions:,} positions"
+                f"a {side} of {tokens:,} tokens is longer than the model's {positions:,} positions: "
+                "shorten it, or give the model more"
             )
 
 
@@ -163,15 +165,30 @@ def decoder_seconds(architecture: Architecture, load: Load, machine: Machine) ->
     return parts
 
 
+def step_seconds(architecture: Architecture, load: Load, machine: Machine) -> float:
+    """The last step of a decoding, which reads the most."""
+    works = step_parts(
+        architecture,
+        batch=load.batch,
+        beam=load.beam,
+        source_tokens=load.source_tokens,
+        length=load.target_tokens,
+        element_bytes=load.element_bytes,
+        weight_bytes=load.weight_bytes,
+    )
+    parts = _parts([_Run(name, 1, work) for name, work in works.items()], load, machine)
+    return total_seconds(parts) + machine.step_overhead_s
+
+
 def total_seconds(parts: list[Part]) -> float:
     return sum(part.seconds for part in parts)
 
 
 class _Run(NamedTuple):
-    """`count` works after each other: the first is `first`, each has `growth` more."""
+    """`steps` works after each other: the first is `first`, each has `growth` more."""
 
     part: str
-    count: int
+    steps: int
     first: Work
     growth: Work = Work()
 
@@ -220,13 +237,13 @@ def _parts(runs: list[_Run], load: Load, machine: Machine) -> list[Part]:
     for run in runs:
         per_flop = 1 / (attention if run.part.endswith("attention") else matrices)
         one = sums.setdefault(run.part, _Sum(per_flop=per_flop))
-        steps = run.count * (run.count - 1) // 2
-        one.bytes_moved += run.count * run.first.bytes_moved + steps * run.growth.bytes_moved
-        one.flops += run.count * run.first.flops + steps * run.growth.flops
+        grown = run.steps * (run.steps - 1) // 2
+        one.bytes_moved += run.steps * run.first.bytes_moved + grown * run.growth.bytes_moved
+        one.flops += run.steps * run.first.flops + grown * run.growth.flops
         one.seconds += sum_of_longer(
             (per_byte * run.first.bytes_moved, per_byte * run.growth.bytes_moved),
             (per_flop * run.first.flops, per_flop * run.growth.flops),
-            run.count,
+            run.steps,
         )
     return [
         Part(
@@ -256,9 +273,6 @@ def sum_of_longer(a: tuple[float, float], b: tuple[float, float], count: int) ->
     return total(high, 0, lead) + total(low, lead, count)
 
 
-# What the numbers of a load do to the times, and where that ends.
-
-
 def decoding_per_sentence(architecture: Architecture, load: Load, machine: Machine) -> float:
     """Seconds that one more sentence adds in the limit of large batches: weights cost nothing.
 
@@ -269,7 +283,7 @@ def decoding_per_sentence(architecture: Architecture, load: Load, machine: Machi
         list(_decoding(architecture, _with(load, batch=load.batch + more))) for more in (1, 0)
     )
     more = [
-        _Run(a.part, a.count, _less(a.first, b.first), _less(a.growth, b.growth))
+        _Run(a.part, a.steps, _less(a.first, b.first), _less(a.growth, b.growth))
         for a, b in zip(two, one, strict=True)
     ]
     return total_seconds(_parts(more, load, machine))
@@ -355,7 +369,8 @@ def equal_target(architecture: Architecture, load: Load) -> Fraction:
 def memory_of_weights(architecture: Architecture, load: Load) -> int:
     """Bytes of all weights in memory.
 
-    Where matrices have a type of their own, the table of embeddings is kept beside the output layer.
+    Where matrices have a type of their own, an output layer that shares its words with a table of
+    embeddings is kept twice.
     """
     products = (
         step_matrix_elements(architecture)
@@ -363,7 +378,7 @@ def memory_of_weights(architecture: Architecture, load: Load) -> int:
         + encoder_matrix_elements(architecture)
     )
     others = architecture.parameters - products
-    if load.weights != load.cache:
+    if load.weights != load.cache and architecture.embeddings < 3:
         others += architecture.vocab_size * architecture.d_model
     return products * load.weight_bytes + others * load.element_bytes
 
