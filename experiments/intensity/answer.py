@@ -211,7 +211,7 @@ def verdict(row: Row, multi_head: Row, load: Load, machine: Machine) -> str:
         f"{word}: at batch {load.batch:,} the weights are {weights:.0%} and keys and values "
         f"{kv:.0%} of what multi-head decoding moves{bound}, so {heads} instead of "
         f"{multi_head.num_kv_heads} {makes} it {gain:.2f} times as fast on {machine.name} "
-        f"({row.batch_ceiling:.2f} at most as the batch grows) {fits}."
+        f"({row.batch_ceiling:.2f} in the limit of large batches) {fits}."
     )
 
 

@@ -5,13 +5,12 @@ something. On its own,
 
     python -m experiments.measure.machine cpu
 
-prints the medians of a few rounds as JSON, for predictions (experiments/intensity).
+prints the best of a few rounds as JSON, for predictions (experiments/intensity).
 """
 
 from __future__ import annotations
 
 import json
-import statistics
 import sys
 
 import torch
@@ -50,23 +49,25 @@ class MachineProbe:
         return 2 * self.left.shape[0] ** 3 / (now(self.device) - started)
 
 
-def medians(device: torch.device, rounds: int = 5) -> dict[str, object]:
-    """`bytes_per_s`, and `flops_per_s` by type, after one round that warms up."""
+def best(device: torch.device, rounds: int = 10) -> dict[str, object]:
+    """The best of a few rounds: `bytes_per_s`, `flops_per_s` by type, and a GPU's `memory`.
+
+    Other load on the machine only slows a round.
+    """
     types = [torch.float32, torch.bfloat16]
     types += [torch.float16] if device.type == "cuda" else []
     probes = {dtype: MachineProbe(device, dtype) for dtype in types}
-    reads: list[float] = []
-    products: dict[torch.dtype, list[float]] = {dtype: [] for dtype in types}
-    for _ in range(rounds + 1):
-        reads.append(probes[torch.float32].read_bytes_per_s())
-        for dtype, probe in probes.items():
-            products[dtype].append(probe.flops_per_s())
-    rates = {str(d).removeprefix("torch."): statistics.median(v[1:]) for d, v in products.items()}
+    read = 0.0
+    rates = dict.fromkeys(types, 0.0)
+    for _ in range(rounds):
+        read = max(read, probes[torch.float32].read_bytes_per_s())
+        rates = {dtype: max(rates[dtype], probes[dtype].flops_per_s()) for dtype in types}
     memory = (
         torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
     )
-    return {"bytes_per_s": statistics.median(reads[1:]), "flops_per_s": rates, "memory": memory}
+    by_name = {str(dtype).removeprefix("torch."): rate for dtype, rate in rates.items()}
+    return {"bytes_per_s": read, "flops_per_s": by_name, "memory": memory}
 
 
 if __name__ == "__main__":
-    print(json.dumps(medians(torch.device(sys.argv[1]))))
+    print(json.dumps(best(torch.device(sys.argv[1]))))
