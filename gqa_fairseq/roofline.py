@@ -105,8 +105,8 @@ def check_load(architecture: Architecture, load: Load) -> None:
         positions = getattr(architecture, f"max_{side}_positions")
         if positions and tokens > positions:
             raise ValueError(
-                f"a {side} of {tokens:,} tokens is longer than the model's {positions:,} positions: "
-                "shorten it, or give the model more"
+                f"a {side} of {tokens:,} tokens is longer than the model's {positions:,} "
+                "positions: shorten it, or give the model more"
             )
 
 
