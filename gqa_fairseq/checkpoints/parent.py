@@ -18,11 +18,16 @@ from fairseq.models.transformer import TransformerConfig, TransformerModel, Tran
 from omegaconf import OmegaConf
 from torch import Tensor
 
+from gqa_fairseq.errors import OptionError
 from gqa_fairseq.finite import require_finite
-from gqa_fairseq.models.config import GroupedQueryTransformerConfig
+from gqa_fairseq.models.config import REFUSED, GroupedQueryTransformerConfig
 from gqa_fairseq.models.gqa_transformer import GroupedQueryTransformerModel, misfit
 
-_OPTIONS = [f.name for f in fields(GroupedQueryTransformerConfig) if not f.name.startswith("_")]
+_OPTIONS = [
+    field.name
+    for field in fields(GroupedQueryTransformerConfig)
+    if not field.name.startswith("_") and field.name not in REFUSED
+]
 # fairseq's options that the plugin's model does not have, and that change nothing in it: how memory
 # is saved, where embeddings were read from, and what belongs to options that are refused.
 _WITHOUT_EFFECT = {
@@ -93,9 +98,12 @@ def build_parent(options: Any, weights: dict[str, Tensor]) -> TransformerModelBa
             setattr(options, f"{side}_embed_path", None)
     try:
         parent = build_empty(options, weights)
+    except OptionError as error:
+        reason = str(error).removeprefix("error: ")
+        raise ValueError(f"its config makes no model: {reason}") from error
     except ValueError:
         raise
-    except (Exception, SystemExit) as error:  # of many kinds; the plugin's model ends the process
+    except Exception as error:  # of many kinds
         raise ValueError(
             f"its config makes no model ({type(error).__name__}: {error})".split("\n")[0]
         ) from error

@@ -146,18 +146,19 @@ def test_as_many_heads_is_the_identity(method: Any, vocabulary: Dictionary) -> N
 
 
 @pytest.mark.parametrize(
-    ("pre_norm_in", "learned_in", "sharing"),
+    ("pre_norm_in", "learned_in", "sharing", "more"),
     [
-        ("encoder", "decoder", "all"),
-        ("decoder", "encoder", "decoder"),
-        ("encoder", "encoder", "none"),
-        ("decoder", "decoder", "none"),
+        ("encoder", "decoder", "all", {}),
+        ("decoder", "encoder", "decoder", {"layernorm_embedding": True}),
+        ("encoder", "encoder", "none", {"no_scale_embedding": True}),
+        ("decoder", "decoder", "none", {"no_token_positional_embeddings": True}),
     ],
 )
 def test_a_stock_model_is_the_same_model_in_the_plugin(
     pre_norm_in: str,
     learned_in: str,
     sharing: str,
+    more: dict[str, Any],
     vocabulary: Dictionary,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -169,6 +170,7 @@ def test_a_stock_model_is_the_same_model_in_the_plugin(
         share_all_embeddings=sharing == "all",
         share_decoder_input_output_embed=sharing != "none",
         activation_fn="gelu",
+        **more,
     )
     same = loaded(convert(state, HEADS, "mean"), vocabulary)
     assert difference(same, model, vocabulary) < 1e-10
@@ -562,7 +564,7 @@ def test_files_that_are_no_checkpoint_are_refused(
         (with_model(_name="fconv"), "its model is 'fconv'"),
         (with_model(_name="absent"), "its model is 'absent'"),
         (with_model(), "its model is None"),
-        (with_model(**own | {"num_kv_heads": 3}), "its config makes no model (SystemExit: error: "),
+        (with_model(**own | {"num_kv_heads": 3}), "its config makes no model: num_kv_heads 3"),
         (with_model(**own | {"activation_fn": "none"}), "Invalid value 'none', expected one of"),
         (state | {"last_optimizer_state": {"encoder": {}}}, "its optimizer is none of torch's"),
         ({"model": weights, "cfg": {"model": {}}}, "fairseq could not load it either (KeyError"),
@@ -584,12 +586,8 @@ def test_files_that_are_no_checkpoint_are_refused(
 
 def test_what_the_plugin_does_not_have_is_refused_by_name(vocabulary: Dictionary) -> None:
     for options in (
-        {"layernorm_embedding": True},
-        {"no_scale_embedding": True},
-        {"no_token_positional_embeddings": True},
         {"adaptive_softmax_cutoff": "10,20"},
         {"cross_self_attention": True},
-        {"encoder_layerdrop": 0.1},
         {"quant_noise_pq": 0.1},
     ):
         _, state = stock(vocabulary, **options)

@@ -29,7 +29,7 @@ def job(outputs: Path) -> Job:
     """A job whose folder is there, and nothing else."""
     paths = [f"paths.{name}={outputs}/{name}" for name in FOLDERS]
     job = job_of(compose_config("experiment=quickstart", *paths))
-    JobFolder(job.folder).write_links(job)
+    JobFolder(job.folder).write_links(job.config, {s.name: s.folder for s in job.stages})
     return job
 
 

@@ -71,6 +71,7 @@ def search_of(beam: int, dtype: torch.dtype = torch.float16, **options: Any) -> 
         unk_penalty=0.5,
         min_len=1,
         token_indices_to_suppress=torch.tensor([7]),
+        repeat_ngram_blocker=None,  # it looks at values, so this driver refuses it
     )
     rules = rules_of(chosen, META, prefix=None)
     assert len(rules) == 5  # one for each option

@@ -5,6 +5,7 @@
 
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -47,6 +48,7 @@ FAMILIES: list[tuple[str, dict[str, str], list[str]]] = [
     ),
     ("python -m experiments.benchmark --show", {}, []),
     ("python -m gqa_fairseq.parity", {}, []),
+    ("python -m gqa_fairseq.checkpoints.convert checkpoint_best.pt", {}, []),
     ("python -m data_prep sample_en_de", {}, ["--vocab-size", "500"]),
     (
         "fairseq-train DATA --user-dir gqa_fairseq --task gqa_translation --arch gqa_transformer",
@@ -85,11 +87,11 @@ def run(folder: Path, words: list[str], text: str) -> str:
 
 def places(folder: Path) -> dict[str, str]:
     """What the placeholders of the documents stand for, once the first command has run."""
-    record = next(r for r in read_records(folder / "outputs/runs") if r.variant == "mqa")
-    [job] = (folder / "outputs/runs").rglob(record.name)
+    jobs = {r.variant: r.name for r in read_records(folder / "outputs/runs")}
+    [job], [mha] = ((folder / "outputs/runs").rglob(jobs[variant]) for variant in ("mqa", "mha"))
     model, data = JobFolder(job).model().path, JobFolder(job).data().path
-    checkpoint = JobFolder(job).checkpoint()
-    (folder / "MODEL.pt").write_bytes(checkpoint.read_bytes())
+    shutil.copyfile(JobFolder(job).checkpoint(), folder / "MODEL.pt")
+    shutil.copyfile(JobFolder(mha).checkpoint(), folder / "checkpoint_best.pt")
     (folder / "text.en").write_text("Open the file.\n\nClose it.\n")
     return {"JOB": job.name, "MODEL": model.name, "DATA": data.name}
 

@@ -29,7 +29,7 @@ from experiments.stages.folders import (
     ModelFolder,
     Uptrained,
 )
-from experiments.stages.graph import Job, job_of
+from experiments.stages.graph import RECIPES, Job, job_of
 from experiments.stages.process import Ended
 from experiments.stages.runner import Attempt, run_stage
 from experiments.stages.training import run
@@ -46,6 +46,7 @@ from gqa_fairseq.checkpoints.recipe import recipe
 
 pytestmark = pytest.mark.slow
 
+GOLDEN = ROOT / "tests/golden/uptraining.json"
 SHARED = ["experiment=smoke", "uptrain=converted", "hardware.threads=1"]
 POINTS = ["uptrain.points=[0.25,0.5]", "uptrain.alpha=0.5"]
 CONVERTED, LAST = 12, 18  # updates
@@ -178,9 +179,32 @@ def test_an_interrupted_uptraining_ends_as_its_command_does_in_one_run(
         log.write(train_to(job, 3, folder.checkpoints))
         shutil.copyfile(folder.last, folder.checkpoints / "uptrained_3.pt")
         log.write(train_to(job, 4, folder.checkpoints))
-    check_uptrained(uptrained(job, converted(job)).result, folder, whole)
+    found = uptrained(job, converted(job)).result
+    check_uptrained(found, folder, whole)
+    check_golden(found, job)
     text = folder.log("uptrain").read_text(encoding="utf-8")
     assert f"@ {CONVERTED + 4} updates)" in text.split("Loaded checkpoint")[-1].split("\n")[0]
+
+
+def check_golden(uptraining: Uptrained, job: Job) -> None:
+    """A result moves only with its recipe, as test_smoke.py has it of the other stages.
+
+    `GOLDEN=write` in the environment writes what was found, for a recipe that was raised.
+    """
+    nll, tokens = dev_loss(converted(job), job)
+    curve = uptraining.points[-1].training.curve
+    found = {
+        "recipes": {name: RECIPES[name] for name in ("convert", "uptrain")},
+        "convert": nll / tokens,
+        "uptrain": [point.train_nll_nats_per_token for point in curve],
+    }
+    if os.environ.get("GOLDEN") == "write":
+        GOLDEN.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=2) + b"\n")
+    kept = msgspec.json.decode(GOLDEN.read_bytes())
+    assert found["recipes"] == kept["recipes"], "run this test once with GOLDEN=write"
+    # Processors differ in the last digits of sums.
+    assert found["convert"] == pytest.approx(kept["convert"], rel=2e-3)
+    assert found["uptrain"] == pytest.approx(kept["uptrain"], rel=2e-3)
 
 
 @pytest.mark.long
