@@ -26,7 +26,7 @@ from experiments.intensity import models
 from experiments.intensity.answer import Answer, answer, asked_load
 from experiments.intensity.machines import PRESETS, find_machine
 from experiments.intensity.published import published_table
-from experiments.intensity.tables import about, formulas_table, parts_table, speed_table
+from experiments.intensity.tables import about, formulas_table, parts_table, ratios, speed_table
 from experiments.records.storage import write_bytes
 from gqa_fairseq.architecture import FEED_FORWARDS, PLACEMENTS
 from gqa_fairseq.roofline import BYTES, check_load
@@ -76,8 +76,9 @@ def run(args: argparse.Namespace) -> None:
     for table in (speed_table(found), parts_table(found)):
         console.print()
         console.print(table)
-    console.print()
-    console.print(found.verdict, soft_wrap=True)
+    for line in (ratios(found), found.verdict):
+        console.print()
+        console.print(line, soft_wrap=True)
 
 
 def as_json(found: Answer) -> str:
@@ -123,9 +124,9 @@ def _parser() -> Parser:
     )  # fmt: skip
     question.add_argument("--measure-again", action="store_true", help="with here")
     shown = parser.add_argument_group("what is shown")
-    shown.add_argument("--json", action="store_true", help="all numbers, machine-readable")
     shown.add_argument("--picture", type=Path, metavar="PNG", help="speed-up over batch and length")
     instead = shown.add_mutually_exclusive_group()
+    instead.add_argument("--json", action="store_true", help="all numbers, machine-readable")
     instead.add_argument("--formulas", action="store_true", help="the papers' ratios, and exact")
     instead.add_argument("--published", action="store_true", help="table 2 of Shazeer 2019")
     return parser

@@ -8,6 +8,7 @@ import msgspec
 
 from experiments.errors import ExperimentError
 from gqa_fairseq.architecture import Architecture, FeedForward, Placement
+from gqa_fairseq.intensity import Layer, incremental_ratio, training_ratio
 from gqa_fairseq.parity import regrouped
 from gqa_fairseq.roofline import (
     Load,
@@ -72,8 +73,19 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
         return sum(part.bytes_moved for part in self.decoder if part.name in names) / total
 
 
+class Ratios(msgspec.Struct, frozen=True, kw_only=True):
+    """The papers' memory over arithmetic (gqa_fairseq/intensity.py); n is the target's length."""
+
+    training: float
+    multi_head: float
+    chosen: float
+
+
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """`rows` from one key/value head to as many as query heads; `chosen` is asked about."""
+    """`rows` from one key/value head to as many as query heads; `chosen` is asked about.
+
+    `ratios` are null for heads that together are not as wide as the model: the papers' are.
+    """
 
     model: str
     architecture: Architecture
@@ -83,6 +95,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     feed_forward: FeedForward
     chosen: int
     rows: list[Row]
+    ratios: Ratios | None
     verdict: str
 
 
@@ -129,7 +142,21 @@ def answer(
         feed_forward=feed_forward,
         chosen=chosen,
         rows=rows,
+        ratios=_ratios(architecture, load, chosen),
         verdict=verdict(row_of(chosen, rows), rows[-1], load, machine),
+    )
+
+
+def _ratios(architecture: Architecture, load: Load, chosen: int) -> Ratios | None:
+    heads = architecture.decoder_heads
+    if heads.query_width != architecture.d_model:
+        return None
+    sizes = (load.batch, load.target_tokens, architecture.d_model, heads.num_heads)
+    multi_head, fewer = (Layer(*sizes, G) for G in (heads.num_heads, chosen))
+    return Ratios(
+        training=training_ratio(multi_head),
+        multi_head=incremental_ratio(multi_head),
+        chosen=incremental_ratio(fewer),
     )
 
 

@@ -9,6 +9,7 @@ from rich.table import Table
 from experiments.intensity.answer import Answer, row_of
 from gqa_fairseq.architecture import Architecture
 from gqa_fairseq.intensity import (
+    BUSY_RATIO,
     Layer,
     incremental_counts,
     incremental_ratio,
@@ -88,6 +89,20 @@ def parts_table(answer: Answer) -> Table:
 def _part_cells(part: Part) -> Iterable[str]:
     binds = part.bound if part.bytes_moved else "-"
     return f"{_si(part.bytes_moved)}B", _si(part.flops), _ms(part.seconds), binds
+
+
+def ratios(answer: Answer) -> str:
+    """The papers' ratios in a line; empty where they do not apply."""
+    found, d, n = answer.ratios, answer.architecture.d_model, answer.load.target_tokens
+    if found is None:
+        return ""
+    beyond = "" if n <= d else f"; they assume n <= d, and here n = {n:,} is beyond d = {d:,}"
+    return (
+        f"The papers' memory over arithmetic, above {BUSY_RATIO} of which an accelerator waits: "
+        f"training 1/k + 1/(bn) = {found.training:.3f}, decoding n/d + 1/b = "
+        f"{found.multi_head:.3f}, with {answer.chosen} KV n G/(d h) + 1/b = {found.chosen:.3f}"
+        f"{beyond}."
+    )
 
 
 def formulas_table(architecture: Architecture, batch: int) -> Table:

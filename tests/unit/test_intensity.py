@@ -511,8 +511,24 @@ def test_the_screen_and_the_json_have_the_same_numbers(
         assert row["speed_up"] == found["rows"][-1]["decoder_s"] / row["decoder_s"]
     assert "bfloat16" in text
     assert "waits for" in text
+    # n = 128 of b = 64: d = 1024, h = 8, k = 128.
+    assert found["ratios"] == {
+        "training": 1 / 128 + 1 / (64 * 128),
+        "multi_head": 1 / 8 + 1 / 64,
+        "chosen": 1 / 1024 + 1 / 32 + 1 / 64,
+    }
+    assert "training 1/k + 1/(bn) = 0.008, decoding n/d + 1/b = 0.141" in text
+    assert "is beyond" not in text
     # What is printed can be read as what it is.
     assert json.loads(as_json(msgspec.json.decode(raw, type=Answer))) == found
+
+
+def test_lines_longer_than_the_model_is_wide_leave_the_formulas(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = "--machine A100 --d-model 64 --target 128 --positions 0"
+    assert main(words.split()) == 0
+    assert "they assume n <= d, and here n = 128 is beyond d = 64." in capsys.readouterr().out
 
 
 def test_options_change_a_preset(capsys: pytest.CaptureFixture[str]) -> None:
@@ -521,7 +537,9 @@ def test_options_change_a_preset(capsys: pytest.CaptureFixture[str]) -> None:
         "--vocab-size 90 --positions 0 --window 5 --bias --source 999 --machine H100 --json"
     )
     assert main(words.split()) == 0
-    own = json.loads(capsys.readouterr().out)["architecture"]
+    found = json.loads(capsys.readouterr().out)
+    own = found["architecture"]
+    assert found["ratios"] is None  # 4 heads of 8 in a width of 64
     assert (own["encoder_layers"], own["decoder_layers"], own["d_model"]) == (3, 2, 64)
     assert own["decoder_heads"] == {"num_heads": 4, "head_dim": 8, "num_kv_heads": 4}
     assert (own["decoder_d_ff"], own["window"], own["bias"]) == (150, 5, True)
@@ -548,6 +566,7 @@ def test_options_change_a_preset(capsys: pytest.CaptureFixture[str]) -> None:
         ("--checkpoint none", "--checkpoint none: no such file"),
         (f"--job {ROOT / JOB} --heads 4", "--heads changes a preset"),
         ("--formulas --heads 7", "not divisible by 7 heads"),
+        ("--formulas --json", "not allowed with argument"),
         ("--what", "unrecognized arguments: --what"),
     ],
 )
