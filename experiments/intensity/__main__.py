@@ -1,6 +1,6 @@
 """When do fewer key/value heads pay? Predicted for your model, batch, lengths and machine.
 
-    python -m experiments.intensity --machine A100 --batch 64 --source 512 --target 512
+    python -m experiments.intensity --machine A100 --batch 64 --source 256 --target 256
     python -m experiments.intensity --model t5-xxl --kv-heads 8 --machine TPUv4
     python -m experiments.intensity --job outputs/runs/quickstart/JOB       # on this machine
     python -m experiments.intensity --layers 12 --d-model 768 --heads 12 --d-ff 3072 --machine CPU
@@ -9,12 +9,19 @@
 
 Times are at least what is shown: counted bytes over the bandwidth, or operations over the rate,
 whichever is longer, for each part. docs/intensity.md has the argument, and what it leaves out.
+
+models:
+{models}
+
+machines:
+{machines}
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -29,7 +36,7 @@ from experiments.intensity.published import published_table
 from experiments.intensity.tables import about, formulas_table, parts_table, ratios, speed_table
 from experiments.records.storage import write_bytes
 from gqa_fairseq.architecture import FEED_FORWARDS, PLACEMENTS
-from gqa_fairseq.roofline import BYTES, check_load
+from gqa_fairseq.roofline import BYTES, Machine, check_load
 
 TABLE_WIDTH = 150  # where there is no terminal to ask
 
@@ -85,10 +92,16 @@ def as_json(found: Answer) -> str:
     return msgspec.json.format(msgspec.json.encode(found), indent=2).decode()
 
 
+def _sources(presets: Mapping[str, models.Preset] | Mapping[str, Machine]) -> str:
+    return "\n".join(f"    {name:<9} {preset.source}" for name, preset in presets.items())
+
+
 def _parser() -> Parser:
     parser = Parser(
         prog="python -m experiments.intensity",
-        description=__doc__,
+        description=(__doc__ or "").format(
+            models=_sources(models.PRESETS), machines=_sources(PRESETS)
+        ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     models.add_options(parser)

@@ -226,20 +226,27 @@ def verdict(row: Row, multi_head: Row, load: Load, machine: Machine) -> str:
     busy = sum(part.seconds for part in multi_head.decoder if part.bound == "arithmetic")
     busy /= multi_head.decoder_s
     bound = f", and arithmetic takes {busy:.0%} of the time" if busy >= 0.05 else ""
-    fits = (
-        f"and lets batches of {row.largest_batch:,} instead of {multi_head.largest_batch:,} "
-        "sentences fit"
-        if row.largest_batch
-        else "but not one sentence fits this machine's memory"
-    )
-    if load.batch > row.largest_batch > 0:
-        fits += f", which is less than {load.batch:,}"
     return (
         f"{word}: at batch {load.batch:,} the weights are {weights:.0%} and keys and values "
         f"{kv:.0%} of what multi-head decoding moves{bound}, so {heads} instead of "
         f"{multi_head.num_kv_heads} {makes} it {gain:.2f} times as fast on {machine.name} "
-        f"({row.batch_ceiling:.2f} in the limit of large batches) {fits}."
+        f"({row.batch_ceiling:.2f} in the limit of large batches) "
+        f"{_what_fits(row, multi_head, load)}."
     )
+
+
+def _what_fits(row: Row, multi_head: Row, load: Load) -> str:
+    if not row.largest_batch:
+        return "but not one sentence fits this machine's memory"
+    fits = (
+        f"and lets batches of {row.largest_batch:,} instead of {multi_head.largest_batch:,} "
+        "sentences fit"
+    )
+    if load.batch > row.largest_batch:
+        return f"{fits}, but not of {load.batch:,}"
+    if load.batch > multi_head.largest_batch:
+        return f"{fits}, and so the {load.batch:,} that were asked for"
+    return fits
 
 
 def asked_load(

@@ -75,9 +75,7 @@ _SWITCHES = {"gated": "feed-forward layers with a gate", "bias": "projections wi
 def add_options(parser: Parser) -> None:
     model = parser.add_argument_group("model: a preset, changed by options; or one that is there")
     which = model.add_mutually_exclusive_group()
-    which.add_argument(
-        "--model", help=f"{', '.join(PRESETS)} (default {DEFAULT}; sources: docs/intensity.md)"
-    )
+    which.add_argument("--model", help=f"{', '.join(PRESETS)} (default {DEFAULT})")
     which.add_argument("--job", type=Path, help="the folder of a job, or its record.json")
     which.add_argument("--checkpoint", type=Path, help="a checkpoint of fairseq's or the plugin's")
     for name, meaning in _NUMBERS.items():
