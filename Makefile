@@ -73,8 +73,9 @@ uptrain: setup  ## The quickstart's MHA model with fewer KV heads, trained on: 1
 		uptrain.method=$(METHODS) uptrain.alpha=0,0.05,0.1 $(if $(SEEDS),seed=$(SEEDS)) $(ARGS)
 
 report: setup  ## Build results/report from results/ (runs, measurements, the papers' numbers)
+	$(BIN)/python -m experiments.significance --records results/runs --out results/tests
 	$(BIN)/python -m experiments.report --records results/runs \
-		--measurements results/measurements --out results/report
+		--measurements results/measurements --tests results/tests --out results/report
 
 # What all of WMT14 has in common; refuses what Hydra would explain at length.
 refuse = echo $(call shell-word,error: $(1)) >&2; exit 2;

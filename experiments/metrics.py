@@ -5,7 +5,7 @@ A metric is sacrebleu's, with its signature. BLEU's tokenizer follows the target
 for Chinese, Japanese and Korean, which are not written in words.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -61,6 +61,11 @@ def sentence_statistics(
 def score_of(scorer: Any, counts: Sequence[Sequence[int]]) -> float:
     """The corpus score of lines with these counts, equal to sacrebleu's `corpus_score`."""
     return scorer._aggregate_and_compute(list(counts)).score
+
+
+def scores_of_sums(scorer: Any, sums: Iterable[Sequence[float]]) -> list[float]:
+    """The corpus scores of counts that are added up already, of each choice of lines its own."""
+    return [scorer._compute_score_from_stats(counts).score for counts in sums]
 
 
 def _bleu(tokenize: str | None) -> Any:

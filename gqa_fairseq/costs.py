@@ -1,4 +1,4 @@
-"""What decoding has to move and to compute, and what training keeps: whole bytes and operations.
+"""What decoding, encoding and training move and compute, and what training keeps: whole numbers.
 
 Shazeer 2019 (sections 2.4 and 3.1) argues by orders of magnitude; here every term of this plugin's
 decoder is counted, for one step with t positions of B sentences with W beams each (legend: see
@@ -26,6 +26,34 @@ keeps. So these are lower bounds: time may be compared with them, never the othe
 is one exception: with a beam (W > 1) self_kv counts all slots, and where beams have come to share
 their history the native operators and the GPU's kernel leave out those that no beam descends from.
 
+Encoding and training pass over whole sequences, so hidden activations are too many for a
+processor's caches. Each product [rows, in] x [in, out] reads its input and writes its output, and
+each attention reads queries, keys and values and writes its sums, once each; adding the residual
+reads C more for each row. In the encoder's L' layers, for N = B S rows (F' is the encoder's d_ff;
+widths as above, of the encoder's heads):
+
+    weights      L' * (2 C D_q + 2 C D_kv + 2 C F'), and norms (L' * 4 C, pre-norm 2 C more), biases
+    activations  L' * N * (4 C + 2 D_q + 2 D_kv + 2 F' + 2 C) and, of attention, L' * N * (2 D_q +
+                 2 D_kv)
+    embeddings   2 N C                          read in the table, written as activations
+
+Training adds the decoder's layers over B T rows, cross-attention over the source's B S rows (each
+layer reads the encoder's output), the output layer, and backward:
+
+    activations  a product moves 3 inputs and 2 outputs (forward: input read, output written;
+                 backward: input and output's gradient read, input's gradient written), an attention
+                 3 times what it moves forward, a residual 2 times
+    weights      3 times: read forward and backward, gradient written
+    logits       4 B T V: written, read for the loss, gradient written and read
+    embeddings   4 (B S + B T) C
+    optimizer    Adam's reads and writes of every parameter: gradient, and weight and two moments in
+                 float32; with 16 bits the weights are written in them as well
+
+Operations: 2 for each row and element of a matrix, 4 D_q for each pair of a query and a key that it
+may see; backward has twice as many. Norms, ReLU and dropout are taken to happen while a product
+reads or writes, and scores to stay on the chip, as in fused attention: backward needs them anew,
+which is not counted.
+
 Nothing here imports torch.
 """
 
@@ -33,12 +61,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import add
+from typing import NamedTuple
 
-from gqa_fairseq.architecture import Architecture
+from gqa_fairseq.architecture import Architecture, Heads
 
 # Bytes of training a parameter. fp32: weight, gradient and Adam's two moments. 16 bits: fairseq
 # keeps weight and gradient twice, in 16 bits to compute and in fp32 for the optimizer.
 BYTES_PER_PARAMETER = {"fp32": 4 * 4, "bf16": 2 * 2 + 4 * 4, "fp16": 2 * 2 + 4 * 4}
+FLOAT32_BYTES = 4
 # What backward needs of one token, roughly: so many activations of d_model a layer, of d_ff (before
 # and after the ReLU), and of the vocabulary (scores and their gradient as they are computed, and
 # log-probabilities in fp32). Attention weights are left out: at lines of 30 tokens they are small.
@@ -127,23 +159,53 @@ def step_work(
     weight_bytes: int | None = None,
 ) -> Work:
     """One step that makes `length` positions in all, of `batch` sentences still unfinished."""
-    rows = batch * beam
-    matrices, vectors = step_matrix_elements(architecture), step_vector_elements(architecture)
+    parts = step_parts(
+        architecture,
+        batch=batch,
+        beam=beam,
+        source_tokens=source_tokens,
+        length=length,
+        element_bytes=element_bytes,
+        weight_bytes=weight_bytes,
+    )
+    return reduce(add, parts.values())
+
+
+def step_parts(
+    architecture: Architecture,
+    *,
+    batch: int,
+    beam: int,
+    source_tokens: int,
+    length: int,
+    element_bytes: int,
+    weight_bytes: int | None = None,
+) -> dict[str, Work]:
+    """What `step_work` adds up: the layers' matrices, both attentions, the output layer."""
+    rows, C, V = batch * beam, architecture.d_model, architecture.vocab_size
+    output, vectors = V * C, step_vector_elements(architecture)
+    layers = step_matrix_elements(architecture) - output
     positions = positions_kept(length, architecture.window)
     cached = _cached(architecture, batch, beam, source_tokens, positions, element_bytes)
     new = _cached(architecture, batch, beam, 0, 1, element_bytes)["self"]
-    parts = {
-        "weights": matrices * (weight_bytes or element_bytes) + vectors * element_bytes,
-        "self_kv": cached["self"] + new,
-        "source_kv": cached["cross"],
-        "logits": 2 * rows * architecture.vocab_size * element_bytes,
-        "embeddings": rows * architecture.d_model * element_bytes,
-    }
+    matrix_bytes = weight_bytes or element_bytes
     # A beam's scores cover the slots of all beams of its sentence; the mask then hides the others.
-    slots = beam * positions + source_tokens
-    query_width = architecture.decoder_heads.query_width
-    attention = 4 * rows * architecture.decoder_layers * query_width * slots
-    return Work(parts, 2 * rows * matrices + attention)
+    slot = 4 * rows * architecture.decoder_layers * architecture.decoder_heads.query_width
+    return {
+        "layers": Work(
+            {
+                "weights": layers * matrix_bytes + vectors * element_bytes,
+                "embeddings": rows * C * element_bytes,
+            },
+            2 * rows * layers,
+        ),
+        "self_attention": Work({"self_kv": cached["self"] + new}, slot * beam * positions),
+        "cross_attention": Work({"source_kv": cached["cross"]}, slot * source_tokens),
+        "output": Work(
+            {"weights": output * matrix_bytes, "logits": 2 * rows * V * element_bytes},
+            2 * rows * output,
+        ),
+    }
 
 
 def decoding_work(
@@ -183,6 +245,209 @@ def decoding_work(
             weight_bytes=weight_bytes,
         )
     return work
+
+
+class _Product(NamedTuple):
+    """[rows, inputs] x [inputs, outputs]."""
+
+    rows: int
+    inputs: int
+    outputs: int
+
+    @property
+    def forward_elements(self) -> int:
+        return self.rows * (self.inputs + self.outputs)
+
+    @property
+    def training_elements(self) -> int:
+        return self.rows * (3 * self.inputs + 2 * self.outputs)
+
+    @property
+    def forward_flops(self) -> int:
+        return 2 * self.rows * self.inputs * self.outputs
+
+
+class _Attention(NamedTuple):
+    """`queries` rows over `keys` rows; `pairs` of them see each other."""
+
+    queries: int
+    keys: int
+    pairs: int
+    heads: Heads
+
+    @property
+    def forward_elements(self) -> int:
+        return 2 * (self.queries * self.heads.query_width + self.keys * self.heads.kv_width)
+
+    @property
+    def forward_flops(self) -> int:
+        return 4 * self.pairs * self.heads.query_width
+
+
+class _Pass(NamedTuple):
+    """One layer over whole sequences; `residuals` are elements that an addition reads."""
+
+    products: list[_Product]
+    attentions: list[_Attention]
+    residuals: int
+
+
+def _encoder_layer(architecture: Architecture, batch: int, source_tokens: int) -> _Pass:
+    rows, C, heads = batch * source_tokens, architecture.d_model, architecture.encoder_heads
+    products = [*_own_products(rows, C, heads), *_ffn_products(rows, C, architecture.encoder_d_ff)]
+    attention = _Attention(rows, rows, rows * source_tokens, heads)
+    return _Pass(products, [attention], 2 * rows * C)
+
+
+def _decoder_layer(
+    architecture: Architecture, batch: int, source_tokens: int, target_tokens: int
+) -> _Pass:
+    """With all target positions at once, as in training."""
+    rows, C, heads = batch * target_tokens, architecture.d_model, architecture.decoder_heads
+    source_rows = batch * source_tokens
+    products = [
+        *_own_products(rows, C, heads),
+        _Product(rows, C, heads.query_width),
+        _Product(source_rows, C, 2 * heads.kv_width),
+        _Product(rows, heads.query_width, C),
+        *_ffn_products(rows, C, architecture.decoder_d_ff),
+    ]
+    reach = positions_kept(target_tokens, architecture.window)
+    # Position t sees min(t, reach) positions: a triangle, and then as many each.
+    seen = reach * (reach + 1) // 2 + (target_tokens - reach) * reach
+    attentions = [
+        _Attention(rows, rows, batch * seen, heads),
+        _Attention(rows, source_rows, rows * source_tokens, heads),
+    ]
+    return _Pass(products, attentions, 3 * rows * C)
+
+
+def _own_products(rows: int, C: int, heads: Heads) -> list[_Product]:
+    """The projections of self-attention."""
+    query_width = heads.query_width
+    return [_Product(rows, C, query_width + 2 * heads.kv_width), _Product(rows, query_width, C)]
+
+
+def _ffn_products(rows: int, C: int, d_ff: int) -> list[_Product]:
+    return [_Product(rows, C, d_ff), _Product(rows, d_ff, C)]
+
+
+def encoder_matrix_elements(architecture: Architecture) -> int:
+    """Elements of all matrices of the encoder; each is used once a batch."""
+    layer = _encoder_layer(architecture, 1, 1)
+    return architecture.encoder_layers * sum(p.inputs * p.outputs for p in layer.products)
+
+
+def encoder_vector_elements(architecture: Architecture) -> int:
+    """Elements of the norms and biases of the encoder."""
+    C, heads = architecture.d_model, architecture.encoder_heads
+    biases = heads.query_width + 2 * heads.kv_width + C + architecture.encoder_d_ff + C
+    final_norm = 2 * C if architecture.pre_norm else 0
+    each = 4 * C + (biases if architecture.bias else 0)
+    return architecture.encoder_layers * each + final_norm
+
+
+def encoder_parts(
+    architecture: Architecture,
+    *,
+    batch: int,
+    source_tokens: int,
+    element_bytes: int,
+    weight_bytes: int | None = None,
+) -> dict[str, Work]:
+    """One batch through the encoder: what its matrices and its attention move and compute.
+
+    `source_tokens` is S, padding included; for the others see `decoding_work`.
+    """
+    count = architecture.encoder_layers
+    layer = _encoder_layer(architecture, batch, source_tokens)
+    weights = encoder_matrix_elements(architecture) * (weight_bytes or element_bytes)
+    weights += encoder_vector_elements(architecture) * element_bytes
+    moved = sum(p.forward_elements for p in layer.products) + layer.residuals
+    return {
+        "layers": Work(
+            {
+                "weights": weights,
+                "activations": count * moved * element_bytes,
+                "embeddings": 2 * batch * source_tokens * architecture.d_model * element_bytes,
+            },
+            count * sum(p.forward_flops for p in layer.products),
+        ),
+        "self_attention": Work(
+            {
+                "activations": count
+                * sum(a.forward_elements for a in layer.attentions)
+                * element_bytes
+            },
+            count * sum(a.forward_flops for a in layer.attentions),
+        ),
+    }
+
+
+def training_parts(
+    architecture: Architecture,
+    *,
+    batch: int,
+    source_tokens: int,
+    target_tokens: int,
+    element_bytes: int,
+) -> dict[str, Work]:
+    """One update on one batch: forward, backward and Adam.
+
+    `source_tokens` and `target_tokens` are S and T, padding included; `element_bytes` are those of
+    weights, activations and gradients: 4, or 2 with a copy of the weights in float32.
+    """
+    C, V = architecture.d_model, architecture.vocab_size
+    rows = batch * target_tokens
+    layers = [
+        (architecture.encoder_layers, _encoder_layer(architecture, batch, source_tokens)),
+        (
+            architecture.decoder_layers,
+            _decoder_layer(architecture, batch, source_tokens, target_tokens),
+        ),
+    ]
+    output = _Product(rows, C, V)
+    elements = (
+        encoder_matrix_elements(architecture)
+        + encoder_vector_elements(architecture)
+        + source_matrix_elements(architecture)
+        + source_vector_elements(architecture)
+        + step_matrix_elements(architecture)
+        + step_vector_elements(architecture)
+        - V * C
+    )
+    moved = sum(
+        n * (sum(p.training_elements for p in layer.products) + 2 * layer.residuals)
+        for n, layer in layers
+    )
+    attended = sum(n * sum(3 * a.forward_elements for a in layer.attentions) for n, layer in layers)
+    flops = sum(n * sum(3 * p.forward_flops for p in layer.products) for n, layer in layers)
+    attention_flops = sum(
+        n * sum(3 * a.forward_flops for a in layer.attentions) for n, layer in layers
+    )
+    copy = 0 if element_bytes == FLOAT32_BYTES else element_bytes
+    adam = 2 * 3 * FLOAT32_BYTES + element_bytes + copy
+    embedded = 4 * batch * (source_tokens + target_tokens) * C
+    return {
+        "layers": Work(
+            {
+                "weights": 3 * elements * element_bytes,
+                "activations": moved * element_bytes,
+                "embeddings": embedded * element_bytes,
+            },
+            flops,
+        ),
+        "attention": Work({"activations": attended * element_bytes}, attention_flops),
+        "output": Work(
+            {
+                "weights": 3 * V * C * element_bytes,
+                "activations": 3 * rows * C * element_bytes,
+                "logits": 4 * rows * V * element_bytes,
+            },
+            3 * output.forward_flops,
+        ),
+        "optimizer": Work({"optimizer": architecture.parameters * adam}),
+    }
 
 
 def positions_kept(length: int, window: int | None) -> int:

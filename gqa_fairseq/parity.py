@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from gqa_fairseq.architecture import (
     FEED_FORWARDS,
     Architecture,
+    FeedForward,
     Heads,
     Placement,
     Variant,
@@ -184,6 +185,44 @@ def is_variant(architecture: Architecture, multi_head: Architecture) -> bool:
         return baseline.resolve(variant) == architecture
     except ValueError:  # of another baseline, whose d_ff can make up for such heads
         return False
+
+
+def regrouped(
+    architecture: Architecture, num_kv_heads: int, placement: Placement, d_ff: FeedForward
+) -> Architecture:
+    """The same model with another number of key/value heads; its own size is what d_ff matches.
+
+    With placement `decoder` the encoder stays as it is. A matched d_ff is the largest with which
+    the model has no more parameters than before.
+
+    Raises:
+        ValueError: one line that says what cannot be, as Baseline.resolve.
+    """
+    check_placement(placement)
+    heads = architecture.decoder_heads
+    decoder_heads = Heads.checked(heads.num_heads, heads.head_dim, num_kv_heads)
+    encoder_heads, sides = architecture.encoder_heads, ["decoder"]
+    if placement == "all":
+        own = encoder_heads
+        encoder_heads = Heads.checked(own.num_heads, own.head_dim, num_kv_heads)
+        sides.append("encoder")
+    name = _name(decoder_heads, heads, placement, architecture.window)
+    kept = replace(
+        architecture,
+        name=name,
+        encoder_heads=encoder_heads,
+        decoder_heads=decoder_heads,
+        residual=0,
+    )
+    saved = architecture.parameters - kept.parameters
+    if d_ff == "kept" or not saved:
+        return replace(kept, residual=-saved)
+    ffns = sum(getattr(kept, f"{side}_layers") for side in sides)
+    wider = saved // (ffns * (kept.ffn_parameters(1) - kept.ffn_parameters(0)))
+    widths = {f"{side}_d_ff": getattr(kept, f"{side}_d_ff") + wider for side in sides}
+    check_matched(min(widths.values()), decoder_heads)
+    matched = replace(kept, **widths)
+    return replace(matched, residual=matched.parameters - architecture.parameters)
 
 
 def check_matched(d_ff: int, heads: Heads) -> None:

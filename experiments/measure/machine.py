@@ -1,10 +1,17 @@
 """What the machine can do: how fast it reads memory and multiplies matrices.
 
 Measured where and when the contenders are, between their rounds, so that a share of it means
-something.
+something. On its own,
+
+    python -m experiments.measure.machine cpu
+
+prints the best of a few rounds as JSON, for predictions (experiments/intensity).
 """
 
 from __future__ import annotations
+
+import json
+import sys
 
 import torch
 
@@ -40,3 +47,27 @@ class MachineProbe:
         started = now(self.device)
         self.left @ self.right
         return 2 * self.left.shape[0] ** 3 / (now(self.device) - started)
+
+
+def best(device: torch.device, rounds: int = 10) -> dict[str, object]:
+    """The best of a few rounds: `bytes_per_s`, `flops_per_s` by type, and a GPU's `memory`.
+
+    Other load on the machine only slows a round.
+    """
+    types = [torch.float32, torch.bfloat16]
+    types += [torch.float16] if device.type == "cuda" else []
+    probes = {dtype: MachineProbe(device, dtype) for dtype in types}
+    read = 0.0
+    rates = dict.fromkeys(types, 0.0)
+    for _ in range(rounds):
+        read = max(read, probes[torch.float32].read_bytes_per_s())
+        rates = {dtype: max(rates[dtype], probes[dtype].flops_per_s()) for dtype in types}
+    memory = (
+        torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+    )
+    by_name = {str(dtype).removeprefix("torch."): rate for dtype, rate in rates.items()}
+    return {"bytes_per_s": read, "flops_per_s": by_name, "memory": memory}
+
+
+if __name__ == "__main__":
+    print(json.dumps(best(torch.device(sys.argv[1]))))

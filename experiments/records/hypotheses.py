@@ -16,6 +16,8 @@ import msgspec
 from experiments.errors import ExperimentError
 from experiments.records.storage import read_bytes, write_bytes
 
+COUNTS = ".counts.json.xz"
+
 
 class LineCounts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """sacrebleu's counts [lines][k] for one metric (experiments.metrics.sentence_statistics)."""
@@ -51,7 +53,7 @@ def write_hypotheses(folder: Path, hypotheses: Hypotheses, *, keep_text: bool = 
     """Write both files, or the counts alone; returns the digest."""
     digest = hypotheses_digest(hypotheses.lines)
     counts = msgspec.json.encode(hypotheses.counts, order="deterministic")
-    write_bytes(folder / f"{digest}.counts.json.xz", lzma.compress(counts))
+    write_bytes(folder / f"{digest}{COUNTS}", lzma.compress(counts))
     if keep_text:
         write_bytes(folder / f"{digest}.txt.xz", lzma.compress(_text(hypotheses.lines)))
     return digest
@@ -59,7 +61,7 @@ def write_hypotheses(folder: Path, hypotheses: Hypotheses, *, keep_text: bool = 
 
 def read_hypotheses(folder: Path, digest: str) -> Hypotheses:
     """Raises ExperimentError when they are not there, or not those of the digest."""
-    counts_path, text_path = folder / f"{digest}.counts.json.xz", folder / f"{digest}.txt.xz"
+    counts_path, text_path = folder / f"{digest}{COUNTS}", folder / f"{digest}.txt.xz"
     try:
         counts = msgspec.json.decode(
             lzma.decompress(read_bytes(counts_path)), type=list[LineCounts]

@@ -7,6 +7,7 @@ from data_prep.system.surroundings import console_of, settle
 from experiments.arguments import Parser
 from experiments.errors import ExperimentError
 from experiments.records.record import read_records
+from experiments.records.significance import find_comparisons
 from experiments.records.speed import find_measurements
 from experiments.report.groups import group_records
 from experiments.report.reference import read_papers
@@ -34,6 +35,15 @@ def main(arguments: list[str] | None = None) -> int:
         "default: measurements/ beside the records)",
     )
     parser.add_argument(
+        "--tests",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="folder of tests that python -m experiments.significance made (may be given several "
+        "times; default: tests/ beside the records)",
+    )
+    parser.add_argument(
         "--out", type=Path, default=Path("outputs/report"), help="folder (%(default)s)"
     )
     settle()
@@ -46,7 +56,11 @@ def main(arguments: list[str] | None = None) -> int:
                 f"{folders}: no record.json in it (run an experiment first, such as "
                 "`make quickstart`)"
             )
-        groups = group_records(records, find_measurements(options.records, options.measurements))
+        groups = group_records(
+            records,
+            find_measurements(options.records, options.measurements),
+            find_comparisons(options.records, options.tests),
+        )
         path = write_report(groups, read_papers(), options.out)
     except ExperimentError as error:
         print(f"error: {error}", file=sys.stderr)

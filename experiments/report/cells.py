@@ -9,6 +9,7 @@ from gqa_fairseq.architecture import Architecture
 NOT_RUN = "not run"
 NOT_MEASURED = "not measured"
 NOT_RECORDED = "not recorded"
+NOT_TESTED = "not tested"
 NOT_APPLICABLE = "–"
 
 

@@ -11,14 +11,15 @@ row: mean and standard deviation. A diverged training is never averaged.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import msgspec
 
 from experiments.records.measurement import Measurement, Samples, Timing
 from experiments.records.parts import Uptraining
 from experiments.records.record import Diverged, Finished, Record
+from experiments.records.significance import Comparison
 from gqa_fairseq.architecture import Architecture
 
 # What may differ within a group: the attention and the seed are the question, the data is compared
@@ -98,13 +99,15 @@ class Row:
 class Group:
     """Comparable records: the rows from most key/value heads to fewest.
 
-    `measurement` is the one that all speeds of the group come from.
+    `measurement` is the one that all speeds of the group come from, `comparisons` are all tests
+    that are at hand, by their keys.
     """
 
     rows: tuple[Row, ...]
     diverged: tuple[Record, ...]
     repeats_left_out: int
     measurement: Measurement | None = None
+    comparisons: Mapping[str, Comparison] = field(default_factory=dict)
 
     @property
     def from_scratch(self) -> list[Row]:
@@ -132,7 +135,9 @@ class Group:
 
 
 def group_records(
-    records: Iterable[Record], measurements: Sequence[Measurement] = ()
+    records: Iterable[Record],
+    measurements: Sequence[Measurement] = (),
+    comparisons: Mapping[str, Comparison] | None = None,
 ) -> list[Group]:
     """Groups, the one with the newest record first.
 
@@ -142,7 +147,8 @@ def group_records(
     by_key: dict[bytes, list[Record]] = {}
     for record in sorted(records, key=lambda record: record.job.started_utc, reverse=True):
         by_key.setdefault(_group_key(record), []).append(record)
-    return [_group(members, measurements) for members in by_key.values()]
+    groups = [_group(members, measurements) for members in by_key.values()]
+    return [replace(group, comparisons=comparisons or {}) for group in groups]
 
 
 def shared_config(record: Record) -> dict[str, object]:

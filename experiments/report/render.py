@@ -24,6 +24,7 @@ from experiments.report.tables import (
     overview,
     overview_columns,
 )
+from experiments.report.verdicts import untested, verdict_tables
 from experiments.report.wmt14 import INTRODUCTION, wmt14_tables
 
 TEMPLATE = Path(__file__).with_name("report.md.j2")
@@ -153,10 +154,11 @@ def _section(number: int, group: Group, out: Path) -> Section:
         path = f"plots/{number}-{name}.png"
         write_bytes(out / path, content)
         plots.append(Plot(path, CAPTIONS[name]))
+    overview_table, *others = group_tables(group)
     return Section(
         heading=group_heading(group),
         facts=_facts(group),
-        tables=group_tables(group),
+        tables=[overview_table, *verdict_tables(group), *others],
         plots=plots,
         exhibits=[_shown(exhibit, f"{number}-", out) for exhibit in group_exhibits(group)],
         config=msgspec.json.format(
@@ -194,6 +196,8 @@ def _facts(group: Group) -> list[str]:
         )
     if group.rows and group.measurement is None:
         facts.append(f'Shown as "{NOT_MEASURED}": no measurement names a job of these rows')
+    if advice := untested(group):
+        facts.append(advice)
     if group.repeats_left_out:
         facts.append(
             f"{group.repeats_left_out} older records of the same variant and seed are left out"

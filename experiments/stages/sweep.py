@@ -231,20 +231,23 @@ def _measure(stage: Stage, jobs: list[Job]) -> None:
 
 
 def _report(jobs: Sequence[Job]) -> int:
-    """Write the report of each experiment; returns how many could not be written."""
+    """Test and report each experiment; returns how many commands failed."""
     wanted = dict.fromkeys(
         (
             str(Path(job.config.paths.runs) / job.config.experiment_name),
             str(Path(job.config.paths.measurements) / job.config.experiment_name),
+            str(Path(job.config.paths.runs).parent / "tests"),
             job.config.paths.report,
         )
         for job in jobs
     )
     failed = 0
-    for records, measurements, out in wanted:
-        command = [sys.executable, "-m", "experiments.report", "--records", records]
-        command += ["--measurements", measurements, "--out", out]
-        failed += subprocess.run(command, check=False).returncode != 0
+    for records, measurements, tests, out in wanted:
+        significance = ["experiments.significance", "--records", records, "--out", tests]
+        report = ["experiments.report", "--records", records, "--measurements", measurements]
+        for command in (significance, [*report, "--tests", tests, "--out", out]):
+            done = subprocess.run([sys.executable, "-m", *command], check=False)
+            failed += done.returncode != 0
     return failed
 
 

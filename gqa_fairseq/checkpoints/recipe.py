@@ -23,6 +23,7 @@ from fairseq.dataclass import FairseqDataclass
 from fairseq.dataclass.configs import CommonConfig, DatasetConfig, OptimizationConfig
 from fairseq.models.transformer import TransformerModelBase
 
+import gqa_fairseq.tasks  # noqa: F401  registers the task that a checkpoint may name
 from gqa_fairseq.architecture import Architecture, Heads
 from gqa_fairseq.checkpoints.allowlist import read_state
 from gqa_fairseq.checkpoints.parent import build_parent, plugin_options, upgraded

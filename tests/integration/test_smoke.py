@@ -33,6 +33,7 @@ from experiments.records.measurement import (
 )
 from experiments.records.parts import Training
 from experiments.records.record import Diverged, Finished, Record, read_records
+from experiments.records.significance import find_comparisons
 from experiments.records.speed import find_measurements
 from experiments.records.storage import write_json
 from experiments.stages.corpus import prepare_data
@@ -112,7 +113,10 @@ def test_a_sweep_gives_records_and_one_measurement(swept: Path) -> None:
     assert records["mha"].architecture.parameters == records["mqa"].architecture.parameters
     [measurement] = find_measurements([swept / "runs/smoke"])
     check_measurement(measurement, records)
-    assert (swept / "report/report.md").exists()
+    report = (swept / "report/report.md").read_text(encoding="utf-8")
+    tested = find_comparisons([swept / "runs/smoke"])
+    assert {len(tests.metrics) for tests in tested.values()} == {2}
+    assert report.count("- mqa against mha: BLEU ") == len(tested) == 2  # greedy and beam 4
     check_wandb(records, measurement, runs(swept))
 
 

@@ -14,6 +14,9 @@ from gqa_fairseq.costs import (
     Work,
     cache_bytes,
     decoding_work,
+    encoder_matrix_elements,
+    encoder_parts,
+    encoder_vector_elements,
     source_matrix_elements,
     source_vector_elements,
     source_work,
@@ -21,6 +24,7 @@ from gqa_fairseq.costs import (
     step_vector_elements,
     step_work,
     training_memory_bytes,
+    training_parts,
 )
 from gqa_fairseq.decoding.int8 import Int8Linear, quantize_int8
 from gqa_fairseq.decoding.step import DecoderStep, Projection
@@ -278,3 +282,107 @@ def test_training_memory_counts_the_d_ff_of_each_side() -> None:
 def test_an_unknown_precision_is_refused() -> None:
     with pytest.raises(ValueError, match="'int4' is unknown: choose one of fp32, bf16, fp16"):
         training_memory_bytes(TOY, "int4", 1)
+
+
+def test_encoding_by_hand() -> None:
+    """3 layers of width 4, 2 heads x 2 with as many of keys, d_ff 99; 2 sentences of 7."""
+    matrices = 3 * (4 * 4 * 4 + 2 * 4 * 99)
+    assert encoder_matrix_elements(TOY) == matrices
+    assert encoder_vector_elements(TOY) == 3 * 2 * 2 * 4 + 2 * 4
+    work = encoder_parts(TOY, batch=2, source_tokens=7, element_bytes=4)
+    products = (4 + 12) + (4 + 4) + (4 + 99) + (99 + 4)
+    assert work["layers"] == Work(
+        {
+            "weights": 4 * (matrices + 56),
+            "activations": 4 * 3 * 14 * (products + 2 * 4),
+            "embeddings": 4 * 2 * 14 * 4,
+        },
+        2 * 14 * matrices,
+    )
+    # Queries, keys, values and sums of width 4; 7 scores and 7 products for each of 14 queries.
+    assert work["self_attention"] == Work(
+        {"activations": 4 * 3 * 14 * 4 * 4}, 3 * 14 * 7 * 2 * (2 * 4)
+    )
+    in_8_bits = encoder_parts(TOY, batch=2, source_tokens=7, element_bytes=4, weight_bytes=1)
+    assert in_8_bits["layers"].bytes_by_part["weights"] == matrices + 4 * 56
+    assert in_8_bits["self_attention"] == work["self_attention"]
+
+
+def test_training_by_hand() -> None:
+    """3 source and 2 target tokens; the decoder has one layer, one key/value head and d_ff 3."""
+    toy = replace(TOY, encoder_layers=1)
+    parts = training_parts(toy, batch=1, source_tokens=3, target_tokens=2, element_bytes=4)
+    encoder = [(3, 4, 12), (3, 4, 4), (3, 4, 99), (3, 99, 4)]
+    own = [(2, 4, 8), (2, 4, 4), (2, 4, 4), (3, 4, 4), (2, 4, 4), (2, 4, 3), (2, 3, 4)]
+    products = encoder + own
+    assert parts["layers"].flops == 3 * sum(2 * rows * i * o for rows, i, o in products)
+    moved = sum(rows * (3 * i + 2 * o) for rows, i, o in products)
+    residuals = 2 * (2 * 3 * 4) + 2 * (3 * 2 * 4)
+    assert parts["layers"].bytes_by_part["activations"] == 4 * (moved + residuals)
+    assert parts["layers"].bytes_by_part["embeddings"] == 4 * 4 * (3 + 2) * 4
+    # Queries and sums are 4 wide, keys and values 4 in the encoder, 2 in the decoder.
+    attended = 2 * (3 * 4 + 3 * 4) + 2 * (2 * 4 + 2 * 2) + 2 * (2 * 4 + 3 * 2)
+    seen = 3 * 3 + (1 + 2) + 2 * 3
+    assert parts["attention"] == Work({"activations": 4 * 3 * attended}, 3 * 4 * 4 * seen)
+    assert parts["output"].bytes_by_part == {
+        "weights": 4 * 3 * 5 * 4,
+        "activations": 4 * 3 * 2 * 4,
+        "logits": 4 * 4 * 2 * 5,
+    }
+    assert parts["output"].flops == 3 * 2 * 2 * 4 * 5
+    # Gradient, weight and two moments read; weight and moments written.
+    assert parts["optimizer"] == Work({"optimizer": toy.parameters * 4 * 7})
+    half = training_parts(toy, batch=1, source_tokens=3, target_tokens=2, element_bytes=2)
+    assert half["optimizer"] == Work({"optimizer": toy.parameters * (6 * 4 + 2 + 2)})
+
+
+def test_training_with_a_window_sees_fewer_pairs() -> None:
+    size: dict[str, Any] = {"batch": 2, "source_tokens": 3, "element_bytes": 4}
+    for target in (1, 3, 8):
+        pairs = sum(min(t, 3) for t in range(1, target + 1))
+        local, full = (
+            training_parts(replace(TOY, window=window), target_tokens=target, **size)["attention"]
+            for window in (3, None)
+        )
+        less = target * (target + 1) // 2 - pairs
+        assert full.flops - local.flops == 3 * 4 * 2 * 4 * less
+        assert full.bytes_by_part == local.bytes_by_part
+
+
+@pytest.mark.parametrize("options", VARIANTS, ids=lambda v: f"G{v['num_kv_heads']}")
+def test_encoding_and_training_use_the_weights_and_products_of_the_model(
+    options: dict[str, Any],
+) -> None:
+    """Counted in a forward pass over whole sequences; training has three times its operations."""
+    vocabulary = dictionary()
+    model = build(vocabulary, **options)
+    built = architecture_of(model, "built")
+    net_input = source_batch(random_lines(4, vocabulary), vocabulary)["net_input"]
+    batch, source_tokens = net_input["src_tokens"].shape
+    flops = dict.fromkeys(("encoder", "decoder"), 0)
+    for side in flops:
+        for module in getattr(model, side).modules():
+            if isinstance(module, torch.nn.Linear):
+
+                def count(linear: Any, given: Any, _: Any, side: str = side) -> None:
+                    rows = given[0].numel() // linear.in_features
+                    flops[side] += 2 * rows * linear.weight.numel()
+
+                module.register_forward_hook(count)
+    model(**net_input | {"prev_output_tokens": torch.full((batch, 5), vocabulary.eos())})
+    size: dict[str, Any] = {"batch": batch, "source_tokens": source_tokens, "element_bytes": 4}
+    encoding = encoder_parts(built, **size)["layers"]
+    assert encoding.flops == flops["encoder"]
+    training = training_parts(built, **size, target_tokens=5)
+    assert training["layers"].flops + training["output"].flops == 3 * sum(flops.values())
+    embedded = {p.data_ptr() for n, p in model.named_parameters() if "embed" in n}
+    held = {
+        side: sum(
+            p.numel() for p in getattr(model, side).parameters() if p.data_ptr() not in embedded
+        )
+        for side in flops
+    }
+    assert encoding.bytes_by_part["weights"] == 4 * held["encoder"]
+    assert training["layers"].bytes_by_part["weights"] == 3 * 4 * sum(held.values())
+    total = sum(p.numel() for p in model.parameters())
+    assert training["optimizer"].bytes_moved == 28 * total

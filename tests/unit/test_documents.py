@@ -1,6 +1,6 @@
 """Every command in the documents is one that the suite takes: parsed, and dry-run where it can be.
 
-Those that really run, one of each family, are in tests/integration/test_documents.py.
+Those that really run, one of each family, are in tests/integration/test_documented_commands.py.
 """
 
 import ast

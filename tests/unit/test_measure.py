@@ -28,7 +28,8 @@ from experiments.engines.ctranslate2 import is_installed
 from experiments.engines.engine import Inputs
 from experiments.environment import SPIN_COUNT, compute_environment
 from experiments.errors import ExperimentError
-from experiments.measure import memory
+from experiments.intensity.machines import _Probe
+from experiments.measure import machine, memory
 from experiments.measure.decoding import Decoder, Translating, random_model
 from experiments.measure.loop import Competitor, measure, turns
 from experiments.measure.memory import Peak
@@ -904,3 +905,20 @@ def test_the_measurement_starts_with_that_environment(monkeypatch: pytest.Monkey
     with pytest.raises(ExperimentError, match="stop"):
         benchmark.measure_in_process(request(threads=3), lambda measured: None)
     assert (seen["GOMP_SPINCOUNT"], seen["OMP_NUM_THREADS"]) == (SPIN_COUNT, "3")
+
+
+def test_a_probe_on_its_own_gives_the_best_of_its_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "_READ_BYTES", {"cpu": 4096})
+    monkeypatch.setattr(machine, "_MATRIX_ROWS", {"cpu": 8})
+    device = torch.device("cpu")
+    probed = msgspec.convert(machine.best(device, rounds=1), _Probe)
+    assert probed.flops_per_s.keys() == {"float32", "bfloat16"}
+    assert min(probed.bytes_per_s, *probed.flops_per_s.values()) > 0
+    reads, products = iter([3.0, 9.0, 5.0]), iter([1.0, 6.0, 4.0, 2.0, 3.0, 1.0])
+    monkeypatch.setattr(machine.MachineProbe, "read_bytes_per_s", lambda _: next(reads))
+    monkeypatch.setattr(machine.MachineProbe, "flops_per_s", lambda _: next(products))
+    assert machine.best(device, rounds=3) == {
+        "bytes_per_s": 9.0,
+        "flops_per_s": {"float32": 4.0, "bfloat16": 6.0},
+        "memory": None,
+    }

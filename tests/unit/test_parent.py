@@ -1,6 +1,8 @@
 """A parent that no job trained: what must fit the config, and the command that goes on with it."""
 
 import dataclasses
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -171,3 +173,13 @@ def test_the_words_of_the_data_must_be_those_of_the_model(tmp_path: Path, place:
     write(where, "b 9\na 1\n")
     with pytest.raises(ExperimentError, match=r"these are not the words of uptrain\.parent"):
         found.check_dictionaries(data)
+
+
+def test_the_process_that_reads_a_checkpoint_knows_the_tasks_it_may_name() -> None:
+    script = (
+        "from gqa_fairseq.checkpoints.recipe import TASKS\n"
+        "from fairseq.tasks import TASK_DATACLASS_REGISTRY as known\n"
+        "print('unknown', [name for name in TASKS if name not in known])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout.endswith("unknown []\n"), done.stderr

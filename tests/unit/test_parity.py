@@ -691,7 +691,7 @@ def test_parity_module_runs_as_a_command_that_prints_nothing_else() -> None:
     assert not result.stderr
 
 
-@pytest.mark.parametrize("module", ["parity", "architecture", "costs"])
+@pytest.mark.parametrize("module", ["parity", "architecture", "costs", "intensity", "roofline"])
 def test_arithmetic_needs_nothing_but_python(module: str) -> None:
     """In a process of its own: all that is imported is Python's, and the plugin's arithmetic."""
     script = (
@@ -703,6 +703,7 @@ def test_arithmetic_needs_nothing_but_python(module: str) -> None:
     result = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
-    arithmetic = {"gqa_fairseq.architecture", "gqa_fairseq.parity", "gqa_fairseq.costs"}
+    plain = ("architecture", "parity", "costs", "intensity", "roofline")
+    arithmetic = {f"gqa_fairseq.{name}" for name in plain}
     assert f"gqa_fairseq.{module}" in result.stdout.split()
     assert set(result.stdout.split()) <= arithmetic

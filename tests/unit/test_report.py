@@ -530,6 +530,16 @@ def test_the_written_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         assert name in shown
 
 
+def test_the_committed_report_is_what_the_committed_records_give(tmp_path: Path) -> None:
+    """Its text; `make report` writes it."""
+    results = ROOT / "results"
+    arguments = ["--records", str(results / "runs"), "--tests", str(results / "tests")]
+    arguments += ["--measurements", str(results / "measurements"), "--out", str(tmp_path)]
+    assert main(arguments) == 0
+    written = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert written == (results / "report" / "report.md").read_text(encoding="utf-8")
+
+
 def test_pipes_do_not_break_a_table() -> None:
     table = Table("t", ["a", "b"], [["x|y", "1"]], [])
     assert markdown_table(table).split("\n")[2] == r"| x\|y | 1 |"

@@ -228,17 +228,24 @@ def read_parent(config: SuiteConfig) -> ParentFile:
 @functools.cache
 def _read(path: Path, modified_ns: int) -> ParentFile:
     """Read a file once a process, however many jobs start from it."""
+    try:
+        recipe = read_recipe(path)
+    except ExperimentError as error:
+        raise ExperimentError(f"uptrain.parent: {error}") from error
+    with path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return ParentFile(path=path, sha256=digest, recipe=recipe)
+
+
+def read_recipe(path: Path) -> Recipe:
+    """What a checkpoint says of itself; raises ExperimentError, one line, when it says nothing."""
     command = [sys.executable, "-m", "gqa_fairseq.checkpoints.recipe", str(path)]
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, env=compute_environment(1)
     )
     if done.returncode:
-        last = done.stderr.strip().split("\n")[-1].removeprefix("error: ")
-        raise ExperimentError(f"uptrain.parent: {last}")
-    recipe = msgspec.json.decode(done.stdout.strip().split("\n")[-1], type=Recipe)
-    with path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return ParentFile(path=path, sha256=digest, recipe=recipe)
+        raise ExperimentError(done.stderr.strip().split("\n")[-1].removeprefix("error: "))
+    return msgspec.json.decode(done.stdout.strip().split("\n")[-1], type=Recipe)
 
 
 def _words(dictionary: Path) -> list[str]:

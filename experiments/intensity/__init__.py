@@ -1,0 +1,1 @@
+"""When do fewer key/value heads pay? What the counts and a machine's rates predict."""
