@@ -133,7 +133,7 @@ def uptrained(job: Job, checkpoint: Path) -> Done[Uptrained]:
 def dev_loss(checkpoint: Path, job: Job) -> tuple[float, int]:
     """Summed over dev, as the evaluation does."""
     data = data_of(job)
-    model, task = load_trained(checkpoint, data)
+    model, task = load_trained(checkpoint, data.binarized)
     lines = len(read_lines(data.text("dev", "de")))
     return nll_nats(model, load_split(task, "dev", lines), 64)
 
@@ -275,7 +275,7 @@ def test_a_stock_checkpoint_goes_on_with_its_own_recipe(
     command = convert_stage.convert_command(job, job.parent.path, ModelFolder(tmp_path))
     assert convert_main(command[3:]) == 0
     found = ModelFolder(tmp_path).converted
-    model, _ = load_trained(found, data_of(job))
+    model, _ = load_trained(found, data_of(job).binarized)
     assert sum(p.numel() for p in model.parameters()) == job.architecture.parameters
     more = succeed(
         "train", *uptrain_command(job, binarized, tmp_path / "more", found, 6)[1:], folder=ROOT
