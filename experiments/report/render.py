@@ -114,6 +114,7 @@ def terminal_table(group: Group) -> rich.table.Table:
             justify="left" if name else "right",
             no_wrap=not name,
             min_width=9 if name else None,
+            overflow="fold",  # the end of a name is what tells uptrained models apart
         )
     for row in table.rows:
         cells: list[str] = []
