@@ -145,9 +145,10 @@ def test_causal_self_attention_equals_repeated_heads(
     is_padding = padding_mask(B, T, side)
     expected, expected_weights = repeated_heads(module, x, x, is_padding, True)
     got, weights = module(x, x, x, is_padding, need_weights=True, is_causal=True)
-    # Padding on the left reads nothing at all: there is no right value, only a finite one.
+    # Padding on the left reads nothing at all, and a window on the right may hold padding alone:
+    # there is no right value, only a finite one.
     reads = torch.ones(T, B, dtype=torch.bool)
-    if side == "left" and is_padding is not None:
+    if is_padding is not None and (side == "left" or window is not None):
         reads = ~is_padding.T
     assert torch.isfinite(got).all()
     assert_same(module, [x], got[reads], expected[reads])
