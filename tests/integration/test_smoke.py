@@ -511,6 +511,7 @@ def trained(job: Job) -> Trained:
     return result
 
 
+@pytest.mark.long
 def test_an_interrupted_training_ends_as_if_it_had_not_been(
     config: SuiteConfig, tmp_path: Path
 ) -> None:

@@ -169,6 +169,7 @@ def train_to(job: Job, updates: int, checkpoints: Path) -> str:
     return succeed("train", *command[1:], folder=ROOT).output
 
 
+@pytest.mark.long
 def test_an_interrupted_uptraining_ends_as_its_command_does_in_one_run(
     job: Job, whole: Path
 ) -> None:
