@@ -104,8 +104,11 @@ class TrainConfig(Section, frozen=True, kw_only=True):
     These are real tokens: the end of a sentence counts, padding does not. After the warm-up the
     learning rate falls with the inverse square root of the update. The mean of the last
     `average_checkpoints`, one a validation, is evaluated; null: the last one alone.
+    `implementation` is whose loss and Adam it is: `fairseq`, or the plugin's, `gqa`, which are
+    faster and draw other random numbers for dropout (gqa_fairseq/training).
     """
 
+    implementation: Literal["fairseq", "gqa"] = "fairseq"  # as in the configs of earlier jobs
     max_updates: Positive
     tokens_per_update: Positive
     learning_rate: PositiveFloat

@@ -158,6 +158,9 @@ def shared_config(record: Record) -> dict[str, object]:
     config["hardware"] = {key: value for key, value in hardware if key not in FREE_HARDWARE_KEYS}
     # Whether there is a baseline of the nearest line: the data's checksum tells, where it matters.
     config["data"] = {k: v for k, v in config.get("data", {}).items() if k != "nearest"}
+    # So were all trainings whose records do not name it.
+    train = config.get("train", {}).items()
+    config["train"] = {k: v for k, v in train if (k, v) != ("implementation", "fairseq")}
     return config
 
 

@@ -343,6 +343,8 @@ def inputs_of(
             values["uptrain.parent"] = parent and parent.sha256
             if method != "random":
                 del values["seed"]
+    if values.get("train.implementation") == "fairseq":  # as all was: their keys are older
+        del values["train.implementation"]
     if name == "evaluate" and config.uptrain.method is None:
         del values["uptrain.alpha"]
     return values

@@ -393,6 +393,16 @@ def test_the_command_of_other_heads_says_so(quickstart: SuiteConfig) -> None:
     assert found["--encoder-ffn-embed-dim"] == "768"
 
 
+@pytest.mark.parametrize(("implementation", "prefix"), [("fairseq", ""), ("gqa", "gqa_")])
+def test_the_command_names_the_loss_and_the_optimizer(
+    quickstart: SuiteConfig, implementation: str, prefix: str
+) -> None:
+    asked = changed(quickstart, {"train.implementation": implementation})
+    found = dict(pairwise(train_command(asked, Path("bin"), Path("ck"))))
+    assert found["--criterion"] == f"{prefix}label_smoothed_cross_entropy"
+    assert found["--optimizer"] == f"{prefix}adam"
+
+
 def test_the_command_says_what_the_config_says(composed: dict[str, Any]) -> None:
     command = train_command(
         parse_config(composed["gpu"]), Path("data/bin"), Path("job/checkpoints")

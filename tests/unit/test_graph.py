@@ -61,6 +61,7 @@ CHANGES: dict[str, tuple[Any, set[str]]] = {
     "data.max_pieces": (200, ALL),
     "data.max_ratio": (2.5, ALL),
     "data.mirror": ("/somewhere", NOTHING),
+    "train.implementation": ("gqa", TRAIN),
     "train.max_updates": (825, TRAIN),
     "train.tokens_per_update": (900, TRAIN),
     "train.learning_rate": (0.001, TRAIN),
@@ -180,6 +181,12 @@ def test_a_key_that_no_one_declared_is_a_fault() -> None:
         feeding_name("train_later.x")
     assert feeding_name("decode.beam") == "decode.beam"
     assert feeding_name("decode.beams") == "decode"
+
+
+def test_trainings_from_before_the_implementation_had_a_name_are_kept(grouped: SuiteConfig) -> None:
+    assert grouped.train.implementation == "fairseq"
+    assert "train.implementation" not in inputs_of("train", grouped)
+    assert "train.dropout" in inputs_of("train", grouped)
 
 
 @pytest.mark.parametrize("key", CHANGES)

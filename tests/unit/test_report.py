@@ -210,6 +210,18 @@ def test_a_group_may_have_nothing_but_diverged_trainings(tmp_path: Path) -> None
     assert write_report([group], read_papers(), tmp_path).is_file()
 
 
+def test_trainings_that_do_not_name_their_implementation_are_fairseqs() -> None:
+    old = synthetic.record(8)
+    assert "implementation" not in old.config["train"]
+
+    def named(implementation: str) -> Record:
+        config = old.config | {"train": {**old.config["train"], "implementation": implementation}}
+        return msgspec.structs.replace(synthetic.record(1), config=config)
+
+    assert len(group_records([old, named("fairseq")])) == 1
+    assert len(group_records([old, named("gqa")])) == 2
+
+
 def test_baselines_stand_beside_the_variants() -> None:
     rows = overview_cells([synthetic.record(heads) for heads in HEADS])
     assert rows["baseline: copied source"]["test BLEU beam 4"] == "3.1"

@@ -17,6 +17,7 @@ def train_command(config: SuiteConfig, binarized: Path, checkpoints: Path) -> li
     checkpoints does not depend on the corpus.
     """
     train, hardware, positions = config.train, config.hardware, config.model.max_positions
+    prefix = "gqa_" if train.implementation == "gqa" else ""
     options: dict[str, object] = {
         "--user-dir": os.path.relpath(PLUGIN),
         "--task": "gqa_translation",
@@ -35,9 +36,9 @@ def train_command(config: SuiteConfig, binarized: Path, checkpoints: Path) -> li
         "--dropout": train.dropout,
         "--attention-dropout": train.attention_dropout,
         "--activation-dropout": train.activation_dropout,
-        "--criterion": "label_smoothed_cross_entropy",
+        "--criterion": f"{prefix}label_smoothed_cross_entropy",
         "--label-smoothing": train.label_smoothing,
-        "--optimizer": "adam",
+        "--optimizer": f"{prefix}adam",
         "--adam-betas": str(train.adam_betas),
         "--weight-decay": train.weight_decay,
         "--clip-norm": train.clip_norm,
