@@ -62,7 +62,7 @@ class Running:
         return Result(self.process.exitcode, self.log.read_text(encoding="utf-8"))
 
 
-def start(command: str, *arguments: object, folder: Path, log: str = "log.txt") -> Running:
+def start(command: str, *arguments: object, folder: Path, log: Path | str = "log.txt") -> Running:
     """Starts `fairseq-<command>` in `folder`, its output going to `folder / log`."""
     texts = [str(argument) for argument in arguments]
     names = (command, texts, str(folder), str(folder / log))
@@ -71,14 +71,14 @@ def start(command: str, *arguments: object, folder: Path, log: str = "log.txt") 
     return Running(process, folder / log)
 
 
-def run(command: str, *arguments: object, folder: Path) -> Result:
+def run(command: str, *arguments: object, folder: Path, log: Path | str = "log.txt") -> Result:
     """Runs `fairseq-<command>` to its end."""
-    return start(command, *arguments, folder=folder).wait()
+    return start(command, *arguments, folder=folder, log=log).wait()
 
 
-def succeed(command: str, *arguments: object, folder: Path) -> Result:
+def succeed(command: str, *arguments: object, folder: Path, log: Path | str = "log.txt") -> Result:
     """Runs `fairseq-<command>`, which must end well."""
-    result = run(command, *arguments, folder=folder)
+    result = run(command, *arguments, folder=folder, log=log)
     assert result.status == 0, result.output[-4000:]
     return result
 

@@ -78,7 +78,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> SuiteConfig:
     job = job_of(found)
     data = prepare_data(found, job.prepare)
     command = train_command(found.multi_head, data.binarized, parent_of(job).checkpoints)
-    succeed("train", *command[1:], folder=ROOT)
+    succeed("train", *command[1:], folder=ROOT, log=folder / "parent.log")
     return found
 
 
@@ -166,7 +166,8 @@ def whole(job: Job, tmp_path: Path) -> Path:
 def train_to(job: Job, updates: int, checkpoints: Path) -> str:
     """Run the uptrain command without the stage; returns its output."""
     command = uptrain_command(job, data_of(job).binarized, checkpoints, converted(job), updates)
-    return succeed("train", *command[1:], folder=ROOT).output
+    log = checkpoints.with_suffix(".log")
+    return succeed("train", *command[1:], folder=ROOT, log=log).output
 
 
 @pytest.mark.long
@@ -278,9 +279,8 @@ def test_a_stock_checkpoint_goes_on_with_its_own_recipe(
     found = ModelFolder(tmp_path).converted
     model, _ = load_trained(found, data_of(job).binarized)
     assert sum(p.numel() for p in model.parameters()) == job.architecture.parameters
-    more = succeed(
-        "train", *uptrain_command(job, binarized, tmp_path / "more", found, 6)[1:], folder=ROOT
-    )
+    command = uptrain_command(job, binarized, tmp_path / "more", found, 6)
+    more = succeed("train", *command[1:], folder=ROOT, log=tmp_path / "more.log")
     for figure in ("lr", "wpb", "bsz"):
         expected = losses(whole, figure)
         assert losses(more, figure) == {n: expected[n] for n in range(CONVERTED + 1, LAST + 1)}
