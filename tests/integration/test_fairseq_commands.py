@@ -99,6 +99,7 @@ def test_training_resumes_where_it_stopped(
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+@pytest.mark.long
 def test_training_goes_on_with_the_other_loss_and_optimizer(corpus: Path, tmp_path: Path) -> None:
     """From fairseq's loss and Adam to the plugin's and back, as if nothing had changed."""
     plugin = ["--criterion", "gqa_label_smoothed_cross_entropy", "--optimizer", "gqa_adam"]

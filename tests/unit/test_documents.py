@@ -56,6 +56,7 @@ def recipe(words: list[str]) -> list[list[str]]:
     return [plain(shlex.split(line)) for line in lines if line.startswith(".venv/bin/python -m")]
 
 
+@pytest.mark.long
 def test_commands_of_make_and_python_are_dry_run(tmp_path: Path) -> None:
     """What make would run is checked as the commands that stand in the documents themselves."""
     asked: dict[str, list[str]] = {}

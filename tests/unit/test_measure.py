@@ -481,6 +481,7 @@ def test_peak_memory_is_that_of_one_contender_in_a_new_process() -> None:
     assert both[1].size_bytes - alone.size_bytes < (both[0].size_bytes - alone.size_bytes) / 2
 
 
+@pytest.mark.long
 def test_without_a_restart_of_the_peak_each_workload_gets_a_process() -> None:
     assert memory.in_fresh_process("x", one_peak, (), [3, 4]) == [
         Peak(3, "process_rss"),
