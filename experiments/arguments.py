@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from pathlib import Path
 from typing import NoReturn
 
 from experiments.environment import usable_cores
@@ -13,6 +14,13 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise ExperimentError(message)
+
+
+def add_outputs(parser: argparse.ArgumentParser) -> None:
+    """The folder that a command looks through, as `--outputs`."""
+    parser.add_argument(
+        "--outputs", type=Path, default=Path("outputs"), help="folder (default: %(default)s)"
+    )
 
 
 def whole_number(text: str) -> int:

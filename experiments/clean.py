@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data_prep.system.surroundings import settle
-from experiments.arguments import Parser
+from experiments.arguments import Parser, add_outputs
 from experiments.errors import ExperimentError
 from experiments.records.storage import read_json
 from experiments.stages.folders import RESULT_NAME, Done, ModelFolder, Trained, TrainResult
@@ -92,9 +92,7 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--outputs", type=Path, default=Path("outputs"), help="folder (default: %(default)s)"
-    )
+    add_outputs(parser)
     parser.add_argument("--unfinished", action="store_true", help="interrupted stages as well")
     parser.add_argument("--data", action="store_true", help="prepared data as well")
     parser.add_argument("--yes", action="store_true", help="remove it, and do not only say so")

@@ -432,13 +432,15 @@ def parse_config(resolved: object) -> SuiteConfig:
         raise ExperimentError(f"config: {where}{problem}{_choices(field.rstrip('`'))}") from error
 
 
-def setting_names(kind: object = SuiteConfig) -> list[str]:
+def setting_names(kind: type[msgspec.Struct] = SuiteConfig) -> list[str]:
     """The dotted names of all settings of all sections."""
     names = []
-    for field in msgspec.structs.fields(kind):  # type: ignore[arg-type]
+    for field in msgspec.structs.fields(kind):
         name, inner = field.encode_name, field.type
-        is_section = isinstance(inner, type) and issubclass(inner, msgspec.Struct)
-        names += [f"{name}.{below}" for below in setting_names(inner)] if is_section else [name]
+        if isinstance(inner, type) and issubclass(inner, msgspec.Struct):
+            names += [f"{name}.{below}" for below in setting_names(inner)]
+        else:
+            names.append(name)
     return names
 
 

@@ -8,10 +8,9 @@
 
 import argparse
 import sys
-from pathlib import Path
 
 from data_prep.system.surroundings import settle
-from experiments.arguments import Parser
+from experiments.arguments import Parser, add_outputs
 from experiments.errors import ExperimentError
 from experiments.stages.inventory import Outputs, in_bytes, size_of, state_of_job
 
@@ -23,7 +22,7 @@ def show(outputs: Outputs, *, disk: bool) -> None:
     rows += [(s.kind, s.path.name, s.line, s.path) for s in outputs.stages()]
     if not rows:
         raise ExperimentError(f"{outputs.path}: neither jobs nor stages in it (run an experiment)")
-    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]  # type: ignore[arg-type]
+    widths = max(len(row[0]) for row in rows), max(len(row[1]) for row in rows)
     for kind, name, state, path in rows:
         size = f"{in_bytes(size_of(path)):>8}  " if disk else ""
         print(f"{size}{kind:<{widths[0]}}  {name:<{widths[1]}}  {state}")
@@ -38,9 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--outputs", type=Path, default=Path("outputs"), help="folder (default: %(default)s)"
-    )
+    add_outputs(parser)
     parser.add_argument("--disk", action="store_true", help="what takes how much")
     settle()
     try:

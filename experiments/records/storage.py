@@ -115,6 +115,7 @@ def _path_to_text(value: Any) -> str:
     """Paths are text in JSON; nothing else is unknown to msgspec."""
     if isinstance(value, Path):
         return str(value)
+    # What msgspec documents for a hook that gets a type it does not know either.
     raise NotImplementedError(f"{type(value).__name__} in a result file")
 
 

@@ -137,7 +137,7 @@ def test_set(**changes: Any) -> RealText:
     return RealText(**(values | changes))
 
 
-# Not tests, whatever their names say.
+# Not a test, whatever its name says; pytest reads this mark, which functions are not typed to have.
 test_set.__test__ = False  # type: ignore[attr-defined]
 
 
