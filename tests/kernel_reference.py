@@ -102,8 +102,12 @@ def check(
     tensors = {n: x.to(DEVICE) if isinstance(x, Tensor) else x for n, x in options.items()}
     out = grouped_decode_attention(query.to(DEVICE), k, v, **tensors)
     assert out.dtype == query.dtype
-    # The probabilities and the result are rounded to the dtype, the rest is float32.
-    tolerance = 1.5 * torch.finfo(query.dtype).eps + 4e-6 + score_rounding
+    # The probabilities and the result are rounded to the dtype, the rest is float32. Rounding to
+    # nearest is off by at most half an eps; Triton's interpreter cuts bfloat16 off: a whole one.
+    rounding = torch.finfo(query.dtype).eps
+    if DEVICE == "cuda" or query.dtype != torch.bfloat16:
+        rounding /= 2
+    tolerance = rounding * (2 + rounding) + 4e-6 + score_rounding
     error = (out.cpu().double() - expected).abs()
     assert bool((error <= tolerance * size).all()), f"off by {(error / size).max():.1e} of |values|"
 
