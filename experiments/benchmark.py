@@ -24,10 +24,7 @@ and Adam (stock), and the matrix products of these updates alone (products), whi
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -40,8 +37,8 @@ from hydra.errors import HydraException
 from data_prep.system.surroundings import console_of, settle
 from experiments.arguments import Parser, asked_threads, whole_number
 from experiments.engines import ENGINES, EXACT_ENGINES, find_engine, help_lines
-from experiments.environment import compute_environment
 from experiments.errors import ExperimentError
+from experiments.measure.child import measure_in_process
 from experiments.measure.request import (
     TRAINERS,
     FixedShape,
@@ -58,7 +55,6 @@ from experiments.records.measurement import (
     read_measurement,
     write_measurement,
 )
-from experiments.records.storage import write_json
 from experiments.stages.corpus import prepare_data
 from experiments.stages.graph import job_of
 from experiments.stages.job_files import JobFiles, job_files
@@ -181,69 +177,6 @@ def _request(
     for line in check_request(request):
         print(line, file=sys.stderr)
     return request
-
-
-def measure_in_process(request: Request, on_measured: Callable[[Measurement], None]) -> Measurement:
-    """The measurement of a request, by `python -m experiments.measure` in a process of its own.
-
-    OpenMP reads its variables when it is loaded, so the environment of everything that computes
-    must be there before: a child that is started with it always has it. And this process stays
-    without torch, so that help, refusals and tables come at once.
-
-    `on_measured` gets what is measured so far, after every workload.
-
-    Raises:
-        ExperimentError: the process failed, with its last line.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        asked, found = Path(folder, "request.json"), Path(folder, "measurement.json")
-        write_json(asked, request)
-        tied = [sys.executable, "-m", "experiments.stages.tied", str(os.getpid())]
-        command = [*tied, sys.executable, "-m", "experiments.measure", str(asked), str(found)]
-        lines: list[str] = []
-        seen = 0
-        with subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env=compute_environment(request.threads),
-            encoding="utf-8",
-            errors="replace",
-        ) as process:
-            assert process.stdout is not None
-            try:
-                for line in process.stdout:
-                    lines.append(line.rstrip())
-                    if lines[-1].endswith(" rounds"):
-                        _show_progress(lines[-1])
-                    seen = _take_new(found, seen, on_measured)
-            except BaseException:
-                process.terminate()
-                raise
-        if process.returncode:
-            last_line = next((line for line in reversed(lines) if line), "no output")
-            if not last_line.startswith("error: "):  # a fault of this code: all that it said
-                print(*lines, sep="\n", file=sys.stderr)
-                last_line = f"measuring ended with exit code {process.returncode}: {last_line}"
-            raise ExperimentError(last_line.removeprefix("error: "))
-        _take_new(found, seen, on_measured)
-        return read_measurement(found)
-
-
-def _take_new(path: Path, seen: int, on_measured: Callable[[Measurement], None]) -> int:
-    """Hand on the measurement where its file was written anew; returns when that was."""
-    try:
-        written = path.stat().st_mtime_ns
-    except FileNotFoundError:
-        return seen
-    if written != seen:
-        on_measured(read_measurement(path))
-    return written
-
-
-def _show_progress(line: str) -> None:
-    if sys.stderr.isatty():
-        print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
 
 
 def run(args: argparse.Namespace) -> None:

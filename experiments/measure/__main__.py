@@ -4,8 +4,9 @@
 
 The request is a `Request` of experiments/measure/request.py. OUT is a `Measurement`, written anew
 after every workload. Standard output has a line for each contender that is left out, and then such
-as `greedy, batch 8: 128 source and 128 target tokens: 3/6 rounds`. Run it under the environment of
-experiments/environment.py: OpenMP reads its variables when it is loaded.
+as `greedy, batch 8: 128 source and 128 target tokens: 3/6 rounds`, and `: written` when a workload
+is in OUT. Run it under the environment of experiments/environment.py: OpenMP reads its variables
+when it is loaded.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 from data_prep.system.surroundings import settle
 from experiments.errors import ExperimentError
 from experiments.measure.request import Request, check_request
-from experiments.records.measurement import write_measurement
+from experiments.records.measurement import Measurement, write_measurement
 from experiments.records.storage import read_json
 
 
@@ -38,9 +39,13 @@ def main(arguments: list[str] | None = None) -> int:
             print(line, flush=True)
         from experiments.measure.session import run_request  # torch and fairseq: seconds
 
+        def write(measurement: Measurement) -> None:
+            write_measurement(args.out, measurement)
+            print(f"{measurement.timings[-1].workload.title}: written", flush=True)
+
         run_request(
             request,
-            on_timing=lambda measurement: write_measurement(args.out, measurement),
+            on_timing=write,
             on_round=lambda title, done, rounds: print(
                 f"{title}: {done}/{rounds} rounds", flush=True
             ),

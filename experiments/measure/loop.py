@@ -81,7 +81,7 @@ def measure(
     expected = [_forced_tokens(workload)] * len(competitors)
     total_s: list[list[float]] = [[] for _ in competitors]
     encoder_s: list[list[float]] = [[] for _ in competitors]
-    read, flops = [], []
+    read, flops, int8 = [], [], []
     for count in range(warmup_runs + repeats):
         is_counted = count >= warmup_runs
         for i in turns(len(competitors), count):
@@ -96,10 +96,11 @@ def measure(
             if is_counted:
                 total_s[i].append(seconds)
                 encoder_s[i] += [] if own.encoder_s is None else [own.encoder_s]
-        rates = probe.read_bytes_per_s(), probe.flops_per_s()
+        rates = probe.read_bytes_per_s(), probe.flops_per_s(), probe.int8_flops_per_s()
         if is_counted:
             read.append(rates[0])
             flops.append(rates[1])
+            int8 += [] if rates[2] is None else [rates[2]]
         on_round(count + 1, warmup_runs + repeats)
     first: dict[Architecture, Best] = {}
     samples = []
@@ -130,6 +131,7 @@ def measure(
         samples=samples,
         read_bytes_per_s=read,
         matrix_flops_per_s=flops,
+        int8_flops_per_s=int8,
     )
 
 

@@ -16,6 +16,7 @@ import sys
 import torch
 
 from experiments.engines.clock import now
+from gqa_fairseq.decoding.int8 import int8_multiply
 
 # Far larger than any processor's caches.
 _READ_BYTES = {"cpu": 256 * 2**20, "cuda": 2 * 2**30}
@@ -25,16 +26,18 @@ _MATRIX_ROWS = {"cpu": 2048, "cuda": 8192}
 class MachineProbe:
     """Reads one large float32 array, and multiplies two square matrices of `dtype`.
 
-    Decoding reads far more than it writes, so reading is what is measured. The number of threads
-    is torch's, as for the contenders.
+    With `has_int8` it also multiplies one of them with its weights in 8 bits, by the operator of
+    decoding/int8.py, on a CPU. Decoding reads far more than it writes, so reading is what is
+    measured. The number of threads is torch's, as for the contenders.
     """
 
-    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, device: torch.device, dtype: torch.dtype, has_int8: bool = False) -> None:
         self.device = device
         self.array = torch.ones(_READ_BYTES[device.type] // 4, device=device)
         rows = _MATRIX_ROWS[device.type]
         self.left = torch.rand(rows, rows, device=device, dtype=dtype)
         self.right = torch.rand(rows, rows, device=device, dtype=dtype)
+        self.int8 = int8_multiply(self.right, None, is_relu=False) if has_int8 else None
 
     def read_bytes_per_s(self) -> float:
         """One pass over the array."""
@@ -46,7 +49,19 @@ class MachineProbe:
         """One product; a multiplication and an addition are two operations."""
         started = now(self.device)
         self.left @ self.right
-        return 2 * self.left.shape[0] ** 3 / (now(self.device) - started)
+        return self._flops / (now(self.device) - started)
+
+    def int8_flops_per_s(self) -> float | None:
+        """The same product with 8-bit weights, its input rounded in it; None without `has_int8`."""
+        if self.int8 is None:
+            return None
+        started = now(self.device)
+        self.int8(self.left, None)
+        return self._flops / (now(self.device) - started)
+
+    @property
+    def _flops(self) -> int:
+        return 2 * self.left.shape[0] ** 3
 
 
 def best(device: torch.device, rounds: int = 10) -> dict[str, object]:
@@ -56,16 +71,21 @@ def best(device: torch.device, rounds: int = 10) -> dict[str, object]:
     """
     types = [torch.float32, torch.bfloat16]
     types += [torch.float16] if device.type == "cuda" else []
-    probes = {dtype: MachineProbe(device, dtype) for dtype in types}
-    read = 0.0
+    has_int8 = device.type == "cpu"
+    probes = {
+        dtype: MachineProbe(device, dtype, has_int8 and dtype == torch.float32) for dtype in types
+    }
+    read = int8 = 0.0
     rates = dict.fromkeys(types, 0.0)
     for _ in range(rounds):
         read = max(read, probes[torch.float32].read_bytes_per_s())
+        int8 = max(int8, probes[torch.float32].int8_flops_per_s() or 0.0)
         rates = {dtype: max(rates[dtype], probes[dtype].flops_per_s()) for dtype in types}
     memory = (
         torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
     )
     by_name = {str(dtype).removeprefix("torch."): rate for dtype, rate in rates.items()}
+    by_name |= {"int8": int8} if has_int8 else {}
     return {"bytes_per_s": read, "flops_per_s": by_name, "memory": memory}
 
 

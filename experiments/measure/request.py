@@ -20,6 +20,7 @@ from gqa_fairseq.architecture import Architecture, distinct_names
 Dtype = Literal["float32", "bfloat16", "float16"]
 # Sentences, source tokens and target tokens, end of sentence included.
 FixedShape = tuple[int, int, int]
+FixedSearch = tuple[int, int, int, int]  # the same, and a beam
 TRAINER = "fairseq"  # the engine of training updates
 # Who else can do them: fairseq's own model, loss and Adam, and the products of an update alone.
 TRAINERS = (TRAINER, "stock", "products")
@@ -81,15 +82,16 @@ class RequestedTraining(Checked, frozen=True, kw_only=True):
 class Request(Checked, frozen=True, kw_only=True):
     """One measurement: every contender on every workload.
 
-    Workloads are each of `shapes`, or `text`, with each of `beams`, and `training` for the
-    contenders that have a training command. Each is warmed up `warmup_runs` times and measured
-    `repeats` times. `memory` asks for peak memory as well.
+    Workloads are each of `shapes`, or `text`, with each of `beams`, then each of `searches`, and
+    `training` for the contenders that have a training command. Each is warmed up `warmup_runs`
+    times and measured `repeats` times. `memory` asks for peak memory as well.
     """
 
     contenders: Annotated[list[RequestedContender], Meta(min_length=1)]
     shapes: list[FixedShape] = field(default_factory=list)
     text: RequestedText | None = None
-    beams: list[int]
+    beams: list[int] = field(default_factory=list)
+    searches: list[FixedSearch] = field(default_factory=list)
     training: RequestedTraining | None = None
     warmup_runs: Positive = 1
     repeats: Positive = 5
@@ -110,14 +112,21 @@ def check_request(request: Request) -> list[str]:
             contenders are refused.
     """
     decodes = bool(request.shapes or request.text)
-    if not decodes and not (request.training and request.training.text):
+    trains = request.training and (request.training.text or not request.beams)
+    if not (decodes or request.searches or trains):
         raise ExperimentError(
             "shapes is empty: give at least one BATCHxSOURCExTARGET, such as 32x128x64"
         )
-    shapes = ["x".join(map(str, shape)) for shape in request.shapes]
+    shapes, searches = (
+        ["x".join(map(str, shape)) for shape in asked]
+        for asked in (request.shapes, request.searches)
+    )
     _refuse_doubled("shapes", shapes)
-    for shape, (batch, source, target) in zip(shapes, request.shapes, strict=True):
-        if min(batch, source) < 1 or target < 2:
+    _refuse_doubled("searches", searches)
+    for shape, (batch, source, target, *beam) in zip(
+        [*shapes, *searches], [*request.shapes, *request.searches], strict=True
+    ):
+        if min(batch, source, *beam) < 1 or target < 2:
             raise ExperimentError(
                 f"shapes: {shape}: a batch has at least 1 sentence, a source 1 token and a target "
                 "2 tokens (one ends the sentence)"
@@ -169,20 +178,21 @@ def without_refused(request: Request) -> list[RequestedContender]:
 
 def decoding_workloads(request: Request, sentences: int = 0, source_tokens: int = 0) -> list[Any]:
     """The workloads of decoding, in order; `sentences` and `source_tokens` are those of `text`."""
-    found: list[Workload] = []
-    for batch, source, target in request.shapes:
-        own = [c.architecture for c in request.contenders]
-        limits = [n for a in own for n in (a.max_source_positions, a.max_target_positions)]
-        found += [
-            FixedLengths(
-                batch=batch,
-                source_tokens=source,
-                target_tokens=target,
-                beam=beam,
-                max_positions=max(source, target, *limits),
-            )
-            for beam in request.beams
-        ]
+    own = [c.architecture for c in request.contenders]
+    limits = [n for a in own for n in (a.max_source_positions, a.max_target_positions)]
+
+    def fixed(batch: int, source: int, target: int, beam: int) -> FixedLengths:
+        return FixedLengths(
+            batch=batch,
+            source_tokens=source,
+            target_tokens=target,
+            beam=beam,
+            max_positions=max(source, target, *limits),
+        )
+
+    found: list[Workload] = [
+        fixed(*shape, beam) for shape in request.shapes for beam in request.beams
+    ]
     if request.text:
         found += [
             RealText(
@@ -194,7 +204,7 @@ def decoding_workloads(request: Request, sentences: int = 0, source_tokens: int 
             )
             for beam in request.beams
         ]
-    return found
+    return [*found, *(fixed(*search) for search in request.searches)]
 
 
 def training_workload(training: RequestedTraining) -> TrainingUpdates:

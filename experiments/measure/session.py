@@ -77,7 +77,8 @@ def run_request(
     trained = _one_each_architecture(contenders) if training else []
     # Memory first: this process does not hold a model yet.
     peaks = _peaks(request, contenders, decoding, trained, training) if request.memory else {}
-    probe = MachineProbe(device, dtype)
+    has_int8 = any(find_engine(c.engine).weight_bytes == 1 for c in contenders)
+    probe = MachineProbe(device, dtype, has_int8)
     timings: list[Timing] = []
 
     def time(competitors: Sequence[Competitor], workload: Workload, repeats: int) -> None:

@@ -183,13 +183,17 @@ class Ratio:
 
 
 class Timing(Checked, frozen=True, kw_only=True):
-    """Contenders on one workload, and what memory and matrix products reached between rounds."""
+    """Contenders on one workload, and what memory and matrix products reached between rounds.
+
+    `int8_flops_per_s` is there where a contender multiplies in 8 bits.
+    """
 
     workload: Workload
     warmup_runs: Positive
     samples: Annotated[list[Samples], Meta(min_length=1)]
     read_bytes_per_s: Rates
     matrix_flops_per_s: Rates
+    int8_flops_per_s: list[float] = msgspec.field(default_factory=list)
 
     def check(self) -> None:
         rounds = {len(samples.total_s) for samples in self.samples}

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from experiments.config import HardwareConfig, SuiteConfig
+from gqa_fairseq.architecture import Architecture
 
 PLUGIN = Path(__file__).resolve().parents[3] / "gqa_fairseq"
 
@@ -25,13 +26,8 @@ def train_command(config: SuiteConfig, binarized: Path, checkpoints: Path) -> li
         "--target-lang": config.data.target_lang,
         "--arch": "gqa_transformer",
     }
-    flags = []
-    for name, value in config.architecture.fairseq_options().items():
-        option = f"--{name.replace('_', '-')}"
-        if value is True:
-            flags.append(option)
-        elif value is not False:
-            options[option] = value
+    model_options, flags = options_of(config.architecture)
+    options |= model_options
     options |= {
         "--dropout": train.dropout,
         "--attention-dropout": train.attention_dropout,
@@ -65,6 +61,17 @@ def train_command(config: SuiteConfig, binarized: Path, checkpoints: Path) -> li
             flags.append("--distributed-no-spawn")
     command = ["fairseq-train", str(binarized)]
     return [*with_options(command, options), *flags, *machine_flags(hardware)]
+
+
+def options_of(architecture: Architecture) -> tuple[dict[str, object], list[str]]:
+    """fairseq's options of a model, and those that have no value."""
+    given = {
+        f"--{name.replace('_', '-')}": value
+        for name, value in architecture.fairseq_options().items()
+        if value is not False
+    }
+    flags = [option for option, value in given.items() if value is True]
+    return {option: value for option, value in given.items() if value is not True}, flags
 
 
 def saving_options(config: SuiteConfig, checkpoints: Path) -> dict[str, object]:
