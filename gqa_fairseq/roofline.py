@@ -42,6 +42,8 @@ class Machine:
     """Bytes and operations a second, bytes of memory, and where the numbers come from.
 
     `flops_per_s` is by the type of what is multiplied; `usual` is the type that models have on it.
+    `step_flops_per_s` is that of a step's products, where somebody measured it: they have few rows
+    and take their weights from memory, and reach less than large ones.
     `step_overhead_s` is what a decode step takes besides, measured apart; 0 where nobody did.
     """
 
@@ -52,6 +54,7 @@ class Machine:
     source: str
     usual: str = "float32"
     step_overhead_s: float = 0.0
+    step_flops_per_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -176,7 +179,8 @@ def step_seconds(architecture: Architecture, load: Load, machine: Machine) -> fl
         element_bytes=load.element_bytes,
         weight_bytes=load.weight_bytes,
     )
-    parts = _parts([_Run(name, 1, work) for name, work in works.items()], load, machine)
+    runs = [_Run(name, 1, work, is_step=True) for name, work in works.items()]
+    parts = _parts(runs, load, machine)
     return total_seconds(parts) + machine.step_overhead_s
 
 
@@ -185,12 +189,16 @@ def total_seconds(parts: list[Part]) -> float:
 
 
 class _Run(NamedTuple):
-    """`steps` works after each other: the first is `first`, each has `growth` more."""
+    """`steps` works after each other: the first is `first`, each has `growth` more.
+
+    `is_step`: of a decoding step, whose products have few rows.
+    """
 
     part: str
     steps: int
     first: Work
     growth: Work = Work()
+    is_step: bool = False
 
 
 def _decoding(architecture: Architecture, load: Load) -> Iterator[_Run]:
@@ -208,9 +216,9 @@ def _decoding(architecture: Architecture, load: Load) -> Iterator[_Run]:
         for length in (1, 2, growing)
     )
     for name, work in first.items():
-        yield _Run(name, growing, work, _less(second[name], work))
+        yield _Run(name, growing, work, _less(second[name], work), is_step=True)
         if load.target_tokens > growing:
-            yield _Run(name, load.target_tokens - growing, last[name])
+            yield _Run(name, load.target_tokens - growing, last[name], is_step=True)
 
 
 def _less(work: Work, other: Work) -> Work:
@@ -233,9 +241,11 @@ def _parts(runs: list[_Run], load: Load, machine: Machine) -> list[Part]:
     per_byte = 1 / machine.bytes_per_s
     matrices = rate(machine, load.weights, load.cache)
     attention = rate(machine, load.cache, load.cache)
+    few_rows = machine.step_flops_per_s or matrices
     sums: dict[str, _Sum] = {}
     for run in runs:
-        per_flop = 1 / (attention if run.part.endswith("attention") else matrices)
+        is_attention = run.part.endswith("attention")
+        per_flop = 1 / (attention if is_attention else few_rows if run.is_step else matrices)
         one = sums.setdefault(run.part, _Sum(per_flop=per_flop))
         grown = run.steps * (run.steps - 1) // 2
         one.bytes_moved += run.steps * run.first.bytes_moved + grown * run.growth.bytes_moved

@@ -68,9 +68,14 @@ class Settings:
 
 
 class NotMeasured(Checked, frozen=True, kw_only=True):
-    """A cell that was predicted alone, and what it lacked."""
+    """A cell that was predicted alone, and what it lacked.
+
+    `rates` are medians of the cells that were measured, but for that of a step's products, which
+    is that of the stand-in with as many rows.
+    """
 
     name: Text
+    rates: Rates
     load: Load
     is_training: bool
     why: Why
@@ -78,12 +83,11 @@ class NotMeasured(Checked, frozen=True, kw_only=True):
 
 
 class Rest(Checked, frozen=True, kw_only=True):
-    """The cells of a plan that were not measured; `rates` are medians of those that were."""
+    """The cells of a plan that were not measured."""
 
     schema_version: int
     plan: Text
     scale: int
-    rates: Rates
     cells: list[NotMeasured]
 
 
@@ -159,7 +163,6 @@ class Campaign:
             schema_version=SCHEMA_VERSION,
             plan=self.plan.name,
             scale=self.plan.scale,
-            rates=rates,
             cells=[_predicted(cell, why, rates, self.overheads) for cell, why in lacking],
         )
         write_json(self.settings.folder / REST_NAME, found)
@@ -272,6 +275,7 @@ class Campaign:
             warmup_runs=WARMUP_RUNS,
             repeats=settings.repeats,
             memory=False,
+            step_rates=not first.is_training,
             device=settings.device,
             dtype=settings.dtype,
             threads=settings.threads,
@@ -333,7 +337,7 @@ def predict_again(folder: Path) -> None:
             )
             for one in rest.cells
         ]
-        write_json(folder / REST_NAME, msgspec.structs.replace(rest, rates=rates, cells=cells))
+        write_json(folder / REST_NAME, msgspec.structs.replace(rest, cells=cells))
 
 
 def _rates(records: Iterable[CellRecord]) -> Rates:
@@ -351,6 +355,9 @@ def _overhead_s(cell: Cell, overheads: Mapping[str, CellRecord]) -> float:
 def _predicted(
     cell: Cell, why: Why, rates: Rates, overheads: Mapping[str, CellRecord]
 ) -> NotMeasured:
+    found = None if cell.is_training else overheads.get(stand_in_cell(cell).name)
+    of_steps = found.rates.step_flops_per_s if found else None
+    rates = msgspec.structs.replace(rates, step_flops_per_s=of_steps)
     machine = rates.machine(_overhead_s(cell, overheads))
     predictions = []
     for own in cell.architectures:
@@ -360,6 +367,7 @@ def _predicted(
         )
     return NotMeasured(
         name=cell.name,
+        rates=rates,
         load=cell.load,
         is_training=cell.is_training,
         why=why,

@@ -19,7 +19,7 @@ from experiments.records.measurement import Measurement, Timing, TrainingUpdates
 from experiments.records.parts import search_name
 from experiments.records.storage import read_versioned, write_json
 from gqa_fairseq.architecture import Architecture, Heads
-from gqa_fairseq.costs import step_matrix_elements
+from gqa_fairseq.costs import step_matrix_elements, training_memory_bytes
 from gqa_fairseq.roofline import (
     BYTES,
     Load,
@@ -36,6 +36,7 @@ SCHEMA_VERSION = 1
 CLOSE = 0.25  # a prediction is to be within this share of what was measured
 STAND_IN_TOKENS = 32
 ENGINES = {"int8": "gqa+int8"}  # by the type of the weights; any other is the plugin's own
+PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}  # as costs.py names them
 Rate = Annotated[float, Meta(gt=0)]
 
 
@@ -65,15 +66,19 @@ class Cell:
 
 
 class Rates(Checked, frozen=True, kw_only=True):
-    """What the probes found between the rounds: medians, in bytes and operations a second."""
+    """What the probes found between the rounds: medians, in bytes and operations a second.
+
+    `step_flops_per_s` is that of products of a step's rows by weights from memory.
+    """
 
     bytes_per_s: Rate
     flops_per_s: dict[str, Rate]
+    step_flops_per_s: Rate | None = None
 
     def machine(self, step_overhead_s: float = 0.0) -> Machine:
         return Machine(
             "the probes", self.bytes_per_s, self.flops_per_s, 0, "between the rounds",
-            next(iter(self.flops_per_s)), step_overhead_s,
+            next(iter(self.flops_per_s)), step_overhead_s, self.step_flops_per_s,
         )  # fmt: skip
 
 
@@ -166,7 +171,12 @@ def rates_of(timings: Sequence[Timing], dtype: str) -> Rates:
     if int8 := [rate for t in timings for rate in t.int8_flops_per_s]:
         flops["int8"] = statistics.median(int8)
     read = statistics.median([r for t in timings for r in t.read_bytes_per_s])
-    return Rates(bytes_per_s=read, flops_per_s=flops)
+    steps = [rate for t in timings for rate in t.step_flops_per_s]
+    return Rates(
+        bytes_per_s=read,
+        flops_per_s=flops,
+        step_flops_per_s=statistics.median(steps) if steps else None,
+    )
 
 
 def parts_of(own: Architecture, load: Load, machine: Machine, is_training: bool) -> list[Part]:
@@ -218,8 +228,12 @@ def needed_bytes(cell: Cell) -> int:
     copies of the scores of all words.
     """
     load, size = cell.load, BYTES[cell.load.cache]
-    if cell.is_training:  # weights, gradients and two moments
-        return sum(4 * own.parameters * BYTES["float32"] for own in cell.architectures)
+    if cell.is_training:
+        tokens = load.batch * max(load.source_tokens, load.target_tokens)
+        each = [
+            training_memory_bytes(own, PRECISIONS[load.cache], tokens) for own in cell.architectures
+        ]
+        return sum(state for state, _ in each) + max(activations for _, activations in each)
     models = sum(
         own.parameters * size + step_matrix_elements(own) * load.weight_bytes
         for own in cell.architectures

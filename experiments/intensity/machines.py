@@ -33,8 +33,22 @@ _HOPPER = {"bfloat16": 989.4e12, "float16": 989.4e12, "float32": 66.9e12, "int8"
 PRESETS = {
     machine.name: machine
     for machine in (
-        Machine("TPUv2", 700e9, {"bfloat16": 46e12}, 16 * 2**30, _TPU, "bfloat16"),
-        Machine("TPUv3", 900e9, {"bfloat16": 123e12}, 32 * 2**30, _TPU, "bfloat16"),
+        Machine(
+            "TPUv2",
+            700e9,
+            {"bfloat16": 46e12},
+            16 * 2**30,
+            f"{_TPU}; announced in 2017 with 600 GB/s",
+            "bfloat16",
+        ),
+        Machine(
+            "TPUv3",
+            900e9,
+            {"bfloat16": 123e12},
+            32 * 2**30,
+            f"{_TPU}; Google Cloud's documentation of v3",
+            "bfloat16",
+        ),
         Machine(
             "TPUv4",
             1200e9,

@@ -81,7 +81,8 @@ def measure(
     expected = [_forced_tokens(workload)] * len(competitors)
     total_s: list[list[float]] = [[] for _ in competitors]
     encoder_s: list[list[float]] = [[] for _ in competitors]
-    read, flops, int8 = [], [], []
+    read, flops, int8, of_steps = [], [], [], []
+    rows = getattr(workload, "beam", 1) * getattr(workload, "batch", 1)
     for count in range(warmup_runs + repeats):
         is_counted = count >= warmup_runs
         for i in turns(len(competitors), count):
@@ -96,11 +97,13 @@ def measure(
             if is_counted:
                 total_s[i].append(seconds)
                 encoder_s[i] += [] if own.encoder_s is None else [own.encoder_s]
-        rates = probe.read_bytes_per_s(), probe.flops_per_s(), probe.int8_flops_per_s()
+        rates = probe.read_bytes_per_s(), probe.flops_per_s()
+        more = probe.int8_flops_per_s(), probe.step_flops_per_s(rows)
         if is_counted:
             read.append(rates[0])
             flops.append(rates[1])
-            int8 += [] if rates[2] is None else [rates[2]]
+            int8 += [] if more[0] is None else [more[0]]
+            of_steps += [] if more[1] is None else [more[1]]
         on_round(count + 1, warmup_runs + repeats)
     first: dict[Architecture, Best] = {}
     samples = []
@@ -132,6 +135,7 @@ def measure(
         read_bytes_per_s=read,
         matrix_flops_per_s=flops,
         int8_flops_per_s=int8,
+        step_flops_per_s=of_steps,
     )
 
 

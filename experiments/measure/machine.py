@@ -14,30 +14,51 @@ import json
 import sys
 
 import torch
+from torch import nn
 
 from experiments.engines.clock import now
+from gqa_fairseq.decoding.cpu.native import operators_for
 from gqa_fairseq.decoding.int8 import int8_multiply
+from gqa_fairseq.decoding.step import Projection
 
 # Far larger than any processor's caches.
 _READ_BYTES = {"cpu": 256 * 2**20, "cuda": 2 * 2**30}
 _MATRIX_ROWS = {"cpu": 2048, "cuda": 8192}
+_STREAM_BYTES = {"cpu": 128 * 2**20, "cuda": 2**29}  # of weights that are taken in turn
 
 
 class MachineProbe:
     """Reads one large float32 array, and multiplies two square matrices of `dtype`.
 
     With `has_int8` it also multiplies one of them with its weights in 8 bits, by the operator of
-    decoding/int8.py, on a CPU. Decoding reads far more than it writes, so reading is what is
-    measured. The number of threads is torch's, as for the contenders.
+    decoding/int8.py, on a CPU; with `of_steps` also few rows by many matrices in turn, in 8 bits
+    where `has_int8`. Decoding reads far more than it writes, so reading is what is measured. The
+    number of threads is torch's, as for the contenders.
     """
 
-    def __init__(self, device: torch.device, dtype: torch.dtype, has_int8: bool = False) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        dtype: torch.dtype,
+        has_int8: bool = False,
+        of_steps: bool = False,
+    ) -> None:
         self.device = device
         self.array = torch.ones(_READ_BYTES[device.type] // 4, device=device)
         rows = _MATRIX_ROWS[device.type]
         self.left = torch.rand(rows, rows, device=device, dtype=dtype)
         self.right = torch.rand(rows, rows, device=device, dtype=dtype)
         self.int8 = int8_multiply(self.right, None, is_relu=False) if has_int8 else None
+        self.products = self._of_a_step() if of_steps else []
+
+    def _of_a_step(self) -> list[Projection]:
+        is_int8 = self.int8 is not None
+        one = self.right.numel() * (1 if is_int8 else self.right.element_size())
+        linear = nn.Linear(1, 1, bias=False)
+        linear.weight = nn.Parameter(self.right, requires_grad=False)
+        native = None if is_int8 else operators_for(self.right)
+        count = max(1, _STREAM_BYTES[self.device.type] // one)
+        return [Projection(linear, native=native, is_int8=is_int8) for _ in range(count)]
 
     def read_bytes_per_s(self) -> float:
         """One pass over the array."""
@@ -58,6 +79,20 @@ class MachineProbe:
         started = now(self.device)
         self.int8(self.left, None)
         return self._flops / (now(self.device) - started)
+
+    def step_flops_per_s(self, rows: int) -> float | None:
+        """Products of so many rows by weights from memory; None where nobody asked for them.
+
+        The operators are those of a decoding step (decoding/step.py).
+        """
+        if not self.products:
+            return None
+        x = self.left[:1].expand(rows, -1).contiguous()
+        started = now(self.device)
+        for multiply in self.products:
+            multiply(x)
+        flops = len(self.products) * 2 * rows * self.left.shape[0] ** 2
+        return flops / (now(self.device) - started)
 
     @property
     def _flops(self) -> int:

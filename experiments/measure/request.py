@@ -84,7 +84,8 @@ class Request(Checked, frozen=True, kw_only=True):
 
     Workloads are each of `shapes`, or `text`, with each of `beams`, then each of `searches`, and
     `training` for the contenders that have a training command. Each is warmed up `warmup_runs`
-    times and measured `repeats` times. `memory` asks for peak memory as well.
+    times and measured `repeats` times. `memory` asks for peak memory as well, `step_rates` for the
+    rate of products of as many rows as a step has.
     """
 
     contenders: Annotated[list[RequestedContender], Meta(min_length=1)]
@@ -96,6 +97,7 @@ class Request(Checked, frozen=True, kw_only=True):
     warmup_runs: Positive = 1
     repeats: Positive = 5
     memory: bool = True
+    step_rates: bool = False
     device: Device
     dtype: Dtype
     threads: Positive

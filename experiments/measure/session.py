@@ -78,7 +78,7 @@ def run_request(
     # Memory first: this process does not hold a model yet.
     peaks = _peaks(request, contenders, decoding, trained, training) if request.memory else {}
     has_int8 = any(find_engine(c.engine).weight_bytes == 1 for c in contenders)
-    probe = MachineProbe(device, dtype, has_int8)
+    probe = MachineProbe(device, dtype, has_int8, request.step_rates)
     timings: list[Timing] = []
 
     def time(competitors: Sequence[Competitor], workload: Workload, repeats: int) -> None:

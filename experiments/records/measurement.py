@@ -185,7 +185,8 @@ class Ratio:
 class Timing(Checked, frozen=True, kw_only=True):
     """Contenders on one workload, and what memory and matrix products reached between rounds.
 
-    `int8_flops_per_s` is there where a contender multiplies in 8 bits.
+    `int8_flops_per_s` is there where a contender multiplies in 8 bits, `step_flops_per_s`, of
+    products of as many rows as a step has by weights from memory, where it was asked for.
     """
 
     workload: Workload
@@ -194,6 +195,7 @@ class Timing(Checked, frozen=True, kw_only=True):
     read_bytes_per_s: Rates
     matrix_flops_per_s: Rates
     int8_flops_per_s: list[float] = msgspec.field(default_factory=list)
+    step_flops_per_s: list[float] = msgspec.field(default_factory=list)
 
     def check(self) -> None:
         rounds = {len(samples.total_s) for samples in self.samples}
