@@ -43,7 +43,7 @@ class Machine:
 
     `flops_per_s` is by the type of what is multiplied; `usual` is the type that models have on it.
     `step_flops_per_s` is that of a step's products, where somebody measured it: they have few rows
-    and take their weights from memory, and reach less than large ones.
+    and take their weights from memory, which is in that rate and no longer in the bandwidth.
     `step_overhead_s` is what a decode step takes besides, measured apart; 0 where nobody did.
     """
 
@@ -86,7 +86,7 @@ class Part:
     """A part of a pass: its work, and its two times, of which the longer one counts.
 
     `seconds` is no less than either: over the steps of a decoding one may bind first and the other
-    later.
+    later. `memory_s` leaves out weights whose reading is in the rate of the step's products.
     """
 
     name: str
@@ -231,6 +231,7 @@ def _less(work: Work, other: Work) -> Work:
 @dataclass
 class _Sum:
     bytes_moved: int = 0
+    bytes_waited_for: int = 0
     flops: int = 0
     seconds: float = 0.0
     per_flop: float = field(default=0.0)
@@ -246,12 +247,16 @@ def _parts(runs: list[_Run], load: Load, machine: Machine) -> list[Part]:
     for run in runs:
         is_attention = run.part.endswith("attention")
         per_flop = 1 / (attention if is_attention else few_rows if run.is_step else matrices)
+        waited_for = run.first.bytes_moved
+        if run.is_step and not is_attention and machine.step_flops_per_s:
+            waited_for -= run.first.bytes_by_part["weights"]
         one = sums.setdefault(run.part, _Sum(per_flop=per_flop))
         grown = run.steps * (run.steps - 1) // 2
         one.bytes_moved += run.steps * run.first.bytes_moved + grown * run.growth.bytes_moved
+        one.bytes_waited_for += run.steps * waited_for + grown * run.growth.bytes_moved
         one.flops += run.steps * run.first.flops + grown * run.growth.flops
         one.seconds += sum_of_longer(
-            (per_byte * run.first.bytes_moved, per_byte * run.growth.bytes_moved),
+            (per_byte * waited_for, per_byte * run.growth.bytes_moved),
             (per_flop * run.first.flops, per_flop * run.growth.flops),
             run.steps,
         )
@@ -260,7 +265,7 @@ def _parts(runs: list[_Run], load: Load, machine: Machine) -> list[Part]:
             name,
             one.bytes_moved,
             one.flops,
-            one.bytes_moved * per_byte,
+            one.bytes_waited_for * per_byte,
             one.flops * one.per_flop,
             one.seconds,
         )
