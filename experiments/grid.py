@@ -28,6 +28,7 @@ from experiments.intensity.campaign import Campaign, Settings
 from experiments.intensity.cells import needed_bytes
 from experiments.intensity.machines import find_machine
 from experiments.intensity.page import RECORDS, write_page
+from experiments.measure.request import Dtype
 
 PAGE = "page"
 PLANS = ("grid", "table2", *(f"figure6-{preset}" for preset in plans.FIGURE_6))
@@ -57,7 +58,7 @@ def _plan_and_settings(args: argparse.Namespace) -> tuple[plans.Plan, Settings]:
     machine = find_machine("here" if args.device == "cpu" else "here-cuda")
     memory = machine.memory_bytes if args.device == "cuda" else psutil.virtual_memory().available
     memory = int(SHARE_OF_MEMORY * memory)
-    dtype = args.dtype or ("float32" if args.device == "cpu" else "float16")
+    dtype: Dtype = args.dtype or ("float32" if args.device == "cpu" else "float16")
     try:
         plan = _plan(args, dtype, memory)
     except ValueError as error:

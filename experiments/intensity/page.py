@@ -360,10 +360,9 @@ def _draw_speed_ups(figure: Figure, grid: Found) -> None:
 
 
 def _draw_lines(axes: Axes, grid: Found, kind: tuple[str, int]) -> None:
+    every: list[CellRecord | NotMeasured] = [*grid.records, *grid.unmeasured]
     predicted = {
-        record.load: predicted_factor(record.predictions)
-        for record in [*grid.records, *grid.unmeasured]
-        if _is_of(record.load, kind)
+        one.load: predicted_factor(one.predictions) for one in every if _is_of(one.load, kind)
     }
     measured = {
         record.load: measured_factor(record).median

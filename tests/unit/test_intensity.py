@@ -27,7 +27,13 @@ from experiments.intensity.models import architecture_of
 from experiments.intensity.published import implied
 from experiments.records.record import read_record
 from gqa_fairseq.architecture import FEED_FORWARDS, PLACEMENTS, Architecture, Heads, Variant
-from gqa_fairseq.costs import cache_bytes, decoding_work, encoder_parts, step_work
+from gqa_fairseq.costs import (
+    cache_bytes,
+    decoding_work,
+    encoder_parts,
+    step_matrix_elements,
+    step_work,
+)
 from gqa_fairseq.intensity import (
     Layer,
     incremental_counts,
@@ -250,6 +256,28 @@ def test_a_measured_overhead_is_added_to_every_step() -> None:
     load, slower = Load(2, 3, 7), replace(EVEN, step_overhead_s=0.5)
     more = total_seconds(decoder_seconds(SMALL, load, slower))
     assert more == pytest.approx(total_seconds(decoder_seconds(SMALL, load, EVEN)) + 7 * 0.5)
+
+
+def test_a_measured_rate_of_steps_has_the_weights_in_it() -> None:
+    """Only a step's products take it; they wait for nothing but that, or for other bytes."""
+    load, known = Load(2, 3, 7), replace(EVEN, step_flops_per_s=1e5)
+    plain = {part.name: part for part in decoder_seconds(SMALL, load, EVEN)}
+    parts = {part.name: part for part in decoder_seconds(SMALL, load, known)}
+    for name in ("source", "self_attention", "cross_attention"):
+        assert parts[name] == plain[name]
+    vectors = SMALL.decoder_layers * 6 * 16 + 2 * 16
+    matrices = 7 * (step_matrix_elements(SMALL) - 30 * 16)
+    for name, elements, others in (
+        ("layers", matrices, 7 * 2 * 16),
+        ("output", 7 * 30 * 16, 7 * 2 * 2 * 30),
+    ):
+        assert parts[name].arithmetic_s == pytest.approx(2 * 2 * elements / 1e5)
+        assert parts[name].memory_s == pytest.approx(4 * others / 1e6)
+        assert parts[name].bytes_moved == plain[name].bytes_moved
+        assert parts[name].seconds == pytest.approx(parts[name].arithmetic_s)
+    assert plain["layers"].memory_s == pytest.approx(4 * (matrices + 7 * (vectors + 32)) / 1e6)
+    one_step = step_seconds(SMALL, replace(load, target_tokens=1), known)
+    assert one_step > step_seconds(SMALL, replace(load, target_tokens=1), EVEN)
 
 
 def test_types_set_bytes_and_rates() -> None:

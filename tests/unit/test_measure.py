@@ -287,6 +287,8 @@ def probe(log: list[str]) -> Any:
         device=CPU,
         read_bytes_per_s=lambda: log.append("read") or float(next(rates)),
         flops_per_s=lambda: log.append("matrix") or 7.0,
+        int8_flops_per_s=lambda: 9.0,
+        step_flops_per_s=float,
     )
 
 
@@ -311,6 +313,8 @@ def test_contenders_take_turns_and_the_first_round_is_warm_up() -> None:
     assert rounds == [(1, 3), (2, 3), (3, 3)]
     assert result.read_bytes_per_s == [2.0, 3.0]
     assert result.matrix_flops_per_s == [7.0, 7.0]
+    assert result.int8_flops_per_s == [9.0, 9.0]
+    assert result.step_flops_per_s == [8.0, 8.0]  # of 2 sentences with 4 beams
     first, second, third = result.samples
     assert [len(s.total_s) for s in result.samples] == [2, 2, 2]
     assert first.encoder_s == [0.25, 0.25]
@@ -396,6 +400,9 @@ def test_the_request_survives_its_file(tmp_path: Path) -> None:
         ({"beams": []}, "beams is empty"),
         ({"beams": [4, 4]}, "beams: 4 is there twice"),
         ({"beams": [0]}, "beams: 0 is not a whole number above 0"),
+        ({"searches": [(2, 6, 5, 0)]}, "2x6x5x0: a batch has at least 1 sentence"),
+        ({"searches": [(2, 6, 5, 4)] * 2}, "searches: 2x6x5x4 is there twice"),
+        ({"shapes": [], "training": RequestedTraining(batch=1)}, "shapes is empty"),
         ({"contenders": [contender(), contender()]}, "contenders: mha, gqa is there twice"),
         ({"contenders": [contender(engine="fast")]}, "unknown engine 'fast': choose of gqa, gqa"),
         ({"contenders": [contender(MQA, "stock")]}, r"nothing to measure.*\(choose of gqa, gqa"),
@@ -431,6 +438,16 @@ def test_the_positions_are_the_models_or_as_many_as_the_shape_needs() -> None:
     longer = with_positions(MHA, 20)
     assert (longer.max_source_positions, longer.max_target_positions) == (20, 20)
     assert with_positions(MHA, 10) == MHA
+
+
+def test_each_search_has_a_beam_of_its_own() -> None:
+    asked = request(shapes=[], beams=[], searches=[(2, 6, 5, 4), (3, 5, 6, 1)])
+    assert check_request(asked) == []
+    assert [(w.batch, w.target_tokens, w.beam) for w in decoding_workloads(asked)] == [
+        (2, 5, 4), (3, 6, 1),
+    ]  # fmt: skip
+    alone = request(shapes=[], beams=[], training=RequestedTraining(batch=1))
+    assert check_request(alone) == []
 
 
 def test_contenders_of_an_architecture_have_the_same_random_weights() -> None:
@@ -908,18 +925,37 @@ def test_the_measurement_starts_with_that_environment(monkeypatch: pytest.Monkey
     assert (seen["GOMP_SPINCOUNT"], seen["OMP_NUM_THREADS"]) == (SPIN_COUNT, "3")
 
 
+@pytest.mark.parametrize("has_int8", [False, True])
+def test_a_probe_multiplies_a_steps_rows_by_weights_in_turn(
+    has_int8: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "_READ_BYTES", {"cpu": 4096})
+    monkeypatch.setattr(machine, "_MATRIX_ROWS", {"cpu": 16})
+    monkeypatch.setattr(machine, "_STREAM_BYTES", {"cpu": 4 * 16 * 16 * 4})
+    plain = machine.MachineProbe(CPU, torch.float32)
+    assert plain.step_flops_per_s(3) is plain.int8_flops_per_s() is None
+    probe = machine.MachineProbe(CPU, torch.float32, has_int8, of_steps=True)
+    # As many bytes of weights, so four times as many matrices in 8 bits.
+    assert len(probe.products) == (16 if has_int8 else 4)
+    times = iter([1.0, 3.0])
+    monkeypatch.setattr(machine, "now", lambda device: next(times))
+    assert probe.step_flops_per_s(3) == len(probe.products) * 2 * 3 * 16 * 16 / 2
+
+
 def test_a_probe_on_its_own_gives_the_best_of_its_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "_READ_BYTES", {"cpu": 4096})
     monkeypatch.setattr(machine, "_MATRIX_ROWS", {"cpu": 8})
     device = torch.device("cpu")
     probed = msgspec.convert(machine.best(device, rounds=1), _Probe)
-    assert probed.flops_per_s.keys() == {"float32", "bfloat16"}
+    assert probed.flops_per_s.keys() == {"float32", "bfloat16", "int8"}
     assert min(probed.bytes_per_s, *probed.flops_per_s.values()) > 0
     reads, products = iter([3.0, 9.0, 5.0]), iter([1.0, 6.0, 4.0, 2.0, 3.0, 1.0])
     monkeypatch.setattr(machine.MachineProbe, "read_bytes_per_s", lambda _: next(reads))
     monkeypatch.setattr(machine.MachineProbe, "flops_per_s", lambda _: next(products))
+    in_8_bits = iter([7.0, 8.0, 5.0])
+    monkeypatch.setattr(machine.MachineProbe, "int8_flops_per_s", lambda _: next(in_8_bits))
     assert machine.best(device, rounds=3) == {
         "bytes_per_s": 9.0,
-        "flops_per_s": {"float32": 4.0, "bfloat16": 6.0},
+        "flops_per_s": {"float32": 4.0, "bfloat16": 6.0, "int8": 8.0},
         "memory": None,
     }
