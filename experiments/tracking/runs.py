@@ -63,7 +63,7 @@ class OpenRun:
 
     def __init__(self, run: wandb.Run) -> None:
         self._run = run
-        self._next_step = run.step  # of a run that goes on: after its last
+        self._next_step = run.starting_step  # of a run that goes on: after its last
 
     def log_curve(self, points: Sequence[TrainPoint]) -> None:
         """Add the points that the run does not have."""

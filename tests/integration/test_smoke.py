@@ -231,7 +231,7 @@ def test_a_killed_job_goes_on_with_its_run_in_wandb(corpus: list[str], tmp_path:
                 assert shown["train/nll_nats_per_token"] == point.train_nll_nats_per_token
     assert summary(record).items() <= live["summary"].items()
     assert summary(record).items() <= measured["summary"].items()
-    assert "decode/us_per_token_beam4" in measured["summary"]
+    assert "decode/us_per_token_beam4_16x16_batch2" in measured["summary"]
 
 
 @pytest.mark.long

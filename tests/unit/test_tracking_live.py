@@ -198,6 +198,22 @@ def test_the_newest_point_waits_for_its_validation(job: Job, record: Record) -> 
     assert seen == [[50], [50, 100], [50, 100]]
 
 
+@pytest.mark.parametrize(("alpha", "updates", "log"), [(0.25, 150, "uptrain.log"), (0, 0, None)])
+def test_an_uptrained_job_is_followed_from_its_conversion_on(
+    job: Job, alpha: float, updates: int, log: str | None
+) -> None:
+    """As far as its own point: the run of a longer one may go on."""
+    values = {"method": "mean", "points": [0.25, 0.5], "alpha": alpha}
+    heads = {"attention.num_kv_heads": 1, "attention.d_ff": "kept"}
+    uptrained = job_of(changed(job.config, heads | {f"uptrain.{k}": v for k, v in values.items()}))
+    asked = Tracker(uptrained)._followed("offline", STARTED)
+    assert (asked.after, asked.updates) == (UPDATES, updates)
+    assert (asked.log and Path(asked.log).name) == log
+    assert asked.start.name == uptrained.name
+    assert asked.start.name.startswith(f"{asked.start.config['variant']}-seed1-")
+    assert asked.start.config["variant"] == f"mqa-ff64-mean-{alpha:g}"
+
+
 def a_start(mode: Any, job: Job) -> RunStart:
     return RunStart(
         id="id", name="name", group="group", config={}, mode=mode,
@@ -208,7 +224,7 @@ def a_start(mode: Any, job: Job) -> RunStart:
 class OnlineRun:
     """A run that wandb's server knows, with 300 updates."""
 
-    step = 301
+    starting_step = 301
 
     def __init__(self) -> None:
         self.config: dict[str, Any] = {}
