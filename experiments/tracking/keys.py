@@ -115,7 +115,9 @@ def speed_summary(measurement: Measurement, job: str) -> dict[str, float]:
         ratio = decoder_speed_up(timing, samples)
         values[f"encode/us_per_token_{suffix}"] = samples.us_per_token("encoder")
         values[f"decode/us_per_token_{suffix}"] = samples.us_per_token("decoder")
-        values[f"decode/speed_up_{suffix}"] = ratio.median if ratio else None
+        if ratio:
+            key = f"decode/speed_up_{suffix}"
+            values |= {key: ratio.median, f"{key}_low": ratio.low, f"{key}_high": ratio.high}
         values[f"decode/kv_cache_bytes_{suffix}"] = samples.kv_cache_bytes
         peaks.append(samples.peak_memory_bytes)
     values["benchmark/peak_memory_bytes"] = max(filter(None, peaks), default=None)

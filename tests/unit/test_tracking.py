@@ -211,6 +211,8 @@ def test_the_keys_of_the_scatter_hold_their_values() -> None:
         ratio = speed_up(mha, own, "decoder")
         assert ratio is not None
         assert values[f"decode/speed_up_{search}"] == ratio.median
+        assert values[f"decode/speed_up_{search}_low"] == ratio.low
+        assert values[f"decode/speed_up_{search}_high"] == ratio.high
     assert values["dev/perplexity"] == evaluation.dev_perplexity
     assert values["test/bleu_baseline_copy"] == 3.1
     updates = measurement.timings[-1].samples[1]
