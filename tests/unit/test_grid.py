@@ -553,6 +553,7 @@ def test_a_plan_carried_out_by_the_one_measurement(
     version.setbase("1.1")  # fairseq composes as Hydra 1.0 did
     monkeypatch.setattr(probes, "_READ_BYTES", {"cpu": 2**16})
     monkeypatch.setattr(probes, "_MATRIX_ROWS", {"cpu": 32})
+    monkeypatch.setattr(probes, "_STREAM_BYTES", {"cpu": 2**14})
     threads = torch.get_num_threads()
     decoding = small_grid(lengths=(3,), batches=(2,), beams=(2,)).cells
     models = decoding[0].architectures
@@ -571,6 +572,8 @@ def test_a_plan_carried_out_by_the_one_measurement(
     assert set(found["beam2-int8-2x3x3"].rates.flops_per_s) == {"float32", "int8"}
     assert set(found["beam2-float32-2x3x3"].rates.flops_per_s) == {"float32"}
     assert found["beam2-float32-2x3x3"].step_overhead_s > 0
+    assert found["beam2-int8-2x3x3"].rates.step_flops_per_s
+    assert found["training-float32-2x3x4"].rates.step_flops_per_s is None
     for record in found.values():
         assert [one.num_kv_heads for one in record.predictions] == [4, 1]
         assert record.timing.rounds == 2
