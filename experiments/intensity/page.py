@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from experiments.errors import ExperimentError
 from experiments.intensity.campaign import (
     NotMeasured,
@@ -17,14 +19,14 @@ from experiments.intensity.campaign import (
     read_cells,
     read_rest,
 )
-from experiments.intensity.cells import CLOSE, CellRecord, Prediction
+from experiments.intensity.cells import CLOSE, CellRecord, Prediction, rates_of
 from experiments.intensity.published import ARXIV, TABLE
 from experiments.measure.tables import machine as machine_line
 from experiments.records.measurement import Ratio, Samples, search_label, speed_up
 from experiments.records.storage import write_bytes, write_text
 from experiments.report.drawing import GREY, picture, style
 from experiments.report.reference import find_table, read_papers
-from gqa_fairseq.roofline import Load
+from gqa_fairseq.roofline import Load, decoding_per_sentence
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -206,13 +208,29 @@ def _factors(grid: Found) -> str:
         }
         cells = [by_length.get(length, "-") for length in lengths]
         rows.append([weights, search_label(beam), f"{batch:,}", *cells])
+    for weights, beam in sorted({(load.weights, load.beam) for load in shown}):
+        limits = [f"*{_limit(grid, weights, beam, length):.2f}*" for length in lengths]
+        rows.append([weights, search_label(beam), "limit", *limits])
+    rows.sort(key=lambda row: row[:2])  # keeps the batches in their order
     most, fewest = _most_and_fewest(grid.predictions)
     heading = ["weights", "search", "batch", *(f"{n:,} tokens" for n in lengths)]
     return (
         f"Decoding with {fewest.num_kv_heads} key/value head over {most.num_kv_heads}, times as "
         "fast: measured, and predicted in brackets; in italics predicted alone (†: does not fit "
-        f"the memory).\n\n{_table(heading, rows, text=2)}"
+        "the memory). The limit is that of large batches, whose sentences still have their own "
+        f"arithmetic.\n\n{_table(heading, rows, text=2)}"
     )
+
+
+def _limit(grid: Found, weights: str, beam: int, length: int) -> float:
+    """The factor for large batches, with the medians of all rates but those of few rows."""
+    dtype = grid.records[0].measurement.dtype
+    rates = rates_of([record.timing for record in grid.records], dtype)
+    machine = replace(rates, step_flops_per_s=None).machine()
+    ordered = sorted(grid.records[0].cell.architectures, key=lambda own: own.num_kv_heads)
+    load = Load(1, length, length, beam, weights, dtype)
+    fewest, most = (decoding_per_sentence(own, load, machine) for own in (ordered[0], ordered[-1]))
+    return most / fewest
 
 
 def _closeness(grid: Found) -> str:

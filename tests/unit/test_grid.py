@@ -55,7 +55,14 @@ from experiments.measure.request import Request, decoding_workloads
 from experiments.records.measurement import Contender, Measurement, Samples, Timing
 from experiments.records.parts import CodeInfo, Hardware, Provenance
 from gqa_fairseq.architecture import Heads
-from gqa_fairseq.roofline import Load, Machine, encoder_seconds, kv_bytes, total_seconds
+from gqa_fairseq.roofline import (
+    Load,
+    Machine,
+    decoding_per_sentence,
+    encoder_seconds,
+    kv_bytes,
+    total_seconds,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 PAPER = architecture_of(PRESETS["paper"])
@@ -459,6 +466,14 @@ def test_the_tables_are_the_records(tmp_path: Path) -> None:
     (unfit,) = {cell.name for cell in grid_of.unmeasured}
     assert "does not fit" in text
     assert text.count(" † |") == 1, unfit
+    limits = [line.split(" | ") for line in text.split("\n") if "| limit |" in line]
+    kinds = [(kind, search) for kind in ("float32", "int8") for search in ("beam 2", "greedy")]
+    assert [(line[0], line[1]) for line in limits] == [(f"| {kind}", s) for kind, s in kinds]
+    most, fewest = (
+        decoding_per_sentence(own, Load(1, 6, 6, 2, "int8", "float32"), MACHINE)
+        for own in record.cell.architectures
+    )
+    assert limits[2][-1] == f"*{most / fewest:.2f}* |"
     close = [
         abs(one.predicted_s / (one.measured_s or 1) - 1) <= 0.25 for one in grid_of.predictions
     ]
