@@ -73,7 +73,7 @@ def search_of(beam: int, dtype: torch.dtype = torch.float16, **options: Any) -> 
         token_indices_to_suppress=torch.tensor([7]),
         repeat_ngram_blocker=None,  # it looks at values, so this driver refuses it
     )
-    rules = rules_of(chosen, META, prefix=None)
+    rules = rules_of(chosen, torch.zeros(8, 12, device=META), prefix=None)
     assert len(rules) == 5  # one for each option
     chooser = Chooser(beam, VOCABULARY.eos(), Temperature(1.3), rules, BeamSearch())
     shape = BatchShape(rows=8, steps=64, source=16)
