@@ -105,7 +105,11 @@ def test_words_of_a_command_line() -> None:
 
 
 def test_jobs_have_what_chooses_words_and_not_what_scores_lengths() -> None:
-    assert set(DECODE_OPTIONS) == {"unkpen", "min_len", "no_repeat_ngram_size", "temperature"}
+    assert {"unkpen", "min_len", "no_repeat_ngram_size", "temperature"} <= set(DECODE_OPTIONS)
+    assert not {"gnmt_alpha", "lenpen", "unnormalized"} & set(DECODE_OPTIONS)
+    page = (ROOT / "docs/decoding.md").read_text(encoding="utf-8")
+    assert [name for name in DECODE_OPTIONS if f"`{name}`" not in page] == []
+    assert [own.flag for own in OWN_OPTIONS if f"`{own.flag}`" not in page] == []
 
 
 def test_options_are_set_on_the_command_line_as_any_setting() -> None:
