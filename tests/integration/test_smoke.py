@@ -133,12 +133,15 @@ def test_what_is_done_is_not_done_again(swept: Path, corpus: list[str]) -> None:
     assert again.stderr.count("has its record, skipped") == 2
     assert files_and_times(swept / "stages") | files_and_times(swept / "measurements") == before
 
-    # Another beam evaluates and measures, and does not train.
-    narrow = run(swept, *corpus, "attention.num_kv_heads=1", "decode.beam=2")
+    # Another beam and another option of the search evaluate and measure, and do not train.
+    options = ["decode.beam=2", "decode.options.no_repeat_ngram_size=1"]
+    narrow = run(swept, *corpus, "attention.num_kv_heads=1", *options)
     assert narrow.returncode == 0, narrow.stderr
     assert len(list((swept / "stages/train").iterdir())) == 2
     assert len(list((swept / "stages/evaluate").iterdir())) == 3
-    shutil.rmtree(next((swept / "runs/smoke").glob(f"*-{newest(swept / 'stages/evaluate')}")))
+    [job] = (swept / "runs/smoke").glob(f"*-{newest(swept / 'stages/evaluate')}")
+    assert JobFolder(job).record().config["decode"]["options"] == {"no_repeat_ngram_size": 1}
+    shutil.rmtree(job)
 
 
 def newest(folder: Path) -> str:
