@@ -26,7 +26,7 @@ from experiments.stages.sweep import (
     check_overrides,
     one_line_errors,
     resolve,
-    with_options,
+    with_search_options,
 )
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -54,7 +54,7 @@ def main() -> int:
         signal.signal(number, _end)
     try:
         check_overrides(sys.argv[1:])
-        sys.argv[1:] = with_options(sys.argv[1:])
+        sys.argv[1:] = with_search_options(sys.argv[1:])
         with one_line_errors():
             run()
     except ExperimentError as error:

@@ -8,7 +8,7 @@ from data_prep_corpus import local_files
 from hydra import compose, initialize_config_dir
 
 from experiments.config import SuiteConfig, parse_config
-from experiments.stages.sweep import resolve, with_options
+from experiments.stages.sweep import resolve, with_search_options
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def compose_config(*overrides: str) -> SuiteConfig:
     """The job of these overrides of conf/suite.yaml."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return resolve(compose("suite", overrides=with_options(overrides)))
+        return resolve(compose("suite", overrides=with_search_options(overrides)))
 
 
 def smoke_config(folder: Path, *overrides: str) -> SuiteConfig:

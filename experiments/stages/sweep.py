@@ -99,7 +99,7 @@ def check_overrides(arguments: Sequence[str]) -> None:
             )
 
 
-def with_options(arguments: Sequence[str]) -> list[str]:
+def with_search_options(arguments: Sequence[str]) -> list[str]:
     """The same arguments, in which Hydra adds options of the search to those that are there.
 
     No file of conf/ names them all, and Hydra sets what is not there only by `++`.

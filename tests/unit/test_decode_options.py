@@ -20,7 +20,7 @@ from experiments.errors import ExperimentError
 from experiments.records.record import read_records
 from experiments.stages.evaluation.translation import make_search
 from experiments.stages.graph import inputs_of, job_of
-from experiments.stages.sweep import check_overrides, with_options
+from experiments.stages.sweep import check_overrides, with_search_options
 from experiments.translate import _add_option, _parser
 from gqa_fairseq.decoding.options import Option
 from gqa_fairseq.decoding.rules import OPTIONS, OWN_OPTIONS
@@ -116,7 +116,7 @@ def test_options_are_set_on_the_command_line_as_any_setting() -> None:
     given = ["-m", "seed=1", "decode.options.min_len=2,3", "decode.options={unkpen: 1}"]
     check_overrides(given)
     added = ["++decode.options.min_len=2,3", "++decode.options={unkpen: 1}"]
-    assert with_options(given) == [*given[:2], *added]
+    assert with_search_options(given) == [*given[:2], *added]
     config = compose_config("decode.options.no_repeat_ngram_size=3", "decode.options.unkpen=1")
     assert config.decode.options == {"no_repeat_ngram_size": 3, "unkpen": 1.0}
     assert isinstance(config.decode.options["unkpen"], float)  # a file may say 1 or 1.0
