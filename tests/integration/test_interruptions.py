@@ -1,5 +1,6 @@
 """Trainings that are killed, diverge or share machines, and data that cannot be prepared."""
 
+import os
 import shutil
 import signal
 import socket
@@ -15,6 +16,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from smoke_runs import ROOT, command, losses, run, write_corpus
+from wandb_files import all_runs
 
 from experiments.config import SuiteConfig
 from experiments.records.record import Diverged, read_records
@@ -25,6 +27,8 @@ from experiments.stages.graph import Job, job_of
 from experiments.stages.runner import Attempt, run_stage
 from experiments.stages.sweep import resolve
 from experiments.stages.training.train import train, train_along
+from experiments.tracking.keys import summary
+from experiments.tracking.runs import run_id
 from gqa_fairseq.checkpoints.allowlist import allow_fairseq_checkpoints
 
 pytestmark = pytest.mark.slow
@@ -201,6 +205,43 @@ def training_of(process: subprocess.Popen) -> list[psutil.Process]:
             return children
         assert process.poll() is None
         time.sleep(0.05)
+
+
+@pytest.mark.long
+def test_a_killed_job_goes_on_with_its_run_in_wandb(corpus: list[str], tmp_path: Path) -> None:
+    """While it trains its curve is there; at the end one run has all of it, no update twice."""
+    lengths = ["train.max_updates=60", "train.validate_every_updates=10"]
+    asked = command(tmp_path, *corpus, *lengths, "attention=mqa", "tracking=offline")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HOME": str(tmp_path)}
+    with subprocess.Popen(
+        asked, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment
+    ) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "update 30: dev" in line:
+                break
+        process.kill()
+    while not (first := all_runs(tmp_path)) or first[0]["exit"] is None:
+        time.sleep(0.1)  # its process sees the kill, and ends the run
+    [interrupted] = first
+    assert interrupted["exit"] == 1
+    assert interrupted["steps"][:10] == list(range(2, 21, 2))
+    done = subprocess.run(
+        asked, capture_output=True, text=True, cwd=ROOT, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    [record] = read_records(tmp_path / "runs")
+    _, live, measured = all_runs(tmp_path)
+    expected = run_id(record.job.id, record.job.started_utc)
+    assert {one["id"] for one in (interrupted, live, measured)} == {expected}
+    assert live["steps"] == measured["steps"] == list(range(2, 61, 2))
+    for one in (interrupted, live, measured):
+        for point in record.result.curve:
+            if shown := one["history"].get(point.update):
+                assert shown["train/nll_nats_per_token"] == point.train_nll_nats_per_token
+    assert summary(record).items() <= live["summary"].items()
+    assert summary(record).items() <= measured["summary"].items()
+    assert "decode/us_per_token_beam4_16x16_batch2" in measured["summary"]
 
 
 @pytest.mark.long

@@ -32,12 +32,13 @@ from experiments.stages.evaluation.__main__ import main as evaluation_process
 from experiments.stages.evaluation.request import REQUEST_NAME, EvaluationRequest
 from experiments.stages.folders import JobFolder
 from experiments.stages.graph import RECIPES
-from experiments.tracking.keys import summary
+from experiments.tracking.keys import speed_summary, summary
 
 pytestmark = pytest.mark.slow
 
 
 GOLDEN = ROOT / "tests/golden/smoke.json"
+SEARCHES = ("greedy", "beam4")
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +76,14 @@ def test_a_sweep_gives_records_and_one_measurement(swept: Path) -> None:
     tested = find_comparisons([swept / "runs/smoke"])
     assert {len(tests.metrics) for tests in tested.values()} == {2}
     assert report.count("- mqa against mha: BLEU ") == len(tested) == 2  # greedy and beam 4
-    check_wandb(records, measurement, runs(swept))
+    shown = runs(swept)
+    sweep = shown.pop("smoke-summary")
+    check_wandb(records, measurement, shown)
+    tests = next(iter(tested.values())).of("bleu")
+    assert sweep["job_type"] == "sweep"
+    assert {"mha/dev/perplexity", "mqa/dev/perplexity"} & set(sweep["summary"]) == set()
+    found = {sweep["summary"][f"mqa/test/bleu_{search}_difference"] for search in SEARCHES}
+    assert tests.together.difference in found
 
 
 def test_a_result_moves_only_with_its_recipe(swept: Path) -> None:
@@ -381,8 +389,14 @@ def check_wandb(
     records: dict[str, Record], measurement: Measurement, found: dict[str, dict[str, Any]]
 ) -> None:
     assert set(found) == {record.name for record in records.values()}
+    assert {shown["group"] for shown in found.values()} == {"smoke"}
     for record in records.values():
         shown = found[record.name]
+        assert speed_summary(measurement, record.job.id).items() <= shown["summary"].items()
+        columns, lines = shown["tables"]["test/hypotheses"]
+        assert (columns, len(lines)) == (["line", "greedy", "beam4"], 23)
+        is_tested = "test/bleu_beam4_difference" in shown["summary"]
+        assert is_tested == (record.variant == "mqa")
         assert shown["config"]["config"]["attention"] == record.config["attention"]
         assert record.training is not None
         assert set(shown["history"]) == {point.update for point in record.training.curve}

@@ -8,7 +8,8 @@ from pathlib import Path
 import msgspec
 import pytest
 import synthetic_records as synthetic
-from synthetic_comparisons import comparison, pairs_of, texts
+from synthetic_comparisons import pairs_of, texts
+from synthetic_records import comparison
 
 from experiments.errors import ExperimentError
 from experiments.metrics import METRICS, score_of, sentence_statistics

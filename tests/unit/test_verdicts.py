@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 import pytest
 import synthetic_records as synthetic
-from synthetic_comparisons import comparison, metric_tests, pairs_of
+from synthetic_comparisons import pairs_of
+from synthetic_records import comparison, metric_tests
 
 from experiments.report.groups import Group, group_records
 from experiments.report.verdicts import untested, verdict, verdict_tables
