@@ -14,8 +14,6 @@ from gqa_fairseq.architecture import Architecture, Variant
 from gqa_fairseq.parity import Baseline
 
 CPU = torch.device("cpu")
-
-
 BASELINE = Baseline(
     d_model=32,
     num_heads=HEADS,
@@ -27,10 +25,7 @@ BASELINE = Baseline(
     max_target_positions=16,
 )
 
-
 MHA, MQA = BASELINE.multi_head, BASELINE.resolve(Variant(1))
-
-
 FAIRSEQ_ENGINES = [name for name in EXACT_ENGINES if name != "ctranslate2"]
 
 

@@ -32,8 +32,6 @@ from experiments.records.measurement import (
 from experiments.records.parts import CodeInfo, Hardware, Provenance
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
 MULTI_HEAD_ENGINES = ("stock", "stock+beams", "ctranslate2")
 
 

@@ -19,11 +19,7 @@ from gqa_fairseq.costs import Work, decoding_work
 from gqa_fairseq.models.gqa_transformer import architecture_of
 
 torch.set_num_threads(1)
-
-
 LOCAL = BASELINE.resolve(Variant(window=32))
-
-
 NARROW = BASELINE.resolve(Variant(num_heads=4))
 
 

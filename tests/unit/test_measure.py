@@ -50,8 +50,6 @@ from experiments.records.storage import read_json, write_json
 from gqa_fairseq.architecture import Variant
 
 torch.set_num_threads(1)
-
-
 ROOT = Path(__file__).resolve().parents[2]
 
 
