@@ -117,7 +117,7 @@ $(BENCH)/mirror-%/sources.json: | setup
 	$(BIN)/python -m data_prep.bench.synthetic $(@D) --pairs $* $(if $(TEXT),--text $(TEXT))
 
 test: setup  ## Run all tests but the long ones
-	$(BIN)/python -m pytest -n logical --dist loadfile -m "not long" $(ARGS)
+	$(BIN)/python -m pytest -n logical --dist loadfile --no-loadscope-reorder -m "not long" $(ARGS)
 
 test-long: setup  ## Run the tests that take minutes each: whole sweeps, interruptions
 	$(BIN)/python -m pytest -n logical --dist load -m long $(ARGS)

@@ -100,6 +100,15 @@ def check_overrides(arguments: Sequence[str]) -> None:
             )
 
 
+def with_search_options(arguments: Sequence[str]) -> list[str]:
+    """The same arguments, in which Hydra adds options of the search to those that are there.
+
+    No file of conf/ names them all, and Hydra sets what is not there only by `++`.
+    """
+    added = "decode.options"
+    return [f"++{given}" if given.startswith(added) else given for given in arguments]
+
+
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     """Hydra's errors, which are a page, as CompositionError; HYDRA_FULL_ERROR=1 keeps the page."""
