@@ -170,7 +170,8 @@ def test_the_document_shows_what_the_files_hold(document: str, mark: str, folder
     files = sorted((ROOT / "results" / folder).glob("*.json"))
     text = (ROOT / f"docs/{document}.md").read_text(encoding="utf-8")
     (block,) = re.findall(rf"<!-- {mark} -->\n(.*)<!-- /{mark} -->", text, flags=re.DOTALL)
-    assert files and block == markdown([read_measurement(path) for path in files])
+    assert files
+    assert block == markdown([read_measurement(path) for path in files])
 
 
 @pytest.mark.parametrize(
