@@ -83,6 +83,8 @@ class GroupedQueryTranslationTask(TranslationTask):
         for name, reason in REFUSED.items():
             if getattr(cfg, name) != TranslationConfig.__dataclass_fields__[name].default:
                 raise OptionError(f"--{name.replace('_', '-')}: {reason}")
+        if cfg.upsample_primary == -1:  # fairseq's default, which fails where texts are combined
+            cfg.upsample_primary = 1
         return super().setup_task(cfg, **kwargs)
 
     def build_model(self, cfg, from_checkpoint=False):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -30,6 +31,10 @@ from plugin_commands import (
 )
 
 from gqa_fairseq.checkpoints.load import load_model
+from gqa_fairseq.tasks.gqa_translation import (
+    GroupedQueryTranslationConfig,
+    GroupedQueryTranslationTask,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -259,6 +264,26 @@ def test_a_checkpoint_without_some_layers(corpus: Path, tmp_path: Path) -> None:
     )
     assert "Pruning model" in result.output
     assert len(result.lines("P-")) == LINES["test"]
+
+
+def test_several_texts_are_one(corpus: Path, tmp_path: Path) -> None:
+    """`train1` goes with `train`, and `valid1` with `valid` where --combine-valid-subsets says so.
+
+    fairseq's own task fails there unless --upsample-primary is given.
+    """
+    shutil.copytree(corpus, tmp_path, dirs_exist_ok=True)
+    for path in tmp_path.glob("valid.*"):
+        shutil.copy(path, path.with_name(path.name.replace("valid", "train1", 1)))
+    languages = {"source_lang": "en", "target_lang": "de"}
+    cfg = GroupedQueryTranslationConfig(data=str(tmp_path), dataset_impl=None, **languages)
+    task = GroupedQueryTranslationTask.setup_task(cfg)
+    task.load_dataset("train", combine=True)
+    task.load_dataset("valid")
+    together, second = task.datasets["train"], task.datasets["valid"]
+    assert len(together) == LINES["train"] + LINES["valid"]
+    for line in range(LINES["valid"]):
+        for side in ("source", "target"):
+            assert torch.equal(together[LINES["train"] + line][side], second[line][side])
 
 
 # Bad input: one line, no traceback.

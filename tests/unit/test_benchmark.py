@@ -159,13 +159,16 @@ def test_the_ratios_are_of_the_rounds_and_not_of_the_medians() -> None:
     assert speed_up(base, own, "decoder") is None
 
 
-def test_the_document_shows_what_the_files_hold() -> None:
-    """Numbers are generated: `--show results/measurements/*.json` between the two marks."""
-    files = sorted((ROOT / "results/measurements").glob("*.json"))
-    if not files:
-        pytest.skip("results/measurements has no measurement yet")
-    document = (ROOT / "docs/decoding.md").read_text(encoding="utf-8")
-    (block,) = re.findall(r"<!-- engines -->\n(.*)<!-- /engines -->", document, flags=re.DOTALL)
+@pytest.mark.parametrize(
+    ("document", "mark", "folder"),
+    [("decoding", "engines", "measurements"), ("study", "training", "measurements/training")],
+)
+def test_the_document_shows_what_the_files_hold(document: str, mark: str, folder: str) -> None:
+    """Numbers are generated: `--show FOLDER/*.json` between the two marks."""
+    files = sorted((ROOT / "results" / folder).glob("*.json"))
+    text = (ROOT / f"docs/{document}.md").read_text(encoding="utf-8")
+    (block,) = re.findall(rf"<!-- {mark} -->\n(.*)<!-- /{mark} -->", text, flags=re.DOTALL)
+    assert files
     assert block == markdown([read_measurement(path) for path in files])
 
 
