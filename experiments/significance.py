@@ -20,7 +20,7 @@ from experiments.arguments import Parser
 from experiments.errors import ExperimentError
 from experiments.metrics import METRICS, scores_of_sums
 from experiments.records.hypotheses import COUNTS, Hypotheses, read_hypotheses
-from experiments.records.record import Record, read_records
+from experiments.records.record import Record, read_record, record_files
 from experiments.records.significance import (
     SCHEMA_VERSION,
     TESTED,
@@ -31,6 +31,7 @@ from experiments.records.significance import (
     read_comparison,
     write_comparison,
 )
+from experiments.records.storage import read_each
 from experiments.report.comparisons import Pair, pairs
 from experiments.report.groups import group_records
 from experiments.report.statistics import Floats, compare
@@ -180,12 +181,15 @@ def main(arguments: list[str] | None = None) -> int:
     settle()
     try:
         options = parser.parse_args(arguments)
-        records = [record for folder in options.records for record in read_records(folder)]
-        failed = make_tests(records, Kept(options.records), options.out)
+        files = [path for folder in options.records for path in record_files(folder)]
+        records, refused = read_each(dict.fromkeys(files), read_record)
+        for line in refused:
+            print(f"error: left out: {line}", file=sys.stderr)
+        failed = make_tests(list(records.values()), Kept(options.records), options.out)
     except ExperimentError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return 2 if failed else 0
+    return 2 if failed or refused else 0
 
 
 if __name__ == "__main__":

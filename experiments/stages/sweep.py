@@ -237,15 +237,17 @@ def _report(jobs: Sequence[Job]) -> int:
             str(Path(job.config.paths.runs) / job.config.experiment_name),
             str(Path(job.config.paths.measurements) / job.config.experiment_name),
             str(Path(job.config.paths.runs).parent / "tests"),
+            job.config.paths.data,
             job.config.paths.report,
         )
         for job in jobs
     )
     failed = 0
-    for records, measurements, tests, out in wanted:
+    for records, measurements, tests, data, out in wanted:
         significance = ["experiments.significance", "--records", records, "--out", tests]
         report = ["experiments.report", "--records", records, "--measurements", measurements]
-        for command in (significance, [*report, "--tests", tests, "--out", out]):
+        report += ["--tests", tests, "--data", data, "--out", out]
+        for command in (significance, report):
             done = subprocess.run([sys.executable, "-m", *command], check=False)
             failed += done.returncode != 0
     return failed

@@ -168,7 +168,8 @@ def _table(groups: Sequence[Group], searched: Sequence[Search]) -> Table:
         *metric_notes(groups[0], split),
         *made_by([record for row in made.values() for record in row.records]),
     ]
-    return Table("Quality against time (Ainslie et al. 2023, figure 3)", columns, rows, notes)
+    title = "Quality against time (Ainslie et al. 2023, figure 3)"
+    return Table(title, columns, rows, notes, [row.source for row in made.values()])
 
 
 def _draw(figure: Figure, groups: Sequence[Group], searched: Sequence[Search]) -> None:
