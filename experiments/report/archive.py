@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from experiments.records.measurement import Measurement, read_measurement
-from experiments.records.record import RECORD_NAME, Record, read_record, record_files
+from experiments.records.record import Record, read_record, record_files
 from experiments.records.significance import Comparison, comparison_files, read_comparison
 from experiments.records.speed import measurement_files
 from experiments.records.storage import read_each
@@ -37,9 +37,15 @@ class Archive:
 
 
 def read_archive(
-    records: Sequence[Path], measurements: Sequence[Path] = (), tests: Sequence[Path] = ()
+    records: Sequence[Path],
+    measurements: Sequence[Path] = (),
+    tests: Sequence[Path] = (),
+    beside: Sequence[Path] = (),
 ) -> Archive:
     """All records below folders, and what is at hand of measurements and tests.
+
+    Where no folders of those are given, they are found beside the folders of records, or `beside`
+    the folders of other ones.
 
     Raises ExperimentError when a folder is missing.
     """
@@ -47,21 +53,11 @@ def read_archive(
     found, refused = read_each(files, read_record)
     found, doubled = _each_once(found)
     measured, refused_measurements = read_each(
-        measurement_files(records, measurements), read_measurement
+        measurement_files(beside or records, measurements), read_measurement
     )
-    compared, refused_tests = read_each(comparison_files(records, tests), read_comparison)
+    compared, refused_tests = read_each(comparison_files(beside or records, tests), read_comparison)
     refused += [*doubled, *refused_measurements, *refused_tests]
     return Archive(found, measured, compared, refused)
-
-
-def read_sources(paths: Sequence[Path]) -> Archive:
-    """The records alone, of folders and of files."""
-    files: dict[Path, None] = {}
-    for path in paths:
-        files |= dict.fromkeys([path] if path.name == RECORD_NAME else record_files(path))
-    found, refused = read_each(files, read_record)
-    found, doubled = _each_once(found)
-    return Archive(found, refused=[*refused, *doubled])
 
 
 def in_words(path: Path) -> str:

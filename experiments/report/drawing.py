@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,12 +23,38 @@ GREY = "#555555"
 STYLE = Path(__file__).with_name("plots.mplstyle")
 
 
-@dataclass(frozen=True)
 class Drawn:
-    """One figure: PNG for Markdown, SVG for the page."""
+    """One figure as PNG for Markdown and as SVG for the page, each made when it is asked for.
 
-    png: bytes
-    svg: str
+    No version, date or drawn id is inside: the same records give the same bytes.
+    """
+
+    def __init__(self, figure: Figure) -> None:
+        self._figure = figure
+
+    @cached_property
+    def png(self) -> bytes:
+        """Pixels, in few colours."""
+        buffer = io.BytesIO()
+        with _style():
+            self._figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
+        self._figure.set_layout_engine("none")  # it is laid out now
+        return _in_few_colours(buffer.getvalue())
+
+    @cached_property
+    def svg(self) -> str:
+        """Lines and text, laid out as the pixels are."""
+        assert self.png
+        buffer = io.StringIO()
+        with _style():
+            self._figure.savefig(buffer, format="svg", metadata={"Creator": None, "Date": None})
+        return buffer.getvalue()
+
+
+def _style() -> AbstractContextManager[None]:
+    import matplotlib
+
+    return matplotlib.rc_context(fname=STYLE)
 
 
 def style(index: int) -> tuple[str, str]:
@@ -37,27 +64,18 @@ def style(index: int) -> tuple[str, str]:
 
 def draw_picture(draw: Callable[[Figure], None], size_inches: tuple[float, float]) -> Drawn:
     """What `draw` draws."""
-    import matplotlib
     from matplotlib.figure import Figure
 
     # No pyplot: figures that nobody shows need neither a window nor global state.
-    with matplotlib.rc_context(fname=STYLE):
+    with _style():
         figure = Figure(figsize=size_inches, layout="constrained")
         draw(figure)
-        return drawn(figure)
+    return Drawn(figure)
 
 
 def picture(draw: Callable[[Figure], None], size_inches: tuple[float, float]) -> bytes:
     """What `draw` draws, as PNG."""
     return draw_picture(draw, size_inches).png
-
-
-def drawn(figure: Figure) -> Drawn:
-    """The figure's bytes; no version, date or drawn id inside: the same records give the same."""
-    png, svg = io.BytesIO(), io.StringIO()
-    figure.savefig(png, format="png", dpi=150, metadata={"Software": None})
-    figure.savefig(svg, format="svg", metadata={"Creator": None, "Date": None})
-    return Drawn(_in_few_colours(png.getvalue()), svg.getvalue())
 
 
 def _in_few_colours(png: bytes) -> bytes:

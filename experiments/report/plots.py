@@ -15,7 +15,7 @@ from experiments.records.measurement import Timing, search_label
 from experiments.records.parts import TrainPoint
 from experiments.records.record import Finished
 from experiments.report.cells import NOT_MEASURED
-from experiments.report.drawing import GREY, STYLE, Drawn, drawn, style
+from experiments.report.drawing import GREY, STYLE, Drawn, style
 from experiments.report.groups import Group, Row
 from experiments.report.made_by import distinct
 from experiments.report.selection import (
@@ -43,7 +43,7 @@ def group_pictures(group: Group) -> dict[str, Drawn]:
             "training-curves": training_curves(group),
             "raw-latency": raw_latency(group),
         }
-        return {name: drawn(figure) for name, figure in figures.items() if figure}
+        return {name: Drawn(figure) for name, figure in figures.items() if figure}
 
 
 def pictures_in_words(group: Group) -> dict[str, str]:

@@ -197,6 +197,11 @@ def start(configs: list[SuiteConfig]) -> list[Job]:
     for job in jobs:
         if rerun in [stage.name for stage in job.stages]:
             JobFolder(job.folder).record_path.unlink(missing_ok=True)
+    for job in jobs if not configs[0].hardware.node_rank else ():
+        # Before the first one works: `experiments.status` then knows all that is left.
+        job_folder = JobFolder(job.folder)
+        if not job_folder.record_path.exists():
+            job_folder.write_links(job.config, {s.name: s.folder for s in job.stages})
     return jobs
 
 

@@ -521,7 +521,8 @@ def test_the_written_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     ]
     # Every picture is there, and no mark of the template is left.
     pictures = re.findall(r"!\[.*?\]\((.*?)\)", text)
-    assert len(pictures) == 7  # three a group; key/value heads against time needs three of them
+    # Four a group (one of them an exhibit), and key/value heads against time, which needs three.
+    assert len(pictures) == 9
     assert all((out / picture).is_file() for picture in pictures)
     assert "{{" not in text
     assert "{%" not in text

@@ -17,12 +17,12 @@ from data_prep.corpora.registry import open_corpus
 from data_prep.spec import DataError, DataSpec
 from experiments.errors import ExperimentError
 from experiments.metrics import METRICS, scores_of_sums
-from experiments.records.hypotheses import Hypotheses, read_hypotheses
+from experiments.records.hypotheses import read_hypotheses
 from experiments.records.record import Record
 from experiments.report.answers import headline_pairs, trained_longest
 from experiments.report.archive import Archive, in_words
 from experiments.report.comparisons import Pair
-from experiments.report.groups import Group, Row
+from experiments.report.groups import Group
 from experiments.report.selection import ScoreKind
 
 # MPL-2.0 (data_prep/corpora/sample/LICENSE).
@@ -98,11 +98,15 @@ def side_by_side(group: Group, archive: Archive, folders: Sequence[Path] = ()) -
     chosen = _chosen(headline_pairs(group))
     if not chosen:
         return None
-    systems = [system for each in chosen if (system := _system(*each, archive))]
+    systems = [
+        system
+        for pair, record in chosen
+        if (system := system_of(record, pair.split, pair.kind, archive))
+    ]
     if len(systems) < 2 or len({len(system.lines) for system in systems}) != 1:
         return None
-    split, record = chosen[0][0].split, chosen[0][1].records[0]
-    text, is_private = _text(record, split, folders)
+    pair, record = chosen[0]
+    text, is_private = text_of(record, pair.split, folders)
     baseline, last = systems[0], systems[-1]
     means = [sum(scores) / len(systems) for scores in zip(*(s.chrf for s in systems), strict=True)]
     ahead = [b - a for a, b in zip(baseline.chrf, last.chrf, strict=True)]
@@ -113,7 +117,7 @@ def side_by_side(group: Group, archive: Archive, folders: Sequence[Path] = ()) -
         f"{last.name} gets furthest ahead of {baseline.name}": _lowest([-each for each in ahead]),
     }
     return SideBySide(
-        title=f"{chosen[0][0].title}, seed {record.seed}",
+        title=f"{pair.title}, seed {record.seed}",
         languages=(record.data.source_lang, record.data.target_lang),
         chosen=[
             (heading, [_line(number, text, systems) for number in numbers])
@@ -123,32 +127,22 @@ def side_by_side(group: Group, archive: Archive, folders: Sequence[Path] = ()) -
     )
 
 
-def _chosen(pairs: Sequence[Pair]) -> list[tuple[Pair, Row]]:
-    """The baseline, a grouped and a multi-query variant of it, of those that come first."""
+def _chosen(pairs: Sequence[Pair]) -> list[tuple[Pair, Record]]:
+    """Runs of the baseline, a grouped and a multi-query variant of it: the first of each."""
     shown = trained_longest(pairs)
     grouped = [p for p in shown if p.variant.architecture.num_kv_heads > 1]
     single = [p for p in shown if p.variant.architecture.num_kv_heads == 1]
     variants = [*grouped[:1], *single[:1]]
     if not variants:
         return []
-    return [(variants[0], variants[0].baseline), *((p, p.variant) for p in variants)]
+    return [(variants[0], variants[0].runs[0][0]), *((p, p.runs[0][1]) for p in variants)]
 
 
-def _system(pair: Pair, row: Row, archive: Archive) -> System | None:
-    """The row's run with the pair's first seed; None where only counts are kept, or nothing."""
-    side = 0 if row is pair.baseline else 1
-    record = pair.runs[0][side]
-    kept = _kept(record, pair.split, pair.kind, archive)
-    if kept is None or not kept.lines:
-        return None
-    counts = kept.of(METRIC.name).lines
-    if len(counts) != len(kept.lines):
-        raise ExperimentError(f"{record.name}: {len(counts)} counts for {len(kept.lines)} lines")
-    scores = scores_of_sums(METRIC.make(None), counts)
-    return System(row.name, kept.lines, [round(score, 4) for score in scores])
+def system_of(record: Record, split: str, kind: ScoreKind, archive: Archive) -> System | None:
+    """A run's translations; None where only counts are kept, or nothing.
 
-
-def _kept(record: Record, split: str, kind: ScoreKind, archive: Archive) -> Hypotheses | None:
+    Raises ExperimentError when they are not those of the record.
+    """
     path = archive.path_of(record)
     score = Pair.found(record, split, kind)
     if path is None or score is None:
@@ -157,9 +151,19 @@ def _kept(record: Record, split: str, kind: ScoreKind, archive: Archive) -> Hypo
     if not list(folder.glob(f"{score.hypotheses_sha256}*")):
         return None
     try:
-        return read_hypotheses(folder, score.hypotheses_sha256)
+        kept = read_hypotheses(folder, score.hypotheses_sha256)
+        counts = kept.of(METRIC.name).lines
     except ExperimentError as error:
         raise ExperimentError(f"{in_words(path)}: {error}") from error
+    if not kept.lines:
+        return None
+    if not len(counts) == len(kept.lines) == score.lines:
+        raise ExperimentError(
+            f"{in_words(path)}: {len(kept.lines)} translations and counts of {len(counts)} for "
+            f"{score.lines} lines (restore the files)"
+        )
+    scores = scores_of_sums(METRIC.make(None), counts)
+    return System(record.variant, kept.lines, [round(score, 4) for score in scores])
 
 
 def _lowest(values: Sequence[float]) -> list[int]:
@@ -188,7 +192,7 @@ def marked(words: Sequence[str], baseline: Sequence[str]) -> Iterator[Word]:
         yield from ((word, what == "equal") for word in words[start:end])
 
 
-def _text(
+def text_of(
     record: Record, split: str, folders: Sequence[Path]
 ) -> tuple[list[tuple[str, str]], bool]:
     """Source and reference line by line, and whether they must not be redistributed."""
