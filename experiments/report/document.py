@@ -22,6 +22,7 @@ from experiments.report.exhibits import group_exhibits
 from experiments.report.exhibits.exhibit import Exhibit
 from experiments.report.exhibits.trade_off import trade_offs
 from experiments.report.groups import Group, shared_config
+from experiments.report.made_by import made_by
 from experiments.report.reference import Paper, paper_tables
 from experiments.report.tables import diverged_name, group_tables
 from experiments.report.verdicts import untested, verdict_tables
@@ -60,6 +61,7 @@ class Section:
     tables: list[Table]
     plots: list[Plot]
     exhibits: list[tuple[Table, Plot]]
+    made_by: list[str]
     config: str
 
 
@@ -123,6 +125,7 @@ def _section(number: int, group: Group) -> Section:
             for name, drawn in group_pictures(group).items()
         ],
         exhibits=[_shown(exhibit, f"{number}-") for exhibit in group_exhibits(group)],
+        made_by=made_by(group.records),
         config=msgspec.json.format(
             msgspec.json.encode(shared_config(group.first)), indent=2
         ).decode(),

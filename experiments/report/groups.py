@@ -62,7 +62,7 @@ class Estimate:
 
 def source_of(record: Record) -> str:
     """The name of a record's place."""
-    return f"job-{record.job.id[:12]}"
+    return f"job-{record.job.id[:8]}"
 
 
 @dataclass(frozen=True)

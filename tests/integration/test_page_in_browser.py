@@ -85,7 +85,7 @@ def test_a_number_leads_to_its_record_and_paper_shows_what_is_folded(browser: Ta
     browser.open(PAGE.as_uri(), 1280)
     shown = browser.evaluate(
         "(async () => {"
-        " const link = document.querySelector('a.number'); link.click();"
+        " const link = document.querySelector('td > a[tabindex]'); link.click();"
         " await new Promise(done => setTimeout(done, 50));"
         " const lines = document.querySelector(':target');"
         " const box = lines.getBoundingClientRect();"

@@ -229,7 +229,7 @@ def test_a_picture_keeps_the_ids_that_it_uses_under_its_own_name() -> None:
     )
     assert inline(svg, "p1", 'a "b"') == (
         '<svg role="img" aria-label="a &quot;b&quot;" viewBox="0 0 10 20" style="max-width:10pt">'
-        '<defs><path id="p1-m1" d="M 1.23 0" style="stroke: currentColor"/></defs>'
+        '<defs><path id="p1-m1" d="M 1.2 0" style="stroke: currentColor"/></defs>'
         '<g><use href="#p1-m1" x="4"/></g></svg>'
     )
 
@@ -435,3 +435,10 @@ def test_the_page_is_made_without_torch(tmp_path: Path) -> None:
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip().endswith("0 set()")
+
+
+def test_a_style_that_is_often_there_becomes_a_class_of_that_picture() -> None:
+    red, blue = '<g style="fill: red"/>', '<g style="fill: blue"/></svg>'
+    assert inline(f'<svg viewBox="0 0 1 1">{red * 3}{blue}', "p1", "x").endswith(
+        "<style>.p1-0{fill: red}</style>" + '<g class="p1-0"/>' * 3 + blue
+    )

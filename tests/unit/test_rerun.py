@@ -85,8 +85,8 @@ def test_speed_ups_are_set_against_each_other() -> None:
     records = [synthetic.record(heads) for heads in (8, 1)]
     measurement = synthetic.measurement(records)
     lines = list(speeds(measurement, measurement))
-    assert len(lines) == 4 * 2
-    assert lines[1] == (
+    assert len(lines) == 4
+    assert lines[0] == (
         "mqa, greedy, batch 64: 128 source and 128 target tokens: 2.16x (2.16-2.17), now 2.16x "
         "(2.16-2.17): the intervals meet"
     )
@@ -103,7 +103,7 @@ def test_speed_ups_are_set_against_each_other() -> None:
         for timing in measurement.timings
     ]
     other = list(speeds(measurement, replace(measurement, timings=slower)))
-    assert other[1].endswith("the intervals do not meet")
+    assert other[0].endswith("the intervals do not meet")
 
 
 @pytest.fixture

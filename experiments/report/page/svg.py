@@ -2,6 +2,7 @@
 
 import html
 import re
+from collections import Counter
 
 # What the page shows in its own colours, so that a picture is seen on a dark page as well.
 COLOURS = {
@@ -24,13 +25,13 @@ RULES = (
 def inline(svg: str, name: str, description: str) -> str:
     """The `<svg>` element. `name` is put before its ids; `description` is for screen readers.
 
-    Coordinates have two decimals, a hundredth of a point: what differs below that between
-    processors is not seen.
+    Coordinates are rounded to a tenth of a point: what differs below that between processors is
+    not seen. A style that many elements have becomes a class.
     """
     body = svg[svg.index("<svg") :]
     for pattern, replacement in RULES:
         body = re.sub(pattern, replacement, body, flags=re.DOTALL)
-    body = re.sub(r"-?\d+\.\d{3,}", lambda found: _short(found[0]), body)
+    body = re.sub(r"-?\d+\.\d{2,}", lambda found: _short(found[0]), body)
     for colour, own in COLOURS.items():
         body = body.replace(colour, own)
     used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', body))
@@ -40,6 +41,7 @@ def inline(svg: str, name: str, description: str) -> str:
 
     body = re.sub(r' id="([^"]*)"', with_name, body)
     body = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", body).replace("xlink:href", "href")
+    body = _with_classes(body, name)
     start, end = body.index("<svg"), body.index(">")
     (size,) = re.findall(r'viewBox="0 0 ([^"]*)"', body[start:end])
     width, _ = size.split()
@@ -49,6 +51,20 @@ def inline(svg: str, name: str, description: str) -> str:
     )
 
 
+def _with_classes(body: str, name: str) -> str:
+    """The same with a class for each style that is there more than twice."""
+    counts = Counter(re.findall(r' style="([^"]*)"', body))
+    often = [style for style, count in counts.items() if count > 2]
+    rules = []
+    for place, style in enumerate(often):
+        body = body.replace(f' style="{style}"', f' class="{name}-{place}"')
+        rules.append(f".{name}-{place}{{{style}}}")
+    if not rules:
+        return body
+    end = body.index(">") + 1
+    return f"{body[:end]}<style>{''.join(rules)}</style>{body[end:]}"
+
+
 def _short(number: str) -> str:
-    shown = f"{float(number):.2f}".rstrip("0").rstrip(".")
+    shown = f"{float(number):.1f}".removesuffix(".0")
     return "0" if shown == "-0" else shown
