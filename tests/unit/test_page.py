@@ -1,5 +1,6 @@
 """The page: what it is made of, and what a damaged file does to it."""
 
+import dataclasses
 import html.parser
 import lzma
 import re
@@ -18,10 +19,12 @@ from experiments.records.measurement import write_measurement
 from experiments.records.record import RECORD_NAME, Record, write_record
 from experiments.report.__main__ import main
 from experiments.report.answers import answers, in_order, open_questions, scale
-from experiments.report.groups import Group, group_records
+from experiments.report.document import document
+from experiments.report.groups import Group, group_records, source_of
 from experiments.report.page.page import NAME, PRIVATE_NAME
 from experiments.report.page.svg import inline
 from experiments.report.page.translations import marked
+from experiments.report.reference import read_papers
 
 ROOT = Path(__file__).resolve().parents[2]
 replace = msgspec.structs.replace
@@ -198,6 +201,32 @@ def test_scales_are_told_apart_and_the_largest_comes_first() -> None:
     assert [scale(group) for group in in_order(groups)] == ["small", "toy", "toy"]
     assert in_order(groups)[1].from_scratch
     assert not in_order(groups)[2].from_scratch
+
+
+def test_no_table_has_rows_of_two_scales() -> None:
+    """Nor of two experiments, but where models are set against each other."""
+    narrow = dataclasses.replace(synthetic.SMALL, d_model=96, mha_d_ff=384)
+    toys = [synthetic.record(heads, updates=100) for heads in (8, 2, 1)]
+    toys += [synthetic.record(heads, updates=100, uptrained=("mean", 0.1)) for heads in (8, 1)]
+    toys += [synthetic.record(8, updates=100, baseline=narrow)]
+    small = [synthetic.record(heads, updates=600) for heads in (8, 2, 1)]
+    papers = [synthetic.wmt14_record(heads) for heads in (8, 1)]
+    measurements = [synthetic.measurement(records) for records in (toys, small, papers)]
+    groups = group_records([*toys, *small, *papers], measurements)
+    found = document(groups, read_papers())
+    scales = {source_of(record): scale(group) for group in groups for record in group.records}
+    assert set(scales.values()) == {"toy", "small", "paper"}
+    tables = [table for table, _ in found.across] + found.wmt14
+    for section in found.sections:
+        tables += [section.headline, *section.tables, *(table for table, _ in section.exhibits)]
+    assert len(found.across) == 1
+    with_runs = 0
+    for table in tables:
+        cells = [table.source(row, 0) for row in range(len(table.rows))]
+        shown = {scales[source] for source in cells if source}
+        assert len(shown) <= 1
+        with_runs += len(shown)
+    assert with_runs > 20
 
 
 def test_each_experiment_has_a_section_of_its_own() -> None:
