@@ -245,11 +245,15 @@ def _tests(group: Group, pair: Pair) -> MetricTests | None:
 
 
 def _heads(pair: Pair) -> str:
+    """What the variant is, and what it is set against."""
     own, rival = pair.variant.architecture, pair.baseline.architecture
-    heads = f"{own.num_kv_heads} key/value head{'s' if own.num_kv_heads > 1 else ''}"
-    if own.num_kv_heads == rival.num_kv_heads:
-        return f"{heads}, against {pair.baseline.name}."
-    return f"{heads} in place of {rival.num_kv_heads}, against {pair.baseline.name}."
+    said = f"{own.num_kv_heads} key/value head{'s' if own.num_kv_heads > 1 else ''}"
+    if own.num_kv_heads != rival.num_kv_heads:
+        said += f" in place of {rival.num_kv_heads}"
+    if how := pair.variant.uptraining:
+        said += f", made by {how.method} and trained on for {how.alpha:.0%} of the updates"
+        return f"{said}, against the model with all heads that was trained on alike."
+    return f"{said}, against {pair.baseline.name}."
 
 
 def _quality(tests: MetricTests, p_holm: float) -> str:

@@ -174,6 +174,21 @@ def test_an_answer_without_tests_and_speed_says_so() -> None:
     assert "MiB of keys and values in place of" in answer.sentence
 
 
+def test_the_answer_on_an_uptrained_model_says_how_it_was_made() -> None:
+    """Of several alphas the largest; the control is what the others are set against."""
+    records = [
+        synthetic.record(heads, uptrained=(method, alpha))
+        for heads, method in ((8, "identity"), (1, "mean"))
+        for alpha in (0.0, 0.05)
+    ]
+    (answer,) = answers(group_of(records, measured=False))
+    assert answer.variant == "mqa-ff768-mean-0.05"
+    assert answer.sentence.startswith(
+        "1 key/value head in place of 8, made by mean and trained on for 5% of the updates, "
+        "against the model with all heads that was trained on alike. Quality is not tested."
+    )
+
+
 def test_what_is_open_is_said() -> None:
     said = " ".join(open_questions(group_of([synthetic.record(8), synthetic.record(1)])))
     assert said.startswith("One seed: nothing is said of other trainings")
@@ -254,12 +269,14 @@ def test_a_picture_keeps_the_ids_that_it_uses_under_its_own_name() -> None:
     svg = (
         '<?xml version="1.0"?><svg viewBox="0 0 10 20" width="10pt"><metadata>x</metadata>'
         '<defs><path id="m1" d="M 1.23456 -0.0001" style="stroke: #000000"/></defs>'
-        '<g id="unused"><use xlink:href="#m1" x="3.999"/></g></svg>'
+        '<g id="unused"><use xlink:href="#m1" x="3.999"/></g>'
+        '<text x="1.26" style="opacity: 0.18">0.05</text></svg>'
     )
     assert inline(svg, "p1", 'a "b"') == (
         '<svg role="img" aria-label="a &quot;b&quot;" viewBox="0 0 10 20" style="max-width:10pt">'
         '<defs><path id="p1-m1" d="M 1.2 0" style="stroke: currentColor"/></defs>'
-        '<g><use href="#p1-m1" x="4"/></g></svg>'
+        '<g><use href="#p1-m1" x="4"/></g>'
+        '<text x="1.3" style="opacity: 0.18">0.05</text></svg>'
     )
 
 
@@ -471,3 +488,22 @@ def test_a_style_that_is_often_there_becomes_a_class_of_that_picture() -> None:
     assert inline(f'<svg viewBox="0 0 1 1">{red * 3}{blue}', "p1", "x").endswith(
         "<style>.p1-0{fill: red}</style>" + '<g class="p1-0"/>' * 3 + blue
     )
+
+
+def test_the_pictures_of_the_page_read_as_matplotlib_wrote_them() -> None:
+    """Every text of every picture, in its order."""
+    records = [
+        synthetic.record(heads, uptrained=("mean", alpha))
+        for heads in (8, 1)
+        for alpha in (0.0, 0.05, 0.1)
+    ]
+    for section in document([group_of(records, measured=False)], read_papers()).sections:
+        plots = [*section.plots, *(plot for _, plot in section.exhibits)]
+        assert plots
+        for plot in plots:
+            before, after = (
+                re.findall(r"<text[^>]*>([^<]*)</text>", svg)
+                for svg in (plot.drawn.svg, inline(plot.drawn.svg, "p", ""))
+            )
+            assert after == before
+            assert "0.05" in before

@@ -31,7 +31,8 @@ def inline(svg: str, name: str, description: str) -> str:
     body = svg[svg.index("<svg") :]
     for pattern, replacement in RULES:
         body = re.sub(pattern, replacement, body, flags=re.DOTALL)
-    body = re.sub(r"-?\d+\.\d{2,}", lambda found: _short(found[0]), body)
+    # Places alone: a number that is read, such as the label of an axis, stays as it is.
+    body = re.sub(r' (?:d|x|y|transform)="[^"]*"', lambda found: _rounded(found[0]), body)
     for colour, own in COLOURS.items():
         body = body.replace(colour, own)
     used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', body))
@@ -63,6 +64,10 @@ def _with_classes(body: str, name: str) -> str:
         return body
     end = body.index(">") + 1
     return f"{body[:end]}<style>{''.join(rules)}</style>{body[end:]}"
+
+
+def _rounded(places: str) -> str:
+    return re.sub(r"-?\d+\.\d{2,}", lambda found: _short(found[0]), places)
 
 
 def _short(number: str) -> str:
