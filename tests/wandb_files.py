@@ -36,10 +36,15 @@ def frames(path: Path) -> Iterator[bytes]:
 
 
 def read_run(path: Path) -> dict[str, Any]:
-    """Name, group, config, history by step and summary of an offline run."""
+    """Name, group, config, history by step, summary and artifacts of an offline run.
+
+    `tables` has those of the summary: columns and rows. `artifacts` has the files of each, by type
+    and name.
+    """
     from wandb.proto import wandb_internal_pb2
 
-    run: dict[str, Any] = {"history": {}, "summary": {}, "exit": None}
+    run: dict[str, Any] = {"history": {}, "summary": {}, "exit": None, "artifacts": {}}
+    run |= {"tables": {}, "steps": []}
     for payload in frames(path):
         record = wandb_internal_pb2.Record()
         record.ParseFromString(payload)
@@ -48,18 +53,35 @@ def read_run(path: Path) -> dict[str, Any]:
             run |= {"name": record.run.display_name, "group": record.run.run_group}
             run["id"] = record.run.run_id
             run["project"] = record.run.project
+            run["job_type"] = record.run.job_type
             run["config"] = {
                 item.key: json.loads(item.value_json) for item in record.run.config.update
             }
+        elif kind == "config":
+            for item in record.config.update:
+                run["config"][item.key or item.nested_key[0]] = json.loads(item.value_json)
         elif kind == "history":
             values = {
                 item.key or item.nested_key[0]: json.loads(item.value_json)
                 for item in record.history.item
             }
             run["history"][values["_step"]] = values
+            run["steps"].append(values["_step"])
         elif kind == "summary":
             for item in record.summary.update:
                 run["summary"][item.key or item.nested_key[0]] = json.loads(item.value_json)
+        elif kind == "artifact":
+            files = {
+                entry.path: Path(entry.local_path).read_bytes()
+                for entry in record.artifact.manifest.contents
+            }
+            run["artifacts"][record.artifact.type, record.artifact.name] = files
+        elif kind == "files":
+            for item in record.files.files:
+                if item.path.startswith("media/table/"):
+                    key = item.path.removeprefix("media/table/").rsplit("_summary_")[0]
+                    table = json.loads((path.parent / "files" / item.path).read_bytes())
+                    run["tables"][key] = table["columns"], table["data"]
         elif kind == "exit":
             run["exit"] = record.exit.exit_code
     return run

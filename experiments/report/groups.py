@@ -144,6 +144,11 @@ class Group:
     def results(self) -> list[Finished]:
         return [result for row in self.rows for result in row.results]
 
+    @property
+    def key(self) -> bytes:
+        """What all its records have in common: more of them change nothing."""
+        return _group_key(self.first)
+
 
 def group_records(
     records: Iterable[Record],

@@ -46,12 +46,12 @@ from experiments.stages.folders import (
     model_of,
 )
 from experiments.stages.graph import Job
+from experiments.stages.live import Tracker
 from experiments.stages.process import run_command
 from experiments.stages.runner import Attempt, run_stage
 from experiments.stages.training.train import train, train_along
 from experiments.stages.uptraining.convert import convert
 from experiments.stages.uptraining.uptrain import uptrain
-from experiments.tracking.runs import log_record
 
 HYPOTHESES = "hypotheses"
 
@@ -88,8 +88,21 @@ def _run(job: Job, folder: JobFolder) -> Outcome:
         console.print(f"{job.name}: has its record, skipped")
         return _outcome_of(job, done, "skipped")
     folder.write_links(config, {stage.name: stage.folder for stage in job.stages})
+    with Tracker(job) as tracker:
+        record = _record(job, folder, data, threads, tracker)
+        write_record(folder.record_path, record)
+        _summarize(record, folder)
+        tracker.finish(record.job.started_utc)
+    return _outcome_of(job, record, "done")
+
+
+def _record(
+    job: Job, folder: JobFolder, data: DataFolder, threads: int, tracker: Tracker
+) -> Record:
+    """Do what is left of the stages; returns what all of them found."""
+    config = job.config
     infos: list[StageInfo] = []
-    found = _model(job, data, threads, infos)
+    found = _model(job, data, threads, infos, tracker)
     result: Finished | Diverged
     if isinstance(found, Model):
         evaluated = _evaluated(job, data, found, threads)
@@ -98,7 +111,7 @@ def _run(job: Job, folder: JobFolder) -> Outcome:
         _copy_hypotheses(job, folder)
     else:
         result = found
-    record = Record(
+    return Record(
         schema_version=SCHEMA_VERSION,
         job=JobInfo(
             id=job.id,
@@ -119,14 +132,11 @@ def _run(job: Job, folder: JobFolder) -> Outcome:
         result=result,
         uptraining=_uptraining(job),
     )
-    write_record(folder.record_path, record)
-    _summarize(record, folder)
-    outcome = _outcome_of(job, record, "done")
-    log_record(record, config.tracking.mode, Path(config.paths.runs).parent)
-    return outcome
 
 
-def _model(job: Job, data: DataFolder, threads: int, infos: list[StageInfo]) -> Model | Diverged:
+def _model(
+    job: Job, data: DataFolder, threads: int, infos: list[StageInfo], tracker: Tracker
+) -> Model | Diverged:
     """The job's model, or how its training, or its parent's, diverged.
 
     Stages that it does or finds done are added to `infos`.
@@ -139,6 +149,8 @@ def _model(job: Job, data: DataFolder, threads: int, infos: list[StageInfo]) -> 
         if stage.name not in WORK:
             continue
         work = functools.partial(WORK[stage.name], job=job, data=data, checkpoint=checkpoint)
+        if stage.key == job.model.key:
+            work = functools.partial(_tracked, work=work, infos=infos, tracker=tracker)
         # A union is no `type` to mypy; msgspec reads one by its tag.
         done = run_stage(stage, ModelResult, work, threads)  # type: ignore[arg-type]
         infos.append(done.info)
@@ -156,6 +168,17 @@ def _train(attempt: Attempt, job: Job, data: DataFolder, checkpoint: Path) -> Tr
     for line in describe(config):
         console.print(f"{attempt.stage.title}: {line}")
     return train(attempt, config, data)
+
+
+def _tracked(
+    attempt: Attempt,
+    work: Callable[[Attempt], ModelResult],
+    infos: list[StageInfo],
+    tracker: Tracker,
+) -> ModelResult:
+    """The work on the job's own model, shown while it goes on."""
+    tracker.follow(min([info.started_utc for info in infos] + [attempt.started_utc]))
+    return work(attempt)
 
 
 # What each stage that gives a model does with the one before.

@@ -61,6 +61,11 @@ class Attempt:
         self._path = path
         self.seen()
 
+    @property
+    def started_utc(self) -> datetime:
+        """When the first try began."""
+        return self.all.tries[0].started_utc
+
     def seen(self, peak_rss_bytes: int = 0) -> None:
         """Note that the try still runs, or has ended."""
         present = self.all.tries[-1]
@@ -104,7 +109,7 @@ def run_stage(
             key=stage.key,
             recipe=stage.recipe,
             provenance=made_by,
-            started_utc=attempt.all.tries[0].started_utc,
+            started_utc=attempt.started_utc,
             wall_s=attempt.all.wall_s,
             tries=len(attempt.all.tries),
         )

@@ -37,9 +37,10 @@ from experiments.stages.corpus import prepare_data
 from experiments.stages.describe import print_plan
 from experiments.stages.folders import JobFolder, Outcome
 from experiments.stages.graph import Job, Stage, ancestors, measurements_of, plan
+from experiments.stages.live import log_sweep, tracking_folder
 from experiments.stages.measuring import measure
 from experiments.stages.runner import forget
-from experiments.tracking.runs import check_account, how_to_sync, log_measurement
+from experiments.tracking.runs import check_account, how_to_sync
 
 CONFIG_NAME = "suite"
 
@@ -217,22 +218,19 @@ def finish(jobs: Sequence[Job], *, is_sweep: bool) -> None:
         except ExperimentError as error:
             console.print(f"error: {error}")
             failed += 1
-    offline = [job.config for job in trained if job.config.tracking.mode == "offline"]
-    for directory in dict.fromkeys(Path(config.paths.runs).parent for config in offline):
-        console.print(how_to_sync(directory))
     if is_sweep and trained:
         failed += _report(trained)
+    log_sweep(trained)
+    offline = [job.config for job in first_machine if job.config.tracking.mode == "offline"]
+    for directory in dict.fromkeys(map(tracking_folder, offline)):
+        console.print(how_to_sync(directory))
     if failed:
         sys.exit(2)
 
 
 def _measure(stage: Stage, jobs: list[Job]) -> None:
-    measurement = measure(stage, jobs)
+    measure(stage, jobs)
     console.print(f"speed: {stage.folder / MEASUREMENT_NAME}")
-    config = jobs[0].config
-    records = [JobFolder(job.folder).record() for job in jobs]
-    directory = Path(config.paths.runs).parent
-    log_measurement(measurement, records, config.tracking.mode, directory)
 
 
 def _report(jobs: Sequence[Job]) -> int:

@@ -1,1 +1,1 @@
-"""Records and measurements as runs in Weights & Biases: a view, made after the files."""
+"""Records, measurements and tests as runs in Weights & Biases: a view of the files."""

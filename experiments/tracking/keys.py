@@ -1,5 +1,8 @@
 """What a run in wandb holds, by the keys of docs/tracking.md; nothing here imports wandb."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import msgspec
 
 from experiments.records.measurement import (
@@ -9,33 +12,71 @@ from experiments.records.measurement import (
     TrainingText,
     TrainingUpdates,
 )
-from experiments.records.parts import Evaluation, search_name
+from experiments.records.parts import Evaluation, TrainPoint, search_name
 from experiments.records.record import Finished, Record
+from experiments.records.significance import MetricTests, SeedTests
 from experiments.records.speed import HEADLINE_SHAPE, decoder_speed_up
 from experiments.records.spikes import loss_spikes
+from gqa_fairseq.architecture import Architecture
+
+# fairseq's log has the time in whole seconds: over so many a rate is off by 5 % at the most.
+RATE_OVER_S = 20.0
 
 
-def run_config(record: Record) -> dict[str, object]:
-    """What the run's config holds: the record without its commands and what it found."""
+def run_config(record: Record) -> dict[str, Any]:
+    """What the run's config holds: what runs are grouped by, then most of the record."""
     whole = msgspec.to_builtins(record)
-    kept = ("job", "config", "stages", "seed", "data", "architecture", "uptraining")
-    return {name: whole[name] for name in kept}
+    nested = {name: whole[name] for name in ("job", "config", "stages", "architecture")}
+    return (
+        flat_config(record.variant, record.architecture, record.seed, record.data.name)
+        | nested
+        | {"manifest": whole["data"], "uptraining": whole["uptraining"]}
+    )
 
 
-def curve(record: Record) -> list[tuple[int, dict[str, float]]]:
-    """Update number and values of each point of the training curve."""
-    points = []
-    for point in record.result.curve:
+def flat_config(variant: str, architecture: Architecture, seed: int, data: str) -> dict[str, str]:
+    """What runs are grouped, filtered and coloured by: wandb does that with flat text alone.
+
+    `model` names the multi-head baseline, such as `d192-layers2+2-parameters3034368`: what all its
+    variants have in common.
+    """
+    layers = f"{architecture.encoder_layers}+{architecture.decoder_layers}"
+    parameters = architecture.parameters - architecture.residual
+    return {
+        "variant": variant,
+        "num_kv_heads": str(architecture.num_kv_heads),
+        "placement": architecture.placement,
+        "seed": str(seed),
+        "data": data,
+        "model": f"d{architecture.d_model}-layers{layers}-parameters{parameters}",
+    }
+
+
+def curve(points: Sequence[TrainPoint]) -> list[tuple[int, dict[str, float]]]:
+    """Update number and values of each point of a training curve."""
+    found = []
+    for index, point in enumerate(points):
         values = {
             "train/nll_nats_per_token": point.train_nll_nats_per_token,
             "dev/nll_nats_per_token": point.dev_nll_nats_per_token,
             "train/learning_rate": point.learning_rate,
             "train/grad_norm": point.grad_norm,
             "train/target_tokens": point.target_tokens,
+            "train/target_tokens_per_s": _rate(points[: index + 1]),
             "train/wall_s": point.wall_s,
         }
-        points.append((point.update, {k: v for k, v in values.items() if v is not None}))
-    return points
+        found.append((point.update, {k: v for k, v in values.items() if v is not None}))
+    return found
+
+
+def _rate(points: Sequence[TrainPoint]) -> float | None:
+    """Target tokens a second up to the last point, over the fewest points that last long enough."""
+    last = points[-1]
+    starts = [(0.0, 0), *((point.wall_s, point.target_tokens) for point in points)]
+    for wall_s, tokens in reversed(starts):
+        if last.wall_s - wall_s >= RATE_OVER_S:
+            return (last.target_tokens - tokens) / (last.wall_s - wall_s)
+    return None
 
 
 def summary(record: Record) -> dict[str, float]:
@@ -74,11 +115,43 @@ def speed_summary(measurement: Measurement, job: str) -> dict[str, float]:
         ratio = decoder_speed_up(timing, samples)
         values[f"encode/us_per_token_{suffix}"] = samples.us_per_token("encoder")
         values[f"decode/us_per_token_{suffix}"] = samples.us_per_token("decoder")
-        values[f"decode/speed_up_{suffix}"] = ratio.median if ratio else None
+        if ratio:
+            key = f"decode/speed_up_{suffix}"
+            values |= {key: ratio.median, f"{key}_low": ratio.low, f"{key}_high": ratio.high}
         values[f"decode/kv_cache_bytes_{suffix}"] = samples.kv_cache_bytes
         peaks.append(samples.peak_memory_bytes)
     values["benchmark/peak_memory_bytes"] = max(filter(None, peaks), default=None)
     return {key: value for key, value in values.items() if value is not None}
+
+
+def seed_summary(key: str, tests: SeedTests) -> dict[str, float]:
+    """How a run's score `key` differs from that of the baseline's run, and how sure that is."""
+    return {
+        f"{key}_difference": tests.difference,
+        f"{key}_difference_low": tests.interval.low,
+        f"{key}_difference_high": tests.interval.high,
+        f"{key}_difference_p": tests.p_randomization,
+    }
+
+
+def seeds_summary(key: str, tests: MetricTests) -> dict[str, float]:
+    """The same of all seeds together; `_lower_bound` is the one-sided one of non-inferiority."""
+    together = tests.together
+    return {
+        f"{key}_difference": together.difference,
+        f"{key}_difference_low": together.interval.low,
+        f"{key}_difference_high": together.interval.high,
+        f"{key}_difference_lower_bound": together.tost.low,
+    }
+
+
+def translations(record: Record) -> Mapping[str, Mapping[str, str]]:
+    """Digests of the translations by split and search; a subset's are lines of its split's."""
+    found: dict[str, dict[str, str]] = {}
+    for score in record.evaluation.scores if record.evaluation else ():
+        if score.split in record.data.splits:
+            found.setdefault(score.split, {})[score.search] = score.hypotheses_sha256
+    return found
 
 
 def _quality(evaluation: Evaluation) -> dict[str, float]:

@@ -39,7 +39,7 @@ FAMILIES: list[tuple[str, dict[str, str], list[str]]] = [
     ("python -m experiments.evaluate", {}, []),
     ("python -m experiments.status", {}, []),
     ("python -m experiments.clean", {}, []),
-    ("python -m experiments.tracking", {}, []),
+    ("python -m experiments.tracking --records", {}, []),
     ("python -m experiments.benchmark --job", {}, ["--repeats", "1"]),
     (
         "python -m experiments.benchmark --shapes",

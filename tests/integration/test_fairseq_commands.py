@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import os
 import socket
+import struct
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +72,8 @@ def trained(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     """The uninterrupted run; by the installed command itself, for once."""
     folder = tmp_path_factory.mktemp("uninterrupted")
     command = Path(sys.executable).parent / "fairseq-train"
-    arguments = [str(argument) for argument in train_arguments(corpus, UPDATES)]
+    board = ["--tensorboard-logdir", "board"]
+    arguments = [str(argument) for argument in train_arguments(corpus, UPDATES, *board)]
     ended = subprocess.run(
         [command, *arguments],
         cwd=folder,
@@ -97,6 +100,29 @@ def test_training_resumes_where_it_stopped(
     assert losses(second) == {update: whole[update] for update in range(6, UPDATES + 1)}
     ours, theirs = weights(tmp_path / "checkpoints/checkpoint_last.pt"), weights(checkpoint)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_tensorboard_shows_the_losses_of_the_log(trained: tuple[Path, Result]) -> None:
+    """And no command says that a package is missing for it."""
+    checkpoint, result = trained
+    [events] = (checkpoint.parents[1] / "board/train_inner").iterdir()
+    shown = {step: value for step, tag, value in scalars(events) if tag == "loss"}
+    printed = {update: float(loss) for update, loss in losses(result).items()}
+    assert shown == {update: pytest.approx(loss, abs=1e-3) for update, loss in printed.items()}
+    assert "tensorboardX" not in result.output
+
+
+def scalars(events: Path) -> Iterator[tuple[int, str, float]]:
+    """Step, tag and value of what TensorBoard would draw: TFRecords, each of one event."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    raw, position = events.read_bytes(), 0
+    while position < len(raw):
+        (length,) = struct.unpack_from("<Q", raw, position)
+        event = Event.FromString(raw[position + 12 : position + 12 + length])
+        position += length + 16  # the length and the event have a checksum each
+        for value in event.summary.value:
+            yield event.step, value.tag, value.simple_value
 
 
 @pytest.mark.long

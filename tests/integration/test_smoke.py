@@ -18,7 +18,7 @@ import psutil
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from wandb_files import runs
+from wandb_files import all_runs, runs
 
 from experiments import benchmark, evaluate, translate
 from experiments.config import SuiteConfig
@@ -44,7 +44,8 @@ from experiments.stages.graph import RECIPES, Job, job_of
 from experiments.stages.runner import Attempt, run_stage
 from experiments.stages.sweep import resolve
 from experiments.stages.training.train import train, train_along
-from experiments.tracking.keys import summary
+from experiments.tracking.keys import speed_summary, summary
+from experiments.tracking.runs import run_id
 from gqa_fairseq.checkpoints.allowlist import allow_fairseq_checkpoints
 
 pytestmark = pytest.mark.slow
@@ -52,6 +53,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests/golden/smoke.json"
 LINES = {"train": (0, 400), "dev": (400, 417), "test": (417, 440)}
+SEARCHES = ("greedy", "beam4")
 FOLDERS = ("data", "stages", "runs", "measurements", "report")
 
 
@@ -117,7 +119,14 @@ def test_a_sweep_gives_records_and_one_measurement(swept: Path) -> None:
     tested = find_comparisons([swept / "runs/smoke"])
     assert {len(tests.metrics) for tests in tested.values()} == {2}
     assert report.count("- mqa against mha: BLEU ") == len(tested) == 2  # greedy and beam 4
-    check_wandb(records, measurement, runs(swept))
+    shown = runs(swept)
+    sweep = shown.pop("smoke-summary")
+    check_wandb(records, measurement, shown)
+    tests = next(iter(tested.values())).of("bleu")
+    assert sweep["job_type"] == "sweep"
+    assert {"mha/dev/perplexity", "mqa/dev/perplexity"} & set(sweep["summary"]) == set()
+    found = {sweep["summary"][f"mqa/test/bleu_{search}_difference"] for search in SEARCHES}
+    assert tests.together.difference in found
 
 
 def test_a_result_moves_only_with_its_recipe(swept: Path) -> None:
@@ -186,6 +195,43 @@ def test_what_is_done_is_not_done_again(swept: Path, corpus: list[str]) -> None:
 def newest(folder: Path) -> str:
     """The key of the newest stage in a folder."""
     return max(folder.iterdir(), key=lambda path: path.stat().st_mtime).name.split("-")[-1]
+
+
+@pytest.mark.long
+def test_a_killed_job_goes_on_with_its_run_in_wandb(corpus: list[str], tmp_path: Path) -> None:
+    """While it trains its curve is there; at the end one run has all of it, no update twice."""
+    lengths = ["train.max_updates=60", "train.validate_every_updates=10"]
+    asked = command(tmp_path, *corpus, *lengths, "attention=mqa", "tracking=offline")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HOME": str(tmp_path)}
+    with subprocess.Popen(
+        asked, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment
+    ) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "update 30: dev" in line:
+                break
+        process.kill()
+    while not (first := all_runs(tmp_path)) or first[0]["exit"] is None:
+        time.sleep(0.1)  # its process sees the kill, and ends the run
+    [interrupted] = first
+    assert interrupted["exit"] == 1
+    assert interrupted["steps"][:10] == list(range(2, 21, 2))
+    done = subprocess.run(
+        asked, capture_output=True, text=True, cwd=ROOT, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    [record] = read_records(tmp_path / "runs")
+    _, live, measured = all_runs(tmp_path)
+    expected = run_id(record.job.id, record.job.started_utc)
+    assert {run["id"] for run in (interrupted, live, measured)} == {expected}
+    assert live["steps"] == measured["steps"] == list(range(2, 61, 2))
+    for run in (interrupted, live, measured):
+        for point in record.result.curve:
+            if shown := run["history"].get(point.update):
+                assert shown["train/nll_nats_per_token"] == point.train_nll_nats_per_token
+    assert summary(record).items() <= live["summary"].items()
+    assert summary(record).items() <= measured["summary"].items()
+    assert "decode/us_per_token_beam4_16x16_batch2" in measured["summary"]
 
 
 @pytest.mark.long
@@ -420,8 +466,14 @@ def check_wandb(
     records: dict[str, Record], measurement: Measurement, found: dict[str, dict[str, Any]]
 ) -> None:
     assert set(found) == {record.name for record in records.values()}
+    assert {shown["group"] for shown in found.values()} == {"smoke"}
     for record in records.values():
         shown = found[record.name]
+        assert speed_summary(measurement, record.job.id).items() <= shown["summary"].items()
+        columns, lines = shown["tables"]["test/hypotheses"]
+        assert (columns, len(lines)) == (["line", "greedy", "beam4"], 23)
+        is_tested = "test/bleu_beam4_difference" in shown["summary"]
+        assert is_tested == (record.variant == "mqa")
         assert shown["config"]["config"]["attention"] == record.config["attention"]
         assert record.training is not None
         assert set(shown["history"]) == {point.update for point in record.training.curve}

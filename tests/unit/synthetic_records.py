@@ -37,6 +37,18 @@ from experiments.records.parts import (
     updates_more,
 )
 from experiments.records.record import SCHEMA_VERSION, Diverged, Finished, Record
+from experiments.records.significance import (
+    MARGINS,
+    TESTED,
+    AllSeeds,
+    Comparison,
+    Interval,
+    MetricTests,
+    SeedTests,
+    Settings,
+)
+from experiments.records.significance import SCHEMA_VERSION as TESTS_VERSION
+from experiments.report.comparisons import Pair
 from gqa_fairseq.architecture import Architecture, Variant
 from gqa_fairseq.parity import BASELINES, Baseline
 
@@ -426,4 +438,39 @@ def measurement(
             )
             for workload, samples in work
         ],
+    )
+
+
+def interval(low: float, high: float, level: float = 0.95) -> Interval:
+    return Interval(low=low, high=high, level=level)
+
+
+def metric_tests(
+    metric: str, low: float, high: float, p_worse: float = 0.01, seeds: int = 1
+) -> MetricTests:
+    """With those ends of the 90 % interval; that of 95 % is 0.1 wider on each side."""
+    difference, margin = (low + high) / 2, MARGINS.get(metric)
+    whole = interval(low - 0.1, high + 0.1)
+    seed = SeedTests(difference=difference, interval=whole, p_bootstrap=0.02, p_randomization=0.04)
+    return MetricTests(
+        metric=metric,
+        signature="x",
+        lines=500,
+        margin=margin,
+        seeds=[seed] * seeds,
+        together=AllSeeds(
+            difference=difference,
+            interval=whole,
+            tost=interval(low, high, 0.9),
+            p_worse=p_worse if margin else None,
+        ),
+    )
+
+
+def comparison(pair: Pair, low: float, high: float, p_worse: float = 0.01) -> Comparison:
+    return Comparison(
+        schema_version=TESTS_VERSION,
+        settings=Settings(),
+        sides=pair.sides,
+        metrics=[metric_tests(m, low, high, p_worse, len(pair.seeds)) for m in TESTED],
     )

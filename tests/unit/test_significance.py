@@ -16,6 +16,7 @@ import synthetic_records as synthetic
 from hypothesis import given
 from hypothesis import strategies as st
 from sacrebleu.significance import PairedTest
+from synthetic_records import comparison, metric_tests
 
 from experiments.errors import ExperimentError
 from experiments.metrics import METRICS, score_of, sentence_statistics
@@ -28,14 +29,8 @@ from experiments.records.hypotheses import (
 )
 from experiments.records.record import Record, read_records, write_record
 from experiments.records.significance import (
-    MARGINS,
-    SCHEMA_VERSION,
     TESTED,
-    AllSeeds,
     Comparison,
-    Interval,
-    MetricTests,
-    SeedTests,
     Settings,
     Sides,
     comparison_key,
@@ -481,41 +476,6 @@ def test_the_command_refuses_in_one_line(
 
 
 # What is kept
-
-
-def interval(low: float, high: float, level: float = 0.95) -> Interval:
-    return Interval(low=low, high=high, level=level)
-
-
-def metric_tests(
-    metric: str, low: float, high: float, p_worse: float = 0.01, seeds: int = 1
-) -> MetricTests:
-    """With those ends of the 90 % interval; that of 95 % is 0.1 wider on each side."""
-    difference, margin = (low + high) / 2, MARGINS.get(metric)
-    whole = interval(low - 0.1, high + 0.1)
-    seed = SeedTests(difference=difference, interval=whole, p_bootstrap=0.02, p_randomization=0.04)
-    return MetricTests(
-        metric=metric,
-        signature="x",
-        lines=500,
-        margin=margin,
-        seeds=[seed] * seeds,
-        together=AllSeeds(
-            difference=difference,
-            interval=whole,
-            tost=interval(low, high, 0.9),
-            p_worse=p_worse if margin else None,
-        ),
-    )
-
-
-def comparison(pair: Pair, low: float, high: float, p_worse: float = 0.01) -> Comparison:
-    return Comparison(
-        schema_version=SCHEMA_VERSION,
-        settings=Settings(),
-        sides=pair.sides,
-        metrics=[metric_tests(m, low, high, p_worse, len(pair.seeds)) for m in TESTED],
-    )
 
 
 def a_comparison() -> Comparison:

@@ -8,19 +8,30 @@ from pathlib import Path
 import msgspec
 import pytest
 import synthetic_records as synthetic
+from synthetic_records import metric_tests
 from wandb_files import all_runs, runs
 
 from experiments.errors import ExperimentError
 from experiments.records import measurement as schema
+from experiments.records.hypotheses import Hypotheses, write_hypotheses
 from experiments.records.measurement import (
     MEASUREMENT_NAME,
     speed_up,
     write_measurement,
 )
-from experiments.records.record import write_record
+from experiments.records.record import Record, write_record
+from experiments.tracking import means
 from experiments.tracking.__main__ import main
-from experiments.tracking.keys import curve, speed_summary, summary
-from experiments.tracking.runs import PROJECT, log_measurement, log_record, run_id
+from experiments.tracking.keys import (
+    curve,
+    flat_config,
+    run_config,
+    seed_summary,
+    seeds_summary,
+    speed_summary,
+    summary,
+)
+from experiments.tracking.runs import PROJECT, log_record, run_id
 
 replace = msgspec.structs.replace
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,6 +45,10 @@ def _no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home.mkdir()
     for name in ("HOME", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR"):
         monkeypatch.setenv(name, str(home))
+
+
+def id_of(record: Record) -> str:
+    return run_id(record.job.id, record.job.started_utc)
 
 
 def test_two_jobs_of_one_process_are_two_whole_runs(tmp_path: Path) -> None:
@@ -64,16 +79,94 @@ def test_two_jobs_of_one_process_are_two_whole_runs(tmp_path: Path) -> None:
         assert not [key for key in run["summary"] if key.startswith("decode/")]
 
 
+FLAT = ("variant", "num_kv_heads", "placement", "seed", "data", "model")
+
+
+def test_runs_are_grouped_by_flat_text(tmp_path: Path) -> None:
+    """wandb groups by neither numbers nor what is nested, and takes a dot for nesting."""
+    records = [
+        synthetic.record(num_kv_heads=1, seed=3, uptrained=("mean", 0.05)),
+        synthetic.record(num_kv_heads=2, placement="decoder"),
+        synthetic.record(),
+        synthetic.record(baseline=synthetic.PAPER),
+    ]
+    found = [{key: run_config(record)[key] for key in FLAT} for record in records]
+    assert found[0] == {
+        "variant": "mqa-ff768-mean-0.05",
+        "num_kv_heads": "1",
+        "placement": "all",
+        "seed": "3",
+        "data": "sample_en_de",
+        "model": "d192-layers2+2-parameters3034368",
+    }
+    assert (found[1]["variant"], found[1]["placement"]) == ("gqa2-dec", "decoder")
+    # All variants of one baseline are of one model.
+    assert len({flat["model"] for flat in found[:3]}) == 1
+    assert found[3]["model"] not in {flat["model"] for flat in found[:3]}
+    log_record(records[0], "offline", tmp_path)
+    [shown] = all_runs(tmp_path)
+    assert found[0].items() <= shown["config"].items()
+    assert shown["config"]["manifest"] == msgspec.to_builtins(records[0].data)
+
+
+def test_tokens_a_second_are_those_of_the_last_points() -> None:
+    """Over 20 s at least: the log has whole seconds."""
+    points = synthetic.curve()
+    assert [point.wall_s for point in points[:3]] == [20.0, 40.0, 60.0]
+    rates = [values["train/target_tokens_per_s"] for _, values in curve(points)]
+    assert rates == [pytest.approx(10_000.0)] * len(points)
+    fast = [replace(p, wall_s=p.wall_s / 4) for p in points[:6]]  # 5, 10, 15, 20, 25, 30 s
+    slower = replace(points[6], wall_s=50.0)
+    found = [v.get("train/target_tokens_per_s") for _, v in curve([*fast, slower])]
+    assert found[:3] == [None] * 3
+    assert found[3:6] == [pytest.approx(40_000.0)] * 3
+    assert found[6] == pytest.approx(50 * 4000 / 20)
+
+
+def test_the_record_is_an_artifact_and_the_translations_are_a_table(tmp_path: Path) -> None:
+    record = synthetic.record()
+    lines = {
+        ("dev", "greedy"): ["Eins."] * 400,
+        ("test", "greedy"): [f"Zeile {n}" for n in range(500)],
+        ("test", "beam4"): [f"Satz {n}" for n in range(500)],
+    }
+    folder = tmp_path / "job" / "hypotheses"
+    digests = {key: write_hypotheses(folder, Hypotheses(text, [])) for key, text in lines.items()}
+    scores = synthetic.finished(record).evaluation.scores
+    dev = synthetic.model_score(1, "bleu", 20.0, "dev")
+    kept = [
+        replace(score, hypotheses_sha256=digests[score.split, score.search])
+        for score in [dev, *scores]
+    ]
+    record = synthetic.with_evaluation(record, scores=kept)
+    log_record(record, "offline", tmp_path, hypotheses=folder)
+    [run] = all_runs(tmp_path)
+    assert run["tables"]["dev/hypotheses"] == (
+        ["line", "greedy"],
+        [[n, "Eins."] for n in range(1, 401)],
+    )
+    columns, rows = run["tables"]["test/hypotheses"]
+    assert columns == ["line", "greedy", "beam4"]
+    assert rows[1] == [2, "Zeile 1", "Satz 1"]
+    assert len(rows) == 500
+    assert {"dev/hypotheses", "test/hypotheses"} <= set(run["summary"])
+    content = run["artifacts"]["record", record.name]["record.json"]
+    assert msgspec.json.decode(content, type=Record) == record
+    # They wait for `wandb sync` beside the run's file.
+    assert (tmp_path / "wandb/data").is_dir()
+
+
 def test_a_measurement_adds_speed_to_the_runs_of_its_jobs(tmp_path: Path) -> None:
     """wandb replaces a run by a later one of its id, so the later one is whole."""
     mha, mqa, other = records = [synthetic.record(8), synthetic.record(1), synthetic.record(2)]
     for record in records:
         log_record(record, "offline", tmp_path)
     measurement = synthetic.measurement([mha, mqa])
-    log_measurement(measurement, records, "offline", tmp_path)
+    for record in (mha, mqa):
+        log_record(record, "offline", tmp_path, measurements=[measurement])
     made = all_runs(tmp_path)
     assert sorted(run["id"] for run in made) == sorted(
-        [run_id(mha), run_id(mha), run_id(mqa), run_id(mqa), run_id(other)]
+        [id_of(mha), id_of(mha), id_of(mqa), id_of(mqa), id_of(other)]
     )
     found = runs(tmp_path)
     for record in (mha, mqa):
@@ -91,8 +184,13 @@ def test_keys_are_those_documented() -> None:
     diverged = synthetic.record(1, diverged_after=150)
     keys = set(summary(record)) | set(summary(synthetic.record())) | set(summary(diverged))
     keys |= set(speed_summary(synthetic.measurement([record]), record.job.id))
-    for _, values in curve(record):
+    for _, values in curve(record.result.curve):
         keys |= set(values)
+    tests = metric_tests("bleu", -0.2, 0.3)
+    keys |= set(seed_summary("test/bleu_beam4", tests.seeds[0]))
+    keys |= set(seeds_summary("test/bleu_beam4", tests))
+    keys |= set(flat_config("mha", record.architecture, 1, "sample_en_de"))
+    keys |= {"test/hypotheses", means.TABLE}
     missing = [key for key in keys if f"`{key}`" not in documented]
     assert missing == []
     assert len(keys) > 50
@@ -113,6 +211,8 @@ def test_the_keys_of_the_scatter_hold_their_values() -> None:
         ratio = speed_up(mha, own, "decoder")
         assert ratio is not None
         assert values[f"decode/speed_up_{search}"] == ratio.median
+        assert values[f"decode/speed_up_{search}_low"] == ratio.low
+        assert values[f"decode/speed_up_{search}_high"] == ratio.high
     assert values["dev/perplexity"] == evaluation.dev_perplexity
     assert values["test/bleu_baseline_copy"] == 3.1
     updates = measurement.timings[-1].samples[1]
@@ -179,7 +279,7 @@ def test_what_is_not_there_has_no_key() -> None:
         "train/loss_spikes": 0,
         "train/diverged_after_update": 150,
     }
-    assert [update for update, _ in curve(diverged)] == [50, 100, 150]
+    assert [update for update, _ in curve(diverged.result.curve)] == [50, 100, 150]
     measurement = synthetic.measurement([synthetic.record(8)])
     assert speed_summary(measurement, diverged.job.id) == {}
 
@@ -192,7 +292,7 @@ def test_none_does_not_even_import_wandb(tmp_path: Path) -> None:
         "runs.check_account('none')\n"
         "record, folder = synthetic.record(), Path(sys.argv[1])\n"
         "runs.log_record(record, 'none', folder)\n"
-        "runs.log_measurement(synthetic.measurement([record]), [record], 'none', folder)\n"
+        "import experiments.stages.sweep\n"
         "assert 'wandb' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, check=True)
@@ -278,7 +378,7 @@ def test_a_run_is_its_records_whatever_the_environment_says(
     for record in records:
         log_record(record, "offline", tmp_path)
     found = runs(tmp_path)
-    assert {run["id"] for run in found.values()} == {run_id(record) for record in records}
+    assert {run["id"] for run in found.values()} == {id_of(record) for record in records}
     assert set(found) == {record.name for record in records}
     for run in found.values():
         assert (run["project"], run["group"]) == (PROJECT, "synthetic")
