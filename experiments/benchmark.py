@@ -58,7 +58,7 @@ from experiments.records.measurement import (
 from experiments.stages.corpus import prepare_data
 from experiments.stages.graph import job_of
 from experiments.stages.job_files import JobFiles, job_files
-from experiments.stages.sweep import CONFIG_NAME, check_overrides, resolve
+from experiments.stages.sweep import CONFIG_NAME, check_overrides, resolve, with_search_options
 from experiments.stages.training.command import train_command
 from gqa_fairseq.architecture import Architecture, Variant
 from gqa_fairseq.parity import BASELINES
@@ -104,6 +104,11 @@ def _architectures(args: argparse.Namespace) -> list[Architecture]:
 
 def _request_of_job(args: argparse.Namespace, job: JobFiles) -> Request:
     decode = job.decode
+    if decode.options:
+        raise ExperimentError(
+            f"{job.name}: it translates with decode.options {decode.options}, and engines are "
+            "compared without (leave it out)"
+        )
     text = RequestedText(
         name=job.name,
         data=str(job.data),
@@ -129,7 +134,7 @@ def _request_of_training(args: argparse.Namespace) -> Request:
     check_overrides(args.training)
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            config = resolve(compose(CONFIG_NAME, overrides=args.training))
+            config = resolve(compose(CONFIG_NAME, overrides=with_search_options(args.training)))
     except HydraException as error:
         raise ExperimentError(f"--training: {str(error).splitlines()[0]}") from error
     data = prepare_data(config, job_of(config).prepare)

@@ -6,7 +6,7 @@ refused here, before any work.
 
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Annotated, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import msgspec
 from msgspec import Meta
@@ -27,6 +27,8 @@ from gqa_fairseq.architecture import (
     Placement,
     Variant,
 )
+from gqa_fairseq.decoding.options import Option
+from gqa_fairseq.decoding.rules import OPTIONS
 from gqa_fairseq.parity import Baseline
 
 Positive = Annotated[int, Meta(ge=1)]
@@ -172,11 +174,21 @@ class UptrainConfig(Section, frozen=True, kw_only=True):
 FROM_SCRATCH = UptrainConfig(method=None, alpha=0.0, points=[1.0], parent=None)
 
 
-class DecodeConfig(Section, frozen=True, kw_only=True):
+# Options of a search that a job may have, by name. Others are settings of their own, or choose how
+# scores depend on lengths, which the record says by `length_penalties` and `length_alpha`.
+DECODE_OPTIONS: dict[str, Option] = {
+    option.name: option for option in OPTIONS if option.penalty is None
+}
+
+
+class DecodeConfig(Section, frozen=True, kw_only=True, omit_defaults=True):
     """Translation of dev and test; `engine` is whose search does it.
 
     Both are translated greedily, and test with `beam` once more for each of `length_penalties`
-    (their formulas: `records.parts.ModelScore`), which all use `length_alpha`.
+    (their formulas: `records.parts.ModelScore`), which all use `length_alpha`. `options` are others
+    of the search, by fairseq's or the plugin's names (gqa_fairseq/decoding/rules.py); those with
+    their default are left out. They hold for each of these translations, and for no measurement,
+    whose lengths are fixed. Where there are none, files do not name them, as older ones do not.
     """
 
     engine: SearchEngine
@@ -186,6 +198,7 @@ class DecodeConfig(Section, frozen=True, kw_only=True):
     max_len_a: NonNegativeFloat
     max_len_b: NonNegative
     batch_sentences: Positive
+    options: dict[str, Any] = {}
 
     def __post_init__(self) -> None:
         if len(set(self.length_penalties)) < len(self.length_penalties):
@@ -195,6 +208,41 @@ class DecodeConfig(Section, frozen=True, kw_only=True):
                 "decode.engine=stock has no gnmt length penalty "
                 "(use decode.engine=gqa or decode.length_penalties=[fairseq])"
             )
+        found = dict(_options_of(self.options, self.engine))
+        msgspec.structs.force_setattr(self, "options", found)
+        if found.get("min_len", 0) > self.max_len_b:
+            raise ValueError(
+                f"decode.options.min_len={found['min_len']} is above decode.max_len_b="
+                f"{self.max_len_b}, which may be the longest translation (lower one or raise the "
+                "other)"
+            )
+
+    @property
+    def search_options(self) -> dict[str, Any]:
+        """The options as the constructor of the search calls them."""
+        return {DECODE_OPTIONS[name].keyword: value for name, value in self.options.items()}
+
+
+def _options_of(given: dict[str, Any], engine: SearchEngine) -> Iterator[tuple[str, Any]]:
+    """Checked options without those that have their default; raises ValueError, one line."""
+    for name, value in given.items():
+        setting = f"decode.options.{name}"
+        option = DECODE_OPTIONS.get(name)
+        if option is None:
+            choices = ", ".join(DECODE_OPTIONS)
+            raise ValueError(f"{setting}: a job has no such option (choose one of {choices})")
+        try:
+            checked = option.checked(value)
+        except ValueError as error:
+            raise ValueError(f"{setting}: {error}") from error
+        if checked == option.default:
+            continue
+        why = "lacks it" if option.is_own else option.stock
+        if engine == "stock" and why:
+            raise ValueError(
+                f"{setting}: decode.engine=stock {why} (use decode.engine=gqa, or leave it out)"
+            )
+        yield name, checked
 
 
 class MeasureConfig(Section, frozen=True, kw_only=True):

@@ -12,7 +12,7 @@ from data_prep.system.surroundings import settle
 from experiments.errors import CompositionError, ExperimentError
 from experiments.stages.corpus import prepare_data
 from experiments.stages.graph import job_of
-from experiments.stages.sweep import check_overrides, one_line_errors, resolve
+from experiments.stages.sweep import check_overrides, one_line_errors, resolve, with_search_options
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="suite")
@@ -34,6 +34,7 @@ def main() -> int:
     sys.argv.insert(first, "~hydra.callbacks.sweep")
     try:
         check_overrides(sys.argv[1:])
+        sys.argv[1:] = with_search_options(sys.argv[1:])
         with one_line_errors():
             prepare()
     except ExperimentError as error:

@@ -21,7 +21,13 @@ from experiments.errors import CompositionError, ExperimentError
 from experiments.stages.folders import Outcome
 from experiments.stages.graph import job_of
 from experiments.stages.job import run_job
-from experiments.stages.sweep import CONFIG_NAME, check_overrides, one_line_errors, resolve
+from experiments.stages.sweep import (
+    CONFIG_NAME,
+    check_overrides,
+    one_line_errors,
+    resolve,
+    with_search_options,
+)
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 
@@ -48,6 +54,7 @@ def main() -> int:
         signal.signal(number, _end)
     try:
         check_overrides(sys.argv[1:])
+        sys.argv[1:] = with_search_options(sys.argv[1:])
         with one_line_errors():
             run()
     except ExperimentError as error:

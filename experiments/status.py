@@ -1,4 +1,4 @@
-"""What is done, what runs and what is left, of jobs and of the stages that they share.
+"""What is done, what runs and what is left, of jobs, of the stages that they share, and of sweeps.
 
     python -m experiments.status
     python -m experiments.status --disk      # and what takes how much
@@ -12,11 +12,12 @@ import sys
 from data_prep.system.surroundings import settle
 from experiments.arguments import Parser, add_outputs
 from experiments.errors import ExperimentError
+from experiments.stages.expected import sweeps
 from experiments.stages.inventory import Outputs, in_bytes, size_of, state_of_job
 
 
 def show(outputs: Outputs, *, disk: bool) -> None:
-    """Print a line a job, and a line a stage; raises ExperimentError where there is nothing."""
+    """Print a line a job, a stage and a sweep; raises ExperimentError where there is nothing."""
     outputs.check()
     rows = [("job", "/".join(job.parts[-2:]), state_of_job(job), job) for job in outputs.jobs()]
     rows += [(s.kind, s.path.name, s.line, s.path) for s in outputs.stages()]
@@ -26,6 +27,8 @@ def show(outputs: Outputs, *, disk: bool) -> None:
     for kind, name, state, path in rows:
         size = f"{in_bytes(size_of(path)):>8}  " if disk else ""
         print(f"{size}{kind:<{widths[0]}}  {name:<{widths[1]}}  {state}")
+    for sweep in sweeps(outputs.jobs()):
+        print(sweep.line)
     if disk:
         print(f"{in_bytes(size_of(outputs.path)):>8}  all of {outputs.path}")
 

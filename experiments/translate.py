@@ -31,13 +31,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from data_prep.system.surroundings import settle
 from experiments.arguments import Parser, asked_threads, whole_number
-from experiments.config import LARGEST, DecodeConfig
+from experiments.config import DECODE_OPTIONS, LARGEST, DecodeConfig
 from experiments.environment import compute_environment
 from experiments.errors import ExperimentError
 from experiments.progress import console
 from experiments.records.checked import Device
 from experiments.records.parts import LengthPenalty
 from experiments.stages.folders import PIECES_NAME, JobFolder
+from gqa_fairseq.decoding.options import Option, Value
 
 if TYPE_CHECKING:
     from experiments.stages.evaluation.translation import Translator
@@ -125,7 +126,13 @@ def start(args: argparse.Namespace, files: ModelFiles) -> Translator:
             raise ExperimentError("--gnmt-alpha: the job's engine, stock, lacks it (give --lenpen)")
     if args.lenpen is not None:
         penalty, changes["length_alpha"] = "fairseq", args.lenpen
+    asked = {name: getattr(args, name) for name in DECODE_OPTIONS}
+    changes["options"] = decode.options | {k: v for k, v in asked.items() if v is not None}
     given = {name: value for name, value in changes.items() if value is not None}
+    try:
+        decode = msgspec.structs.replace(decode, **given)
+    except ValueError as error:
+        raise ExperimentError(str(error)) from error
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     os.environ.update(compute_environment(files.threads or asked_threads()))
     gc.disable()  # half a second of the start, and all that is imported stays
@@ -136,7 +143,7 @@ def start(args: argparse.Namespace, files: ModelFiles) -> Translator:
         files.checkpoint,
         files.dictionaries,
         files.pieces_model,
-        msgspec.structs.replace(decode, **given),
+        decode,
         args.beam or decode.beam,
         penalty,
         device=args.device or files.device,
@@ -191,6 +198,23 @@ def _from_zero(text: str) -> float:
     return number
 
 
+def _add_option(parser: Parser, option: Option) -> None:
+    """An option of the search, whose errors say what it may be."""
+    help_text = f"{option.help} (default: the job's, else {option.default})"
+    if option.kind is bool:
+        parser.add_argument(option.flag, action=argparse.BooleanOptionalAction, help=help_text)
+        return
+
+    def parse(text: str) -> Value:
+        try:
+            return option.parsed(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    name = option.kind.__name__.upper()
+    parser.add_argument(option.flag, type=parse, metavar=name, help=help_text)
+
+
 def _parser() -> Parser:
     parser = Parser(
         prog="python -m experiments.translate",
@@ -227,6 +251,8 @@ def _parser() -> Parser:
         metavar="B",
         help="the pieces of the longest source of its batch, and B more (default: the job's)",
     )
+    for option in DECODE_OPTIONS.values():
+        _add_option(parser, option)
     parser.add_argument(
         "--batch-size", type=whole_number, metavar="N", help="lines at once (default: the job's)"
     )

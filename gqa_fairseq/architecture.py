@@ -10,7 +10,7 @@ fairseq's options takes an `Architecture`. Nothing here imports torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -119,13 +119,24 @@ class Architecture:
 
     @property
     def is_multi_head(self) -> bool:
-        """Whether fairseq's own Transformer is the same: every attention multi-head and alike.
+        """Whether fairseq's own Transformer is the same."""
+        return self.unlike_fairseq is None
 
-        Its heads are together as wide as the model, and read all positions.
+    @property
+    def unlike_fairseq(self) -> str | None:
+        """What fairseq's own Transformer does not have, in words; None: it is the same.
+
+        Every attention there is multi-head and alike. Its heads are together as wide as the model,
+        and read all positions.
         """
         heads = self.decoder_heads
-        is_plain = heads.query_width == self.d_model and self.window is None
-        return is_plain and heads.is_multi_head and heads == self.encoder_heads
+        if not heads.is_multi_head:
+            return f"{heads.num_kv_heads} key/value heads of {heads.num_heads}"
+        if self.window is not None:
+            return f"a window of {self.window} positions"
+        if heads.query_width != self.d_model or heads != self.encoder_heads:
+            return f"{heads.num_heads} heads of {heads.head_dim} for a width of {self.d_model}"
+        return None
 
     @property
     def parameters(self) -> int:
@@ -193,6 +204,42 @@ class Architecture:
             "use_bias": self.bias,
             **_SHARED[self.embeddings],
         }
+
+    @classmethod
+    def from_fairseq_options(
+        cls, name: str, options: Mapping[str, Any], vocab_size: int
+    ) -> Architecture:
+        """The architecture of a model with these options, of which nothing is left to derive.
+
+        Positions that are not learned are no parameters, and stand as 0.
+        """
+        sides: dict[str, Any] = {}
+        for side, kind in (("encoder", "source"), ("decoder", "target")):
+            width, num_heads = options[f"{side}_embed_dim"], options[f"{side}_attention_heads"]
+            is_grouped = side == "decoder" or options["attention_placement"] != "decoder"
+            sides |= {
+                f"{side}_heads": Heads(
+                    num_heads,
+                    options.get(f"{side}_head_dim") or width // num_heads,
+                    (is_grouped and options["num_kv_heads"]) or num_heads,
+                ),
+                f"{side}_layers": options[f"{side}_layers"],
+                f"{side}_d_ff": options[f"{side}_ffn_embed_dim"],
+                f"max_{kind}_positions": (
+                    options.get(f"max_{kind}_positions", 0) if options[f"{side}_learned_pos"] else 0
+                ),
+            }
+        shared = (n for n, given in _SHARED.items() if all(map(options.get, given)))
+        return cls(
+            name=name,
+            d_model=options["decoder_embed_dim"],
+            window=options.get("decoder_window"),
+            bias=options["use_bias"],
+            pre_norm=options["decoder_normalize_before"],
+            vocab_size=vocab_size,
+            embeddings=next(shared),
+            **sides,
+        )
 
 
 # fairseq's options by the number of embedding matrices.

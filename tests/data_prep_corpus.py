@@ -1,4 +1,4 @@
-"""Small parallel files out of the embedded sample, for tests of data_prep."""
+"""Small parallel files out of the embedded sample, for tests of data_prep and of jobs."""
 
 from itertools import islice
 from pathlib import Path
@@ -24,6 +24,13 @@ def write_local_files(folder: Path) -> DataSpec:
             path.write_text(text, encoding="utf-8", newline="\n")
             paths[f"{split}_{name}"] = str(path)
     return DataSpec(name="local", vocab_size=500, **paths)
+
+
+def local_files(folder: Path) -> list[str]:
+    """The same files, as overrides of a job's config."""
+    spec = write_local_files(folder)
+    names = [f"{split}_{side}" for split in SIZES for side in ("source", "target")]
+    return [f"data.{name}={getattr(spec, name)}" for name in names]
 
 
 def command_line(spec: DataSpec, out: Path) -> list[str]:

@@ -103,13 +103,5 @@ class Engine(ABC):
 
 def multi_head_only(engine: str, architecture: Architecture) -> str | None:
     """The refusal of an engine that knows fairseq's multi-head attention, and no other."""
-    if architecture.is_multi_head:
-        return None
-    heads, name = architecture.decoder_heads, architecture.name
-    if not heads.is_multi_head:
-        what = f"{heads.num_kv_heads} key/value heads of {heads.num_heads}"
-    elif architecture.window is not None:
-        what = f"a window of {architecture.window} positions"
-    else:
-        what = f"{heads.num_heads} heads of {heads.head_dim} for a width of {architecture.d_model}"
-    return f"{engine} is multi-head only, and the decoder of {name} has {what}"
+    what, name = architecture.unlike_fairseq, architecture.name
+    return what and f"{engine} is multi-head only, and the decoder of {name} has {what}"

@@ -160,6 +160,11 @@ def read_records(folder: Path) -> list[Record]:
 
     Raises ExperimentError when the folder is missing or one of the records is refused.
     """
+    return [read_record(path) for path in record_files(folder)]
+
+
+def record_files(folder: Path) -> list[Path]:
+    """Every record.json below `folder`; raises ExperimentError when the folder is missing."""
     if not folder.is_dir():
         raise ExperimentError(f"{folder}: no such folder of records (run an experiment first)")
-    return [read_record(path) for path in sorted(folder.rglob(RECORD_NAME))]
+    return sorted(folder.rglob(RECORD_NAME))

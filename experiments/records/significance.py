@@ -187,7 +187,12 @@ def find_comparisons(records: Sequence[Path], given: Sequence[Path] = ()) -> dic
 
     Raises ExperimentError when one is refused.
     """
+    return {path.stem: read_comparison(path) for path in comparison_files(records, given)}
+
+
+def comparison_files(records: Sequence[Path], given: Sequence[Path] = ()) -> list[Path]:
+    """The files of `find_comparisons`."""
     beside = [f.absolute().parent / "tests" for f in records]
     beside += [f.absolute().parent.parent / "tests" for f in records]
     paths = {path for folder in given or beside for path in folder.glob(f"{PREFIX}*.json")}
-    return {path.stem: read_comparison(path) for path in sorted(paths)}
+    return sorted(paths)

@@ -72,6 +72,11 @@ def find_measurements(records: Sequence[Path], given: Sequence[Path] = ()) -> li
 
     Raises ExperimentError when a given folder is missing or a measurement is refused.
     """
+    return [read_measurement(path) for path in measurement_files(records, given)]
+
+
+def measurement_files(records: Sequence[Path], given: Sequence[Path] = ()) -> list[Path]:
+    """The files of `find_measurements`; raises ExperimentError when a given folder is missing."""
     for folder in given:
         if not folder.is_dir():
             raise ExperimentError(
@@ -88,7 +93,7 @@ def find_measurements(records: Sequence[Path], given: Sequence[Path] = ()) -> li
             beside = folder.parent.parent / "measurements" / folder.name
             for place in (beside, folder.parent / "measurements"):
                 files |= dict.fromkeys(_measurement_files(place))
-    return [read_measurement(path) for path in files]
+    return list(files)
 
 
 def _measurement_files(folder: Path) -> list[Path]:

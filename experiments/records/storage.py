@@ -8,6 +8,7 @@ field.
 
 import os
 import tempfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ import msgspec
 from experiments.errors import ExperimentError
 
 StructT = TypeVar("StructT", bound=msgspec.Struct)
+Read = TypeVar("Read")
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -88,6 +90,20 @@ def decode_json(raw: bytes, struct_type: type[StructT], path: Path) -> StructT:
         raise ExperimentError(
             f"{path}: not JSON: {error} (the file is damaged: remove it and make it again)"
         ) from error
+
+
+def read_each(
+    paths: Iterable[Path], read: Callable[[Path], Read]
+) -> tuple[dict[Path, Read], list[str]]:
+    """What `read` makes of each path, and a line for each that it refuses with ExperimentError."""
+    found: dict[Path, Read] = {}
+    refused = []
+    for path in paths:
+        try:
+            found[path] = read(path)
+        except ExperimentError as error:
+            refused.append(str(error))
+    return found, refused
 
 
 class _Versioned(msgspec.Struct):

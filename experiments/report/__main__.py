@@ -6,12 +6,14 @@ from pathlib import Path
 from data_prep.system.surroundings import console_of, settle
 from experiments.arguments import Parser
 from experiments.errors import ExperimentError
-from experiments.records.record import read_records
-from experiments.records.significance import find_comparisons
-from experiments.records.speed import find_measurements
+from experiments.report.answers import in_order
+from experiments.report.archive import read_archive
+from experiments.report.document import document
 from experiments.report.groups import group_records
+from experiments.report.page.page import NAME, PRIVATE_NAME, write_page
+from experiments.report.page.translations import all_side_by_side
 from experiments.report.reference import read_papers
-from experiments.report.render import terminal_table, write_report
+from experiments.report.render import terminal_table, write_markdown
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -44,24 +46,44 @@ def main(arguments: list[str] | None = None) -> int:
         "times; default: tests/ beside the records)",
     )
     parser.add_argument(
+        "--data",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="folder of prepared data: source and reference of text that must not be "
+        "redistributed, for a second page, with-text.html (may be given several times)",
+    )
+    parser.add_argument(
         "--out", type=Path, default=Path("outputs/report"), help="folder (%(default)s)"
     )
     settle()
     try:
         options = parser.parse_args(arguments)
-        records = [record for folder in options.records for record in read_records(folder)]
-        if not records:
+        archive = read_archive(options.records, options.measurements, options.tests)
+        groups = in_order(
+            group_records(
+                archive.records.values(), list(archive.measurements.values()), archive.tests
+            )
+        )
+        shown, damaged = all_side_by_side(groups, archive)
+        refused = [*archive.refused, *damaged]
+        for line in refused:
+            print(f"error: left out: {line}", file=sys.stderr)
+        if not groups:
             folders = ", ".join(map(str, options.records))
             raise ExperimentError(
-                f"{folders}: no record.json in it (run an experiment first, such as "
-                "`make quickstart`)"
+                f"{folders}: no record.json in it that can be read (run an experiment first, such "
+                "as `make quickstart`)"
             )
-        groups = group_records(
-            records,
-            find_measurements(options.records, options.measurements),
-            find_comparisons(options.records, options.tests),
-        )
-        path = write_report(groups, read_papers(), options.out)
+        found = document(groups, read_papers(), refused)
+        write_markdown(found, options.out)
+        path = options.out / NAME
+        write_page(found, archive, shown, path)
+        with_text, _ = all_side_by_side(groups, archive, options.data)
+        if any(each.is_private for each in with_text.values()):
+            path = options.out / PRIVATE_NAME
+            write_page(found, archive, with_text, path)
     except ExperimentError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -69,7 +91,7 @@ def main(arguments: list[str] | None = None) -> int:
     for group in groups:
         console.print(terminal_table(group))
     console.print(f"report: {path}", soft_wrap=True)
-    return 0
+    return 2 if refused else 0
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Tables as text, and how their cells show a number."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from experiments.records.measurement import Ratio
@@ -15,12 +16,22 @@ NOT_APPLICABLE = "–"
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as text; `notes` say what the numbers need to be understood."""
+    """Cells as text; `notes` say what the numbers need to be understood.
+
+    `sources` say where the numbers of each row are from: a `Row.source`, or one for each cell;
+    empty for what is from no record.
+    """
 
     title: str
     columns: list[str]
     rows: list[list[str]]
     notes: list[str]
+    sources: Sequence[str | Sequence[str]] = ()
+
+    def source(self, row: int, column: int) -> str:
+        """Where the number of a cell is from, empty text for none."""
+        found = self.sources[row] if self.sources else ""
+        return found if isinstance(found, str) else found[column]
 
 
 def number(estimate: Estimate | None, digits: int) -> str:

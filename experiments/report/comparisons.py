@@ -60,10 +60,20 @@ class Pair:
 
     def score(self, record: Record, metric: str = HEADLINE_METRIC.name) -> ModelScore:
         """The record's score by that metric; raises ExperimentError where it has none."""
-        found = _score(record, self.split, self.kind, metric)
+        found = self.found(record, self.split, self.kind, metric)
         if found is None:
             raise ExperimentError(f"{record.name} has no {metric} (evaluate again: rerun=evaluate)")
         return found
+
+    @staticmethod
+    def found(
+        record: Record, split: str, kind: ScoreKind, metric: str = HEADLINE_METRIC.name
+    ) -> ModelScore | None:
+        """The record's score of that kind by that metric; None where it has none."""
+        wanted = ScoreKind(metric, kind.beam, kind.length_penalty, kind.length_alpha)
+        scores = record.evaluation.scores if record.evaluation else ()
+        scored = (s for s in scores if s.split == split and score_kind(s) == wanted)
+        return next(scored, None)
 
     def tests(self, group: Group) -> Comparison | None:
         """None where the tests were not made."""
@@ -104,11 +114,4 @@ def _runs(row: Row, rival: Row, split: str, kind: ScoreKind) -> tuple[tuple[Reco
 
 
 def _scored(records: Iterable[Record], split: str, kind: ScoreKind) -> dict[int, Record]:
-    return {record.seed: record for record in records if _score(record, split, kind, kind.name)}
-
-
-def _score(record: Record, split: str, kind: ScoreKind, metric: str) -> ModelScore | None:
-    wanted = ScoreKind(metric, kind.beam, kind.length_penalty, kind.length_alpha)
-    scores = record.evaluation.scores if record.evaluation else ()
-    found = (score for score in scores if score.split == split and score_kind(score) == wanted)
-    return next(found, None)
+    return {record.seed: record for record in records if Pair.found(record, split, kind, kind.name)}

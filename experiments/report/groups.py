@@ -2,10 +2,11 @@
 
 A variant is an architecture and, for a model that was uptrained, how: a row never mixes the two.
 
-Two records stand in one table only where their data and their config agree in all but the
-attention, the seed and what says how a job is run. What made them (code, versions, machine) does
-not part them: where it differs, made_by.py names it. Runs that differ in their seed alone are one
-row: mean and standard deviation. A diverged training is never averaged.
+Two records stand in one table only where they are of one experiment, and their data and their
+config agree in all but the attention, the seed and what says how a job is run. What made them
+(code, versions, machine) does not part them: where it differs, made_by.py names it. Runs that
+differ in their seed alone are one row: mean and standard deviation. A diverged training is never
+averaged.
 """
 
 from __future__ import annotations
@@ -59,6 +60,11 @@ class Estimate:
         return cls(statistics.fmean(values), deviation, len(values))
 
 
+def source_of(record: Record) -> str:
+    """The name of a record's place."""
+    return f"job-{record.job.id[:8]}"
+
+
 @dataclass(frozen=True)
 class Row:
     """The finished runs of one variant, by seed."""
@@ -78,6 +84,11 @@ class Row:
     def uptraining(self) -> Uptraining | None:
         """How the first of them was uptrained; its method and alpha are those of all."""
         return self.records[0].uptraining
+
+    @property
+    def source(self) -> str:
+        """What a page calls the place that has the row's records; no other row has it."""
+        return source_of(self.records[0])
 
     @property
     def results(self) -> list[Finished]:
@@ -170,7 +181,8 @@ def shared_config(record: Record) -> dict[str, object]:
 
 
 def _group_key(record: Record) -> bytes:
-    key = (record.data.checksum, shared_config(record), _foreign_parent(record))
+    experiment = record.job.experiment
+    key = (experiment, record.data.checksum, shared_config(record), _foreign_parent(record))
     return msgspec.json.encode(key, order="deterministic")
 
 

@@ -1,5 +1,6 @@
 """What made the results, in words: one line where all was made alike, else a line a difference."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from experiments.records.measurement import Measurement
@@ -13,16 +14,19 @@ def made_by(records: Sequence[Record]) -> list[str]:
     """`Made by: ...` for what is common to all stages of all records, and a line a difference."""
     common: list[str] = []
     differences: list[str] = []
-    for what in _words(records[0].stages[0].provenance):
+    made = [
+        (stage.name, label, _words(stage.provenance))
+        for record, label in zip(records, _labels(records), strict=True)
+        for stage in record.stages
+    ]
+    for what in made[0][2]:
         makers: dict[str, dict[str, list[str]]] = {}
-        for record in records:
-            for stage in record.stages:
-                by_stage = makers.setdefault(_words(stage.provenance)[what], {})
-                by_stage.setdefault(stage.name, []).append(_label(record, records))
+        for stage_name, label, words in made:
+            makers.setdefault(words[what], {}).setdefault(stage_name, []).append(label)
         if len(makers) == 1:
             common += makers
         else:
-            stages = [f"{words} for {_of_whom(did, records)}" for words, did in makers.items()]
+            stages = [f"{by} for {_of_whom(did, records)}" for by, did in makers.items()]
             differences.append(f"Made by different {what}: {'; '.join(stages)}.")
     seeds = ", ".join(str(seed) for seed in sorted({record.seed for record in records}))
     return [f"Made by: {'; '.join([*common, f'seed {seeds}'])}.", *differences]
@@ -67,9 +71,10 @@ def _code_text(code: CodeInfo) -> str:
     return f"commit {code.label}" + (f" (digest {code.digest[:7]})" if code.dirty else "")
 
 
-def _label(record: Record, records: Sequence[Record]) -> str:
-    alike = [other for other in records if other.variant == record.variant]
-    return record.variant if len(alike) == 1 else f"{record.variant} seed {record.seed}"
+def _labels(records: Sequence[Record]) -> list[str]:
+    """Variants, with the seed of those that are there with several."""
+    times = Counter(record.variant for record in records)
+    return [r.variant if times[r.variant] == 1 else f"{r.variant} seed {r.seed}" for r in records]
 
 
 def _of_whom(did: dict[str, list[str]], records: Sequence[Record]) -> str:

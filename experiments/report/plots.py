@@ -1,4 +1,4 @@
-"""Plots of a group as PNG: quality against cost, training curves, all raw latencies.
+"""Plots of a group: quality against cost, training curves, all raw latencies.
 
 They show what was trained from scratch; exhibits show what was uptrained. A variant has one colour
 and one marker in every plot.
@@ -15,7 +15,7 @@ from experiments.records.measurement import Timing, search_label
 from experiments.records.parts import TrainPoint
 from experiments.records.record import Finished
 from experiments.report.cells import NOT_MEASURED
-from experiments.report.drawing import GREY, STYLE, png, style
+from experiments.report.drawing import GREY, STYLE, Drawn, style
 from experiments.report.groups import Group, Row
 from experiments.report.made_by import distinct
 from experiments.report.selection import (
@@ -32,13 +32,39 @@ from experiments.report.selection import (
 
 def group_plots(group: Group) -> dict[str, bytes]:
     """PNG files by name; a plot without data is left out."""
+    return {name: picture.png for name, picture in group_pictures(group).items()}
+
+
+def group_pictures(group: Group) -> dict[str, Drawn]:
+    """Pictures by name; one without data is left out."""
     with matplotlib.rc_context(fname=STYLE):
         figures = {
             "bleu-latency": bleu_latency(group),
             "training-curves": training_curves(group),
             "raw-latency": raw_latency(group),
         }
-        return {name: png(figure) for name, figure in figures.items() if figure}
+        return {name: Drawn(figure) for name, figure in figures.items() if figure}
+
+
+def pictures_in_words(group: Group) -> dict[str, str]:
+    """What the pictures show, for whoever does not see them."""
+    ends = []
+    for row in group.from_scratch:
+        curves = [points for result in row.results if (points := _dev_points(result))]
+        if curves:
+            first, last = (
+                statistics.fmean(points[end].dev_nll_nats_per_token or 0.0 for points in curves)
+                for end in (0, -1)
+            )
+            ends.append(f"{row.name} from {first:.2f} to {last:.2f}")
+    return {
+        "bleu-latency": "BLEU against the decoder's time, a panel a search. Its numbers are in the "
+        "overview.",
+        "training-curves": "Dev loss in nats per target token over updates, first to last: "
+        f"{'; '.join(ends)}.",
+        "raw-latency": "Time of every round of the decoder, a panel a shape and search. The "
+        "medians are in the tables of decoding.",
+    }
 
 
 def bleu_latency(group: Group) -> Figure | None:

@@ -25,7 +25,7 @@ from experiments.report.cells import (
     size_cells,
     times_as_fast,
 )
-from experiments.report.groups import Group, Row
+from experiments.report.groups import Group, Row, source_of
 from experiments.report.made_by import distinct, made_by, measured_by
 from experiments.report.selection import (
     HEADLINE_METRIC,
@@ -79,6 +79,7 @@ def overview(group: Group) -> Table:
     timings = [headline_timing(group, beam) for beam in beams]
     columns = list(overview_columns(group))
     rows = []
+    sources = [*(row.source for row in group.rows), *map(source_of, group.diverged)]
     for row in group.rows:
         rows.append(
             [
@@ -102,6 +103,7 @@ def overview(group: Group) -> Table:
                 scored = f"{split} {HEADLINE_METRIC.label} "
                 cells |= {column: value for column in columns if column.startswith(scored)}
                 rows.append(list(cells.values()))
+                sources.append("")
     notes = metric_notes(group, split) if split else []
     kinds = [headline_kind(group, split, beam) for beam in beams if beam > 1] if split else []
     notes += distinct(_penalty_text(kind) for kind in kinds if kind)
@@ -110,7 +112,7 @@ def overview(group: Group) -> Table:
         batch, source, target = timed_shapes(group)[0]
         notes.append(f"Decoding: batch {batch}, source {source:,}, target {target:,} tokens.")
         notes += timing_notes(group, shown)
-    return Table("Overview", columns, rows, notes)
+    return Table("Overview", columns, rows, notes, sources)
 
 
 def quality(group: Group, split: str) -> Table:
@@ -140,7 +142,8 @@ def quality(group: Group, split: str) -> Table:
     if len(penalties) == 1:
         notes.append(_penalty_text(beamed[0]))
     notes += [f"`{signature}`" for signature in signatures(group, split)]
-    return Table(f"Translation quality on {split}", columns, rows, notes)
+    sources = [*_sources(group), *[""] * (len(rows) - len(group.rows))]
+    return Table(f"Translation quality on {split}", columns, rows, notes, sources)
 
 
 def decoding(group: Group, timing: Timing) -> Table:
@@ -172,7 +175,7 @@ def decoding(group: Group, timing: Timing) -> Table:
     notes = timing_notes(group, [timing])
     kinds = {s.peak_memory_kind for row in group.rows if (s := row.samples(timing))}
     notes += [f"Memory is {kind.replace('_', ' ')}." for kind in sorted(filter(None, kinds))]
-    return Table(f"Decoding: {timing.workload.title}", columns, rows, notes)
+    return Table(f"Decoding: {timing.workload.title}", columns, rows, notes, _sources(group))
 
 
 def timing_notes(group: Group, timings: list[Timing]) -> list[str]:
@@ -229,7 +232,7 @@ def training(group: Group) -> Table:
     if timing and group.measurement:
         notes.append(f"Fixed shape: {timing.workload.title}, median of {timing.rounds} rounds.")
         notes.append(measured_by(group.measurement))
-    return Table("Training cost and memory", columns, rows, notes)
+    return Table("Training cost and memory", columns, rows, notes, _sources(group))
 
 
 def group_tables(group: Group) -> list[Table]:
@@ -265,6 +268,10 @@ def diverged_name(record: Record) -> str:
     """Such as `mqa: diverged after update 120`."""
     assert isinstance(record.result, Diverged)
     return f"{record.variant}: diverged after update {record.result.after_update:,}"
+
+
+def _sources(group: Group) -> list[str]:
+    return [row.source for row in group.rows]
 
 
 def _headline_split(group: Group) -> str | None:

@@ -62,9 +62,10 @@ def verdict(pair: Pair, tests: MetricTests, p_holm: float, variants: int) -> str
             shown += f" by itself, but not with Holm's correction for {variants} variants"
         both_ways = "shown" if tests.is_equivalent else "not shown"
         shown += f"; neither worse nor better by {margin}: {both_ways}"
+    difference = difference_cell(tests.metric, tests.together)
     return (
-        f"{pair.variant.name} against {pair.baseline.name}: {unit} "
-        f"{_difference(tests.metric, tests.together)}, half-width {tests.half_width:.2f}; {shown}."
+        f"{pair.variant.name} against {pair.baseline.name}: {unit} {difference}, half-width "
+        f"{tests.half_width:.2f}; {shown}."
     )
 
 
@@ -93,13 +94,16 @@ def _table(group: Group, table: Sequence[Pair]) -> Table | None:
         if interval := t_interval(nats, LEVEL):
             cells = []
             for metric in TESTED:
-                cells.append(_difference(metric, tests.of(metric).together))
+                cells.append(difference_cell(metric, tests.of(metric).together))
                 cells += [NOT_APPLICABLE] * len(P_VALUES)
             mean = sum(nats) / len(nats)
             cells.append(f"{mean:+.3f} ({interval.low:+.3f} to {interval.high:+.3f})")
             rows.append([*names, f"all {len(nats)}", *cells])
     whose = " of uptrained models" if table[0].variant.uptraining else ""
-    return Table(f"Quality{whose} tested on {table[0].title}", columns, rows, _notes(tested))
+    by_name = {pair.variant.name: pair.variant.source for pair in table}
+    sources = [by_name[row[0]] for row in rows]
+    title = f"Quality{whose} tested on {table[0].title}"
+    return Table(title, columns, rows, _notes(tested), sources)
 
 
 def _notes(tested: Tested) -> list[str]:
@@ -142,14 +146,14 @@ def _cells(tested: Tested, pair: Pair, metric: str, seed: int) -> list[str]:
         if seed in other.seeds
     }
     name = pair.variant.name
-    cells = [_difference(metric, of_seed[name])]
+    cells = [difference_cell(metric, of_seed[name])]
     for read in P_VALUES.values():
         adjusted = dict(zip(of_seed, holm(list(map(read, of_seed.values()))), strict=True))
         cells.append(f"{read(of_seed[name]):.4f} ({adjusted[name]:.4f})")
     return cells
 
 
-def _difference(metric: str, tests: SeedTests | AllSeeds) -> str:
+def difference_cell(metric: str, tests: SeedTests | AllSeeds) -> str:
     """Such as `-0.66 (-1.10 to -0.22)`: a digit more than a score has."""
     digits = METRICS[metric].digits + 1
     low, high = tests.interval.low, tests.interval.high

@@ -120,7 +120,7 @@ def _quality(group: Group | None, paper: PublishedTable, which: str) -> Table:
     columns = ["variant"]
     for name in digits_and_values:
         columns += [f"{name}: Shazeer 2019", f"{name}: here"]
-    rows = []
+    rows, sources = [], []
     for name, row in _rows(group):
         cells = [name]
         where = IN_TABLE1.get(name)
@@ -131,6 +131,7 @@ def _quality(group: Group | None, paper: PublishedTable, which: str) -> Table:
             ]
         cells.append(number(row.estimate(of_training(lambda t: t.updates)) if row else None, 0))
         rows.append(cells)
+        sources.append(row.source if row else "")
     lines = group.first.lines(FILTERED) if group else None
     scored = f"{lines:,}" if lines else NOT_RUN
     vocabulary = f"{group.first.data.vocab_size:,} pieces" if group else NOT_RUN
@@ -149,7 +150,7 @@ def _quality(group: Group | None, paper: PublishedTable, which: str) -> Table:
     if group:
         shown = (s for s in signatures(group, FILTERED) if f"tok:{TOKENIZE}" in s)
         notes += [*(f"`{signature}`" for signature in shown), *made_by(group.records)]
-    return Table(f"Quality{which}", [*columns, "updates here"], rows, notes)
+    return Table(f"Quality{which}", [*columns, "updates here"], rows, notes, sources)
 
 
 def _speed(group: Group | None, paper: PublishedTable, which: str) -> Table:
@@ -158,7 +159,7 @@ def _speed(group: Group | None, paper: PublishedTable, which: str) -> Table:
     columns = ["variant"]
     for name in ("training", *(f"{search}, encoder + decoder" for search in searches)):
         columns += [f"{name} µs/token: Shazeer 2019", f"{name} µs/token: here"]
-    rows = []
+    rows, sources = [], []
     for name, row in _rows(group):
         where = IN_TABLE2.get(name)
         cells = [name, _published(paper, where, "training"), _training_us(group, row)]
@@ -167,6 +168,7 @@ def _speed(group: Group | None, paper: PublishedTable, which: str) -> Table:
             timing = find_timing(group, beam, shape) if group else None
             cells += [_sum(published), _measured(row, timing)]
         rows.append(cells)
+        sources.append(row.source if row else "")
     notes = [
         "Compare the rows of one column: the machines are not the same.",
         *(f"Shazeer 2019, on a TPUv2: {condition}." for condition in paper.conditions),
@@ -176,7 +178,7 @@ def _speed(group: Group | None, paper: PublishedTable, which: str) -> Table:
         if shape and timings:
             notes += [f"Here: batch {shape[0]}.", *timing_notes(group, timings)]
         notes += made_by(group.records)
-    return Table(f"Speed{which}", columns, rows, notes)
+    return Table(f"Speed{which}", columns, rows, notes, sources)
 
 
 def _ainslie(paper: PublishedTable) -> Table:

@@ -23,13 +23,15 @@ State = Literal["done", "running", "diverged", "unfinished"]
 class StageFolder(msgspec.Struct, frozen=True, kw_only=True):
     """The folder of a stage; `kind` is the stage's name, `note` says how far an unfinished one is.
 
-    `running`: a process holds its lock.
+    `updates` are those of an unfinished training, as far as its log says. `running`: a process
+    holds its lock.
     """
 
     kind: str
     path: Path
     state: State
     note: str = ""
+    updates: int = 0
 
     @property
     def line(self) -> str:
@@ -71,18 +73,26 @@ def state_of_job(folder: Path) -> str:
         return "done"
     if not job.links_path.exists():
         return f"no {RECORD_NAME} and no links to stages"
-    links = read_json(job.links_path, Links)
     left = []
-    for name, path in msgspec.structs.asdict(links).items():
-        if path is None:
-            continue
-        kind = "prepare" if name == "data" else name
-        stage = _look_at(kind, (folder / path).resolve())
+    for stage in stages_of(job):
         if stage.state == "diverged":
-            return f"{kind} {stage.line}"
+            return f"{stage.kind} {stage.line}"
         if stage.state != "done":
-            left.append(f"{kind} {stage.line}" if stage.path.exists() else f"{kind} not begun")
+            begun = stage.path.exists()
+            left.append(f"{stage.kind} {stage.line}" if begun else f"{stage.kind} not begun")
     return "; ".join(left) or "record not written"
+
+
+def stages_of(job: JobFolder) -> list[StageFolder]:
+    """The stages of a job, in their order; none where it has no links to them."""
+    if not job.links_path.exists():
+        return []
+    links = msgspec.structs.asdict(read_json(job.links_path, Links))
+    return [
+        _look_at("prepare" if name == "data" else name, (job.path / path).resolve())
+        for name, path in links.items()
+        if path is not None
+    ]
 
 
 def size_of(path: Path) -> int:
@@ -117,10 +127,13 @@ def is_held(folder: Path) -> bool:
 
 def _look_at(kind: str, path: Path) -> StageFolder:
     names = {"prepare": MANIFEST_NAME, "measure": MEASUREMENT_NAME}
-    if is_held(path):
-        return StageFolder(kind=kind, path=path, state="running", note=_progress(kind, path))
-    if not (path / names.get(kind, RESULT_NAME)).exists():
-        return StageFolder(kind=kind, path=path, state="unfinished", note=_progress(kind, path))
+    state: State | None = "running" if is_held(path) else None
+    if state is None and not (path / names.get(kind, RESULT_NAME)).exists():
+        state = "unfinished"
+    if state:
+        updates = _updates(kind, path)
+        note = f"update {updates}" if updates else ""
+        return StageFolder(kind=kind, path=path, state=state, note=note, updates=updates)
     if kind in ("train", "uptrain"):
         result = read_json(path / RESULT_NAME, Done[ModelResult]).result
         if isinstance(result, Diverged):
@@ -129,12 +142,12 @@ def _look_at(kind: str, path: Path) -> StageFolder:
     return StageFolder(kind=kind, path=path, state="done")
 
 
-def _progress(kind: str, path: Path) -> str:
-    """The last update in the log of a training."""
+def _updates(kind: str, path: Path) -> int:
+    """The last update in the log of a training, 0 where there is none."""
     trains = kind in ("train", "uptrain")
     events = read_events(path / "logs" / f"{kind}.log") if trains else []
     updates = [event.update for event in events if isinstance(event, TrainUpdates)]
-    return f"update {updates[-1]}" if updates else ""
+    return updates[-1] if updates else 0
 
 
 def _folders(path: Path) -> list[Path]:

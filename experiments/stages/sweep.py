@@ -100,6 +100,15 @@ def check_overrides(arguments: Sequence[str]) -> None:
             )
 
 
+def with_search_options(arguments: Sequence[str]) -> list[str]:
+    """The same arguments, in which Hydra adds options of the search to those that are there.
+
+    No file of conf/ names them all, and Hydra sets what is not there only by `++`.
+    """
+    added = "decode.options"
+    return [f"++{given}" if given.startswith(added) else given for given in arguments]
+
+
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     """Hydra's errors, which are a page, as CompositionError; HYDRA_FULL_ERROR=1 keeps the page."""
@@ -198,6 +207,11 @@ def start(configs: list[SuiteConfig]) -> list[Job]:
     for job in jobs:
         if rerun in [stage.name for stage in job.stages]:
             JobFolder(job.folder).record_path.unlink(missing_ok=True)
+    for job in jobs if not configs[0].hardware.node_rank else ():
+        # Before the first one works: `experiments.status` then knows all that is left.
+        job_folder = JobFolder(job.folder)
+        if not job_folder.record_path.exists():
+            job_folder.write_links(job.config, {s.name: s.folder for s in job.stages})
     return jobs
 
 
@@ -235,15 +249,17 @@ def _report(jobs: Sequence[Job]) -> int:
             str(Path(job.config.paths.runs) / job.config.experiment_name),
             str(Path(job.config.paths.measurements) / job.config.experiment_name),
             str(Path(job.config.paths.runs).parent / "tests"),
+            job.config.paths.data,
             job.config.paths.report,
         )
         for job in jobs
     )
     failed = 0
-    for records, measurements, tests, out in wanted:
+    for records, measurements, tests, data, out in wanted:
         significance = ["experiments.significance", "--records", records, "--out", tests]
         report = ["experiments.report", "--records", records, "--measurements", measurements]
-        for command in (significance, [*report, "--tests", tests, "--out", out]):
+        report += ["--tests", tests, "--data", data, "--out", out]
+        for command in (significance, report):
             done = subprocess.run([sys.executable, "-m", *command], check=False)
             failed += done.returncode != 0
     return failed

@@ -24,9 +24,10 @@ from fairseq.dataclass.configs import CommonConfig, DatasetConfig, OptimizationC
 from fairseq.models.transformer import TransformerModelBase
 
 import gqa_fairseq.tasks  # noqa: F401  registers the task that a checkpoint may name
-from gqa_fairseq.architecture import Architecture, Heads
+from gqa_fairseq.architecture import Architecture
 from gqa_fairseq.checkpoints.allowlist import read_state
 from gqa_fairseq.checkpoints.parent import build_parent, plugin_options, upgraded
+from gqa_fairseq.decoding.rules import OWN_OPTIONS
 
 # Both make the same updates; fairseq's drops lines of a validation.
 TASK, TASKS = "gqa_translation", ("translation", "gqa_translation")
@@ -47,7 +48,8 @@ _LEFT_OUT = {
     "task": {
         *("data", "source_lang", "target_lang", "eval_bleu", "eval_bleu_args", "eval_bleu_detok"),
         *("eval_bleu_detok_args", "eval_tokenized_bleu", "eval_bleu_remove_bpe"),
-        *("eval_bleu_print_samples", "search", "gnmt_alpha", "int8"),
+        *("eval_bleu_print_samples", "search", "int8"),
+        *(option.name for option in OWN_OPTIONS),
     },
 }
 # Of what is common to all of fairseq's commands.
@@ -138,47 +140,9 @@ def _words(given: Any, usual: FairseqDataclass, left_out: set[str]) -> list[str]
 
 
 def _architecture(parent: TransformerModelBase) -> Architecture:
-    """The model's numbers. Sinusoidal positions are no parameters, and stand as 0.
-
-    Raises ValueError for what an `Architecture` does not describe.
-    """
-    options = plugin_options(parent)
-    sides = ("encoder", "decoder")
-    heads, widths = (
-        {side: options[f"{side}_{what}"] for side in sides}
-        for what in ("attention_heads", "embed_dim")
-    )
-    dims = {side: options.get(f"{side}_head_dim") or widths[side] // heads[side] for side in sides}
-    groups = options["num_kv_heads"] or heads["decoder"]
-    kv = {"decoder": groups, "encoder": groups}
-    if options["attention_placement"] == "decoder":
-        kv["encoder"] = heads["encoder"]
-    positions = {
-        side: options[f"max_{kind}_positions"] if options[f"{side}_learned_pos"] else 0
-        for side, kind in zip(sides, ("source", "target"), strict=True)
-    }
-    embeddings = 3
-    if options["share_all_embeddings"]:
-        embeddings = 1
-    elif options["share_decoder_input_output_embed"]:
-        embeddings = 2
-    built = Architecture(
-        name="parent",
-        d_model=widths["decoder"],
-        encoder_heads=Heads(heads["encoder"], dims["encoder"], kv["encoder"]),
-        decoder_heads=Heads(heads["decoder"], dims["decoder"], kv["decoder"]),
-        window=options.get("decoder_window"),
-        encoder_layers=options["encoder_layers"],
-        decoder_layers=options["decoder_layers"],
-        encoder_d_ff=options["encoder_ffn_embed_dim"],
-        decoder_d_ff=options["decoder_ffn_embed_dim"],
-        bias=options["use_bias"],
-        pre_norm=options["decoder_normalize_before"],
-        vocab_size=parent.decoder.embed_tokens.num_embeddings,
-        max_source_positions=positions["encoder"],
-        max_target_positions=positions["decoder"],
-        embeddings=embeddings,
-    )
+    """The model's numbers; raises ValueError for what an `Architecture` does not describe."""
+    words = parent.decoder.embed_tokens.num_embeddings
+    built = Architecture.from_fairseq_options("parent", plugin_options(parent), words)
     counted = sum(parameter.numel() for parameter in parent.parameters())
     if counted != built.parameters:
         raise ValueError(

@@ -5,7 +5,8 @@
     LengthPenalty  scores a finished hypothesis by its length: --lenpen, --gnmt-alpha
 
 beams.py asks them; `rules_of` and `penalty_of` make them from what fairseq's generator was given.
-A new option is one more class here, named in one of these two functions.
+A new option is a class here and its declaration in OPTIONS: command lines and jobs' settings follow
+from that. Nothing here imports torch, because jobs are checked without it.
 
 Whether the host knows the step is up to the driver, see Clock: a rule is written once for both.
 """
@@ -16,10 +17,12 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
-import torch
-from torch import Tensor
+from gqa_fairseq.decoding.options import Option
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Clock(NamedTuple):
@@ -43,8 +46,8 @@ class Histories(Protocol):
 class Rule(ABC):
     """What one option does to the log-probabilities of the next word.
 
-    `needs_host` is the option's name if it looks at values on the host, or else None: only the
-    CPU's driver lets a rule do that.
+    `needs_host` is the option's name if it looks at values on the host, or at what only the
+    sentences of one batch have, or else None: only the CPU's driver lets a rule do that.
     """
 
     needs_host: ClassVar[str | None] = None
@@ -71,7 +74,7 @@ class Rule(ABC):
 
 
 def _forbid(lprobs: Tensor, word: int, when: bool | Tensor = True) -> None:
-    if isinstance(when, Tensor):
+    if not isinstance(when, bool):
         lprobs[:, word].masked_fill_(when, -math.inf)
     elif when:
         lprobs[:, word].fill_(-math.inf)
@@ -124,9 +127,9 @@ class MaxLength(Rule):
         self, values: Tensor, words: Tensor, lprobs: Tensor, clock: Clock
     ) -> tuple[Tensor, Tensor]:
         is_last: Any = clock.step >= clock.last  # bool [1] on the device
-        is_first = torch.arange(values.shape[1], device=values.device) == 0
-        end = lprobs[:, self.eos, None].masked_fill(~is_first, -math.inf)  # [n * W, k]
-        return torch.where(is_last, end, values), words.masked_fill(is_last, self.eos)
+        end = values.new_full(values.shape, -math.inf)
+        end[:, 0] = lprobs[:, self.eos]
+        return end.where(is_last, values), words.masked_fill(is_last, self.eos)
 
 
 @dataclass(frozen=True)
@@ -249,28 +252,101 @@ class Gnmt:
         return total / ((5 + length) / 6) ** self.alpha
 
 
-def rules_of(generator: Any, device: torch.device, prefix: Tensor | None) -> list[Rule]:
-    """The rules of fairseq's generator for one batch, in the order of their effects."""
-    rules: list[Rule] = [NeverPadding(generator.pad)]
-    if generator.unk_penalty:
-        rules.append(UnknownPenalty(generator.unk, generator.unk_penalty))
-    rules.append(MaxLength(generator.eos))
-    after_prefix: list[Rule] = []
-    if generator.min_len:
-        after_prefix.append(MinLength(generator.eos, generator.min_len))
-    if generator.token_indices_to_suppress is not None:
-        after_prefix.append(Suppressed(generator.token_indices_to_suppress.to(device)))
-    if prefix is None:
-        rules += after_prefix
-    else:
-        rules.append(Prefix(prefix, generator._prefix_tokens, after_prefix))
-    if generator.repeat_ngram_blocker is not None:
-        rules.append(NoRepeat(generator.repeat_ngram_blocker.no_repeat_ngram_size))
-    return rules
+# Each option of a search that is a rule, a temperature or a length penalty. Rules of one place take
+# effect in this order; the first length penalty that a search was asked for counts.
+OPTIONS: tuple[Option, ...] = (
+    Option(
+        name="unkpen",
+        kind=float,
+        default=0.0,
+        help="subtracted from the unknown word's log-probability",
+        argument="unk_penalty",
+        place="before",
+        rule=lambda search, source: (
+            UnknownPenalty(search.unk, search.unk_penalty) if search.unk_penalty else None
+        ),
+    ),
+    Option(
+        name="min_len",
+        kind=int,
+        default=1,
+        at_least=0,
+        help="so many words before the end",
+        rule=lambda search, source: (
+            MinLength(search.eos, search.min_len) if search.min_len else None
+        ),
+    ),
+    Option(
+        name="no_repeat_ngram_size",
+        kind=int,
+        default=0,
+        at_least=0,
+        help="no so many words follow each other twice in a translation; 0: they may",
+        stock="finds no repetition without a CUDA extension",
+        place="last",
+        rule=lambda search, source: (
+            NoRepeat(search.repeat_ngram_blocker.no_repeat_ngram_size)
+            if search.repeat_ngram_blocker is not None
+            else None
+        ),
+    ),
+    Option(  # the Temperature of beams.Chooser
+        name="temperature",
+        kind=float,
+        default=1.0,
+        above=0.0,
+        help="the scores of the next word are divided by it",
+    ),
+    Option(
+        name="gnmt_alpha",
+        kind=float,
+        at_least=0.0,
+        help="GNMT length penalty, in place of --lenpen: scores / ((5 + length) / 6) ** alpha",
+        is_own=True,
+        penalty=lambda search: None if search.gnmt_alpha is None else Gnmt(search.gnmt_alpha),
+    ),
+    Option(
+        name="unnormalized",
+        kind=bool,
+        default=False,
+        help="scores are not divided by a power of the length",
+        penalty=lambda search: None if search.normalize_scores else NoPenalty(),
+    ),
+    Option(
+        name="lenpen",
+        kind=float,
+        default=1.0,
+        help="scores / length ** lenpen",
+        argument="len_penalty",
+        penalty=lambda search: LengthPower(search.len_penalty),
+    ),
+)
+# Those that fairseq lacks.
+OWN_OPTIONS = tuple(option for option in OPTIONS if option.is_own)
 
 
-def penalty_of(generator: Any) -> LengthPenalty:
+def rules_of(search: Any, source: Tensor, prefix: Tensor | None) -> list[Rule]:
+    """The rules of fairseq's generator for one batch, in the order of their effects.
+
+    Args:
+        source: tokens [B, S].
+        prefix: [B, P], the words that --prefix-size forces, or None.
+    """
+    made: dict[str, list[Rule]] = {"before": [], "free": [], "last": []}
+    for option in OPTIONS:
+        rule = option.rule(search, source) if option.rule else None
+        if rule is not None:
+            made[option.place].append(rule)
+    free = made["free"]
+    if search.token_indices_to_suppress is not None:
+        free.append(Suppressed(search.token_indices_to_suppress.to(source.device)))
+    if prefix is not None:
+        free = [Prefix(prefix, search._prefix_tokens, free)]
+    always = [NeverPadding(search.pad), *made["before"], MaxLength(search.eos)]
+    return [*always, *free, *made["last"]]
+
+
+def penalty_of(search: Any) -> LengthPenalty:
     """How the generator scores a finished hypothesis."""
-    if generator.gnmt_alpha is not None:
-        return Gnmt(generator.gnmt_alpha)
-    return LengthPower(generator.len_penalty) if generator.normalize_scores else NoPenalty()
+    made = (option.penalty(search) for option in OPTIONS if option.penalty)
+    return next(penalty for penalty in made if penalty is not None)

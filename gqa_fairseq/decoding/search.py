@@ -34,7 +34,14 @@ from gqa_fairseq.decoding.beams import (
 from gqa_fairseq.decoding.cpu.search import search_on_host
 from gqa_fairseq.decoding.gpu.search import GpuSearch, shape_of, source_edges
 from gqa_fairseq.decoding.memory import BatchShape, Capacity, free_bytes, predicted_bytes
-from gqa_fairseq.decoding.rules import Temperature, forbid_repeats, penalty_of, rules_of
+from gqa_fairseq.decoding.options import Option
+from gqa_fairseq.decoding.rules import (
+    OWN_OPTIONS,
+    Temperature,
+    forbid_repeats,
+    penalty_of,
+    rules_of,
+)
 from gqa_fairseq.decoding.weights import keeps_dropout
 from gqa_fairseq.finite import require_finite
 from gqa_fairseq.on_demand import Hypothesis
@@ -53,12 +60,24 @@ class _RepeatBlock(NGramRepeatBlock):
         return lprobs
 
 
+def _own_options(arguments: dict[str, Any]) -> dict[Option, Any]:
+    """Takes the plugin's own options out of a search's arguments, checked."""
+    found = {}
+    for option in OWN_OPTIONS:
+        value = arguments.pop(option.name, option.default)
+        try:
+            found[option] = value if value == option.default else option.checked(value)
+        except ValueError as error:
+            raise ValueError(f"{option.flag}: {error}") from error
+    return found
+
+
 class GroupedQueryGenerator(SequenceGenerator):
     """fairseq's SequenceGenerator with the decoding engine underneath.
 
     Args:
-        gnmt_alpha: normalize scores by ((5 + length) / 6) ** alpha (Wu et al. 2016, section 7) in
-            place of fairseq's length ** lenpen.
+        kwargs: fairseq's, and the plugin's own options by their names (rules.OWN_OPTIONS), which
+            become attributes, as fairseq's do.
         memory_limit_bytes: the cache may take this much; a larger batch is split. None asks the
             machine.
         driver: which one takes the steps. `cpu` (cpu/search.py) runs every option, on any device;
@@ -66,8 +85,9 @@ class GroupedQueryGenerator(SequenceGenerator):
             model is on a GPU.
 
     Raises:
-        ValueError: `gnmt_alpha` with an option that only fairseq's own search supports, beams that
-            are no multiple of their groups, or weights that are infinite or no numbers.
+        ValueError: an own option out of its range, or with an option that only fairseq's own search
+            supports; beams that are no multiple of their groups; or weights that are infinite or no
+            numbers.
     """
 
     def __init__(
@@ -75,15 +95,16 @@ class GroupedQueryGenerator(SequenceGenerator):
         models,
         tgt_dict,
         *args,
-        gnmt_alpha: float | None = None,
         memory_limit_bytes: int | None = None,
         driver: Literal["cpu", "gpu"] | None = None,
         **kwargs,
     ) -> None:
+        own = _own_options(kwargs)
         super().__init__(models, tgt_dict, *args, **kwargs)
         for model in self.model.models:
             require_finite(model.named_parameters())
-        self.gnmt_alpha = gnmt_alpha
+        for option, value in own.items():
+            setattr(self, option.name, value)
         self.memory_limit_bytes = memory_limit_bytes
         self.driver = driver
         self._gpu_search: GpuSearch | None = None
@@ -97,9 +118,10 @@ class GroupedQueryGenerator(SequenceGenerator):
                 f"{self.beam_size}"
             )
         self.fallback_reason = self._unsupported()
-        if self.fallback_reason and gnmt_alpha is not None:
-            raise ValueError(f"--gnmt-alpha does not work with {self.fallback_reason}")
         if self.fallback_reason:
+            for option, value in own.items():
+                if value != option.default:
+                    raise ValueError(f"{option.flag} does not work with {self.fallback_reason}")
             logger.warning("using fairseq's own search: %s", self.fallback_reason)
 
     def _unsupported(self) -> str | None:
@@ -135,7 +157,7 @@ class GroupedQueryGenerator(SequenceGenerator):
         max_len = min(int(self.max_len_a * width + self.max_len_b), self.max_len - 1)
         if self.min_len > max_len:
             raise ValueError(f"min_len {self.min_len} is above the longest target, {max_len}")
-        chooser = self._chooser(source.device, prefix_tokens)
+        chooser = self._chooser(source, prefix_tokens)
         if batch == 1 or self._fits(source, max_len, chooser):
             try:
                 return self._search(sample["net_input"], max_len, chooser, bos_token)
@@ -146,8 +168,8 @@ class GroupedQueryGenerator(SequenceGenerator):
                 self.release()
         return self._in_halves(sample, prefix_tokens, bos_token)
 
-    def _chooser(self, device: torch.device, prefix: Tensor | None) -> Chooser:
-        """The choices of one batch with this generator's options."""
+    def _chooser(self, source: Tensor, prefix: Tensor | None) -> Chooser:
+        """The choices of one batch [B, S] with this generator's options."""
         strategies: dict[type, Strategy] = {
             search.BeamSearch: BeamSearch(),
             search.Sampling: Sampling(self.search.step),
@@ -157,7 +179,7 @@ class GroupedQueryGenerator(SequenceGenerator):
             beam=self.beam_size,
             eos=self.eos,
             temperature=Temperature(self.temperature),
-            rules=rules_of(self, device, prefix),
+            rules=rules_of(self, source, prefix),
             strategy=strategies[type(self.search)],
         )
 

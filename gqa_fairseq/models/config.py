@@ -179,7 +179,8 @@ def resolve(cfg) -> None:
     """Fill in, in place, what is not set and what is derived: `num_kv_heads` and both d_ff.
 
     Where both d_ff are given nothing is derived, and `mha_ffn_embed_dim` stays as it is. Derived
-    ones match the multi-head Transformer whose heads are together as wide as the model.
+    ones match the multi-head Transformer whose heads are together as wide as the model. `cfg` may
+    lack options, as a Namespace made by hand does.
 
     Raises:
         ValueError: heads that do not divide, an encoder and a decoder of different widths, or an
@@ -188,14 +189,13 @@ def resolve(cfg) -> None:
     for name, reason in REFUSED.items():
         if getattr(cfg, name, None) not in (None, _DEFAULTS[name]):
             raise ValueError(f"--{name.replace('_', '-')}: {reason}")
-    is_derived = None in (cfg.encoder_ffn_embed_dim, cfg.decoder_ffn_embed_dim)
+    widths = ("encoder_ffn_embed_dim", "decoder_ffn_embed_dim")
+    is_derived = None in (getattr(cfg, name, None) for name in widths)
     for each in fields(GroupedQueryTransformerConfig):
         is_needed = is_derived or each.name != "mha_ffn_embed_dim"
-        is_option = not each.name.startswith("_")
-        if is_option and is_needed and getattr(cfg, each.name, None) is None:
-            setattr(cfg, each.name, each.metadata.get("fallback"))
-    for side in ("encoder", "decoder"):
-        _keep_layers(cfg, side)
+        if not each.name.startswith("_") and getattr(cfg, each.name, None) is None:
+            fallback = each.metadata.get("fallback", each.default)
+            setattr(cfg, each.name, fallback if is_needed else None)
     if cfg.encoder_embed_dim != cfg.decoder_embed_dim:
         raise ValueError(
             "encoder and decoder embed_dim differ: parity is defined for equal ones; set both"
@@ -217,6 +217,8 @@ def resolve(cfg) -> None:
         if getattr(cfg, name) is None:
             check_matched(d_ff, decoder_heads)
             setattr(cfg, name, d_ff)
+    for side in ("encoder", "decoder"):
+        _keep_layers(cfg, side)  # last: their d_ff is that of the whole model, which was trained
     if cfg.num_kv_heads is None:
         cfg.num_kv_heads = decoder_heads.num_kv_heads
         if encoder_heads.num_kv_heads != cfg.num_kv_heads:

@@ -8,7 +8,7 @@ No `from __future__ import annotations` here: fairseq reads the dataclass's type
 
 import ast
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, make_dataclass
 from typing import Any, Optional
 
 from fairseq.data.iterators import EpochBatchIterator
@@ -19,6 +19,8 @@ from omegaconf import II, OmegaConf, open_dict
 
 from gqa_fairseq.batching import TargetTokenBatches
 from gqa_fairseq.decoding.int8 import quantize_int8
+from gqa_fairseq.decoding.options import Option
+from gqa_fairseq.decoding.rules import OWN_OPTIONS
 from gqa_fairseq.decoding.search import GroupedQueryGenerator
 from gqa_fairseq.errors import OptionError
 from gqa_fairseq.finite import require_finite
@@ -34,19 +36,22 @@ REFUSED: dict[str, str] = {
 }
 
 
+def _field(option: Option) -> tuple[str, Any, Any]:
+    kind: Any = Optional[option.kind] if option.default is None else option.kind
+    return option.name, kind, field(default=option.default, metadata={"help": option.help})
+
+
+SearchOptions: Any = make_dataclass(
+    "SearchOptions", map(_field, OWN_OPTIONS), bases=(TranslationConfig,)
+)
+
+
 @dataclass
-class GroupedQueryTranslationConfig(TranslationConfig):
+class GroupedQueryTranslationConfig(SearchOptions):
     """fairseq's translation task, how to search, and what an update is."""
 
     search: SearchChoice = field(
         default="gqa", metadata={"help": "gqa: the plugin's search; stock: fairseq's own"}
-    )
-    gnmt_alpha: Optional[float] = field(
-        default=None,
-        metadata={
-            "help": "GNMT length penalty, in place of --lenpen: "
-            "scores / ((5 + length) / 6) ** alpha"
-        },
     )
     int8: bool = field(
         default=False, metadata={"help": "translate with linear layers in 8 bits (CPU)"}
@@ -78,6 +83,8 @@ class GroupedQueryTranslationTask(TranslationTask):
         for name, reason in REFUSED.items():
             if getattr(cfg, name) != TranslationConfig.__dataclass_fields__[name].default:
                 raise OptionError(f"--{name.replace('_', '-')}: {reason}")
+        if cfg.upsample_primary == -1:  # fairseq's default, which fails where texts are combined
+            cfg.upsample_primary = 1
         return super().setup_task(cfg, **kwargs)
 
     def build_model(self, cfg, from_checkpoint=False):
@@ -123,15 +130,16 @@ class GroupedQueryTranslationTask(TranslationTask):
             )
 
     def _refuse_idle_search(self) -> None:
-        for is_given, option in (
-            (self.cfg.gnmt_alpha is not None, "--gnmt-alpha"),
-            (self.cfg.search != "gqa", "--search"),
-        ):
-            if is_given:
-                raise OptionError(
-                    f"{option} is about translating, and training translates only with "
-                    "--eval-bleu: leave it out, or give both"
-                )
+        given = [*self._own_given(), *(["--search"] if self.cfg.search != "gqa" else [])]
+        if given:
+            raise OptionError(
+                f"{given[0]} is about translating, and training translates only with "
+                "--eval-bleu: leave it out, or give both"
+            )
+
+    def _own_given(self) -> list[str]:
+        """Those of the plugin's own options of a search that were given."""
+        return [o.flag for o in OWN_OPTIONS if getattr(self.cfg, o.name) != o.default]
 
     def load_dataset(self, split: str, *args, **kwargs) -> None:
         """fairseq's dataset; training's makes batches by target tokens if the option is given.
@@ -182,10 +190,10 @@ class GroupedQueryTranslationTask(TranslationTask):
         check_search(args, is_stock=seq_gen_cls is None and not is_ours)
         if is_ours:
             seq_gen_cls = GroupedQueryGenerator
-            extra = {"gnmt_alpha": self.cfg.gnmt_alpha}
-            extra_gen_cls_kwargs = {**extra, **(extra_gen_cls_kwargs or {})}
-        elif self.cfg.gnmt_alpha is not None:
-            raise OptionError("--gnmt-alpha needs the plugin's search, without alignments")
+            own = {option.name: getattr(self.cfg, option.name) for option in OWN_OPTIONS}
+            extra_gen_cls_kwargs = {**own, **(extra_gen_cls_kwargs or {})}
+        elif given := self._own_given():
+            raise OptionError(f"{given[0]} needs the plugin's search, without alignments")
         if getattr(args, "print_alignment", False):
             for model in models:
                 model.apply(_need_attention)

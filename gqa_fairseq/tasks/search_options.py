@@ -10,6 +10,7 @@ from typing import Any
 
 from fairseq.dataclass.configs import GenerationConfig
 
+from gqa_fairseq.decoding.rules import OPTIONS
 from gqa_fairseq.errors import OptionError
 
 # Options of other tasks and models, with what they are for.
@@ -49,22 +50,17 @@ NEEDS: dict[str, str] = {
 
 # Options that the plugin's search follows.
 SUPPORTED = (
+    *(option.name for option in OPTIONS if not option.is_own),
     "beam",
     "nbest",
     "max_len_a",
     "max_len_b",
-    "min_len",
-    "unnormalized",
-    "lenpen",
-    "unkpen",
-    "temperature",
     "prefix_size",
     "sampling",
     "sampling_topk",
     "sampling_topp",
     "diverse_beam_groups",
     "diverse_beam_strength",
-    "no_repeat_ngram_size",
     "retain_dropout",
     "retain_dropout_modules",
     "no_seed_provided",
@@ -85,7 +81,7 @@ STOCK_SEARCH = (
 # Those of SUPPORTED that fairseq's own search does not follow, on a CPU at the least, and why.
 PLUGIN_SEARCH: dict[str, str] = {
     "diverse_beam_groups": "fails after the first batch",
-    "no_repeat_ngram_size": "finds no repetition without a CUDA extension",
+    **{option.name: option.stock for option in OPTIONS if option.stock},
 }
 
 _DEFAULTS: dict[str, Any] = {option.name: option.default for option in fields(GenerationConfig)}

@@ -178,6 +178,19 @@ def test_layers_that_are_kept(kept: tuple[str | None, str | None]) -> None:
     torch.testing.assert_close(model(**net_input)[0], stock(**net_input)[0], rtol=0, atol=1e-10)
 
 
+def test_layers_that_are_kept_are_as_wide_as_they_were_trained() -> None:
+    """The derived d_ff is the whole model's, although parity of what is left has another."""
+    layers = {"encoder_layers": 3, "decoder_layers": 3, "num_kv_heads": 1}
+    kept = {"encoder_layers_to_keep": "0,2", "decoder_layers_to_keep": "1"}
+    whole, model = build(VOCABULARY, **layers), build(VOCABULARY, **layers, **kept)
+    left = build(VOCABULARY, encoder_layers=2, decoder_layers=1, num_kv_heads=1)
+    assert left.cfg.decoder.ffn_embed_dim != whole.cfg.decoder.ffn_embed_dim
+    cfg = Namespace(arch="gqa_transformer", **kept)
+    model.load_state_dict(whole.state_dict(), strict=True, model_cfg=cfg)
+    assert torch.equal(model.decoder.layers[0].fc1.weight, whole.decoder.layers[1].fc1.weight)
+    assert torch.equal(model.encoder.layers[1].fc1.weight, whole.encoder.layers[2].fc1.weight)
+
+
 @pytest.mark.parametrize("given", ["0,0", "1,x", "-1", ","])
 def test_layers_that_cannot_be_kept(given: str) -> None:
     with pytest.raises(ValueError, match=r"--encoder-layers-to-keep .*such as 0,2,4"):

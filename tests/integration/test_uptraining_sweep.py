@@ -12,9 +12,9 @@ import msgspec
 import psutil
 import pytest
 import torch
-from data_prep_corpus import write_local_files
+from data_prep_corpus import local_files
 from fairseq_commands import losses, succeed
-from suite_configs import ROOT, changed, compose_config
+from suite_configs import ROOT, changed, smoke_config
 
 from experiments.config import SuiteConfig
 from experiments.records.record import Finished, Record, read_records
@@ -47,7 +47,7 @@ from gqa_fairseq.checkpoints.recipe import recipe
 pytestmark = pytest.mark.slow
 
 GOLDEN = ROOT / "tests/golden/uptraining.json"
-SHARED = ["experiment=smoke", "uptrain=converted", "hardware.threads=1"]
+UPTRAINED = ["experiment=smoke", "uptrain=converted", "hardware.threads=1"]
 POINTS = ["uptrain.points=[0.25,0.5]", "uptrain.alpha=0.5"]
 CONVERTED, LAST = 12, 18  # updates
 # fairseq's own transformer: embeddings that are not shared, sinusoidal positions, post-norm.
@@ -70,11 +70,8 @@ STOCK = [
 def config(tmp_path_factory: pytest.TempPathFactory) -> SuiteConfig:
     """MHA out of MHA, whose data is prepared and whose parent is trained."""
     folder = tmp_path_factory.mktemp("uptraining")
-    spec = write_local_files(folder / "text")
-    sides = [f"{split}_{s}" for split in ("train", "dev", "test") for s in ("source", "target")]
-    files = [f"data.{side}={getattr(spec, side)}" for side in sides]
-    paths = [f"paths.{name}={folder}/{name}" for name in ("data", "stages", "runs")]
-    found = compose_config(*SHARED, *POINTS, "attention=mha", *files, *paths)
+    paths = [f"paths.{name}={folder}/{name}" for name in ("stages", "runs")]
+    found = smoke_config(folder, "uptrain=converted", *POINTS, "attention=mha", *paths)
     job = job_of(found)
     data = prepare_data(found, job.prepare)
     command = train_command(found.multi_head, data.binarized, parent_of(job).checkpoints)
@@ -302,18 +299,14 @@ def read_here(path: Path, modified_ns: int) -> ParentFile:
 def test_a_sweep_of_uptrainings(config: SuiteConfig, tmp_path: Path) -> None:
     """From the command line: the parent once, each run once, and one measurement."""
     names = ("stages", "runs", "measurements", "report")
-    files = [
-        f"data.{split}_{s}={getattr(config.data, f'{split}_{s}')}"
-        for split in ("train", "dev", "test")
-        for s in ("source", "target")
-    ]
+    files = local_files(tmp_path / "text")
     sweep = [
         "attention.num_kv_heads=1,4", "uptrain.method=mean,svd-product",
         "uptrain.points=[0.25,0.5]", "uptrain.alpha=0,0.25,0.5",
     ]  # fmt: skip
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "experiments.run", "-m", *SHARED, *sweep, *files),
+            *(sys.executable, "-m", "experiments.run", "-m", *UPTRAINED, *sweep, *files),
             *(f"paths.{name}={tmp_path}/{name}" for name in names),
             f"paths.data={config.paths.data}",
         ],

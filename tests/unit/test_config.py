@@ -92,7 +92,8 @@ def test_composing_and_planning_import_no_torch_no_fairseq_and_nothing_that_work
     assert not {"torch", "fairseq", "wandb"} & {name.split(".")[0] for name in modules}
     plugin = {name for name in modules if name.split(".")[0] == "gqa_fairseq"}
     assert plugin <= {"gqa_fairseq", *(f"gqa_fairseq.{n}" for n in ("architecture", "parity"))} | {
-        "gqa_fairseq.costs"
+        "gqa_fairseq.costs",
+        *(f"gqa_fairseq.{n}" for n in ("decoding", "decoding.options", "decoding.rules")),
     }
     assert "data_prep.spec" in modules
     assert not {"data_prep.pipeline", "data_prep.steps", "data_prep.transform"} & set(modules)

@@ -402,7 +402,8 @@ def test_the_report_shows_each_exhibit_with_its_picture(tmp_path: Path) -> None:
     text = write_report(groups, read_papers(), tmp_path).read_text(encoding="utf-8")
     shown = {f"1-{e.name}": e for e in group_exhibits(groups[0])}
     shown |= {e.name: e for e in trade_offs(groups)}
-    assert set(shown) == {"1-conversion", "1-alpha", "1-kv-heads", "1-stability", "trade-off-1"}
+    names = {"conversion", "alpha", "kv-heads", "predicted", "stability"}
+    assert set(shown) == {*(f"1-{name}" for name in names), "trade-off-1"}
     for name, exhibit in shown.items():
         _, _, after = text.partition(f"### {exhibit.table.title}\n\n| ")
         assert f"](plots/{name}.png)\n" in after.split("\n### ")[0]

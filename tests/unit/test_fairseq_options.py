@@ -55,6 +55,21 @@ def test_every_option_of_fairseqs_transformer_is_known() -> None:
     assert config.REFUSED.keys() <= stock
 
 
+@pytest.mark.parametrize("widths", [(None, None), (48, 40)])
+def test_options_that_are_not_there_are_as_if_unset(widths: tuple[int | None, int | None]) -> None:
+    """A Namespace made by hand has few of them."""
+    sizes = {f"{side}_embed_dim": 32 for side in ("encoder", "decoder")}
+    given = sizes | {"num_kv_heads": 2, "decoder_layers": 1}
+    for side, width in zip(("encoder", "decoder"), widths, strict=True):
+        if width is not None:
+            given[f"{side}_ffn_embed_dim"] = width
+    few, all_options = Namespace(**given), GroupedQueryTransformerConfig(**given)
+    config.resolve(few)
+    config.resolve(all_options)
+    assert vars(few) == {name: getattr(all_options, name) for name in vars(few)}
+    assert config.nested(few) == config.nested(all_options)
+
+
 def test_every_option_of_fairseqs_search_and_task_is_known() -> None:
     kinds = (
         set(search_options.SUPPORTED),

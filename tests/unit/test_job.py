@@ -9,7 +9,6 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from data_prep_corpus import write_local_files
 from finished_stages import (
     CHECKSUM,
     HYPOTHESES,
@@ -21,7 +20,7 @@ from finished_stages import (
     finish_uptraining,
 )
 from hydra import compose, initialize_config_dir
-from suite_configs import ROOT, changed, compose_config
+from suite_configs import ROOT, changed, smoke_config
 
 from experiments.config import SuiteConfig, parse_config
 from experiments.errors import ExperimentError
@@ -38,15 +37,7 @@ from experiments.stages.job import run_job
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> SuiteConfig:
     """A job of real text, whose data is prepared once for all tests."""
-    folder = tmp_path_factory.mktemp("prepared")
-    spec = write_local_files(folder / "text")
-    sides = [f"{split}_{s}" for split in ("train", "dev", "test") for s in ("source", "target")]
-    config = compose_config(
-        "experiment=smoke",
-        "hardware.threads=1",
-        *(f"data.{side}={getattr(spec, side)}" for side in sides),
-        f"paths.data={folder}/data",
-    )
+    config = smoke_config(tmp_path_factory.mktemp("prepared"))
     finish_data(job_of(config))
     return config
 

@@ -4,9 +4,8 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from data_prep_corpus import write_local_files
 from finished_stages import finish_data, finish_evaluation, finish_training
-from suite_configs import changed, compose_config
+from suite_configs import changed, smoke_config
 
 from experiments.config import SuiteConfig
 from experiments.errors import ExperimentError
@@ -19,15 +18,8 @@ from experiments.stages.measuring import contender, measure_request
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> SuiteConfig:
     folder = tmp_path_factory.mktemp("outputs")
-    spec = write_local_files(folder / "text")
-    sides = [f"{split}_{s}" for split in ("train", "dev", "test") for s in ("source", "target")]
-    return compose_config(
-        "experiment=smoke",
-        "hardware.threads=1",
-        "measure.shapes=[[16,16],[32,8]]",
-        *(f"data.{side}={getattr(spec, side)}" for side in sides),
-        *(f"paths.{name}={folder}/{name}" for name in ("data", "stages", "runs")),
-    )
+    paths = [f"paths.{name}={folder}/{name}" for name in ("stages", "runs")]
+    return smoke_config(folder, "measure.shapes=[[16,16],[32,8]]", *paths)
 
 
 @pytest.fixture(scope="module")

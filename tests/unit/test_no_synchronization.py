@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 from gqa_fairseq.decoding.beams import BeamSearch, Chooser
 from gqa_fairseq.decoding.gpu.search import GpuSearch
 from gqa_fairseq.decoding.memory import BatchShape
-from gqa_fairseq.decoding.rules import Temperature, rules_of
+from gqa_fairseq.decoding.rules import OWN_OPTIONS, Temperature, rules_of
 from gqa_fairseq.decoding.top_k import top_k
 from tests.plugin_models import build, dictionary
 
@@ -72,8 +72,9 @@ def search_of(beam: int, dtype: torch.dtype = torch.float16, **options: Any) -> 
         min_len=1,
         token_indices_to_suppress=torch.tensor([7]),
         repeat_ngram_blocker=None,  # it looks at values, so this driver refuses it
+        **{option.name: option.default for option in OWN_OPTIONS},
     )
-    rules = rules_of(chosen, META, prefix=None)
+    rules = rules_of(chosen, torch.zeros(8, 12, device=META), prefix=None)
     assert len(rules) == 5  # one for each option
     chooser = Chooser(beam, VOCABULARY.eos(), Temperature(1.3), rules, BeamSearch())
     shape = BatchShape(rows=8, steps=64, source=16)

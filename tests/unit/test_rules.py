@@ -13,6 +13,7 @@ from torch import Tensor
 from gqa_fairseq.decoding.beams import BeamSearch, Chooser, DiverseGroups, Sampling
 from gqa_fairseq.decoding.gpu.search import GpuSearch
 from gqa_fairseq.decoding.rules import (
+    OWN_OPTIONS,
     Clock,
     Gnmt,
     LengthPower,
@@ -31,7 +32,7 @@ from gqa_fairseq.decoding.rules import (
 )
 
 PAD, EOS, UNK = 1, 2, 3
-CPU = torch.device("cpu")
+SOURCE = torch.tensor([[5, 6, 2]])
 LAST = 9
 ALL: dict[str, Rule] = {
     "padding": NeverPadding(PAD),
@@ -163,7 +164,7 @@ def options(**changes: Any) -> SimpleNamespace:
         "min_len": 0,
         "token_indices_to_suppress": None,
         "repeat_ngram_blocker": None,
-        "gnmt_alpha": None,
+        **{option.name: option.default for option in OWN_OPTIONS},
         "normalize_scores": True,
         "len_penalty": 1.0,
         "_prefix_tokens": None,
@@ -173,15 +174,15 @@ def options(**changes: Any) -> SimpleNamespace:
 
 def test_each_option_is_one_object() -> None:
     plain: list[Rule] = [NeverPadding(PAD), MaxLength(EOS)]
-    assert rules_of(options(), CPU, None) == plain
-    assert UnknownPenalty(UNK, 0.5) in rules_of(options(unk_penalty=0.5), CPU, None)
-    assert MinLength(EOS, 3) in rules_of(options(min_len=3), CPU, None)
-    suppressing = rules_of(options(token_indices_to_suppress=torch.tensor([4])), CPU, None)
+    assert rules_of(options(), SOURCE, None) == plain
+    assert UnknownPenalty(UNK, 0.5) in rules_of(options(unk_penalty=0.5), SOURCE, None)
+    assert MinLength(EOS, 3) in rules_of(options(min_len=3), SOURCE, None)
+    suppressing = rules_of(options(token_indices_to_suppress=torch.tensor([4])), SOURCE, None)
     assert [type(rule) for rule in suppressing] == [NeverPadding, MaxLength, Suppressed]
-    forcing = rules_of(options(min_len=3), CPU, torch.zeros(1, 1).long())
+    forcing = rules_of(options(min_len=3), SOURCE, torch.zeros(1, 1).long())
     assert [type(rule) for rule in forcing] == [NeverPadding, MaxLength, Prefix]
     blocker = SimpleNamespace(no_repeat_ngram_size=3)
-    assert rules_of(options(repeat_ngram_blocker=blocker), CPU, None) == [*plain, NoRepeat(3)]
+    assert rules_of(options(repeat_ngram_blocker=blocker), SOURCE, None) == [*plain, NoRepeat(3)]
     assert penalty_of(options()) == LengthPower(1.0)
     assert penalty_of(options(normalize_scores=False)) == NoPenalty()
     assert penalty_of(options(gnmt_alpha=0.6)) == Gnmt(0.6)

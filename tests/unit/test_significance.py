@@ -1,22 +1,15 @@
-"""Tests of quality: sacrebleu's p-values, honest intervals, and what is refused, kept and said."""
+"""Tests of quality: made of records once, kept, read, and refused in one line."""
 
 import json
 import lzma
 import math
-import random
-import subprocess
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
-import numpy as np
 import pytest
 import synthetic_records as synthetic
-from hypothesis import given
-from hypothesis import strategies as st
-from sacrebleu.significance import PairedTest
-from synthetic_records import comparison, metric_tests
+from synthetic_comparisons import pairs_of, texts
+from synthetic_records import comparison
 
 from experiments.errors import ExperimentError
 from experiments.metrics import METRICS, score_of, sentence_statistics
@@ -38,289 +31,14 @@ from experiments.records.significance import (
     read_comparison,
     write_comparison,
 )
-from experiments.report.comparisons import Pair, pairs
-from experiments.report.groups import Group, group_records
-from experiments.report.statistics import CHUNK, Floats, compare, holm, t_interval, t_quantile
-from experiments.report.verdicts import untested, verdict, verdict_tables
+from experiments.report.comparisons import pairs
+from experiments.report.groups import group_records
 from experiments.significance import Kept, compared, main, make_tests
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
-WORDS = ["das", "Haus", "ist", "grün", "und", "der", "Baum", ",", "die", "Datei", "neu"]
+
+
 replace = msgspec.structs.replace
-
-
-# What is computed
-
-
-def texts(lines: int = 60) -> tuple[list[str], list[str], list[str]]:
-    """References and two systems, the second a little worse."""
-    draw = random.Random(3)
-    references = [" ".join(draw.choices(WORDS, k=draw.randint(3, 15))) for _ in range(lines)]
-
-    def spoilt(share: float) -> list[str]:
-        return [
-            " ".join(w if draw.random() > share else draw.choice(WORDS) for w in line.split())
-            for line in references
-        ]
-
-    return references, spoilt(0.30), spoilt(0.36)
-
-
-def counts_of(metric: str, hypotheses: Sequence[str], references: Sequence[str]) -> Floats:
-    """One run, [1, lines, counts]."""
-    scorer = METRICS[metric].make("13a")
-    return np.array([sentence_statistics(scorer, hypotheses, references)], dtype=np.float64)
-
-
-def sacrebleus_score(metric: str, sums: Floats) -> Floats:
-    scorer = METRICS[metric].make("13a")
-    return np.array([score_of(scorer, [line]) for line in sums.tolist()])
-
-
-@pytest.mark.parametrize("metric", TESTED)
-def test_p_values_are_sacrebleus(metric: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Exactly: the draws are the same, over more than one chunk of them."""
-    monkeypatch.delenv("SACREBLEU_SEED", raising=False)
-    references, one, other = texts()
-    settings = Settings(resamples=CHUNK + 150)
-    seeds, _ = compare(
-        counts_of(metric, one, references),
-        counts_of(metric, other, references),
-        lambda sums: sacrebleus_score(metric, sums),
-        settings,
-        None,
-    )
-    expected = {}
-    for kind in ("bs", "ar"):
-        scorer = METRICS[metric].make("13a")
-        scorer._cache_references([references])
-        systems = [("one", one), ("other", other)]
-        test = PairedTest(
-            systems, {metric: scorer}, [references], kind, n_samples=settings.resamples
-        )
-        _, found = test()
-        (baseline, variant) = next(found[name] for name in found if name != "System")
-        expected[kind] = variant.p_value
-        difference = variant.score - baseline.score
-    assert (seeds[0].p_bootstrap, seeds[0].p_randomization) == (expected["bs"], expected["ar"])
-    assert seeds[0].difference == pytest.approx(difference, abs=1e-12)
-    assert 0.01 < seeds[0].p_randomization < 0.99  # not one that any test would give
-
-
-def test_sacrebleus_command_says_the_same(tmp_path: Path) -> None:
-    references, one, other = texts()
-    for name, lines in (("ref", references), ("one", one), ("other", other)):
-        (tmp_path / name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    shown = {}
-    for kind in ("bs", "ar"):
-        command = [sys.executable, "-m", "sacrebleu", "ref", "-i", "one", "other", "-m", "bleu"]
-        command += [f"--paired-{kind}", f"--paired-{kind}-n", "300", "--format", "json"]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-        shown[kind] = json.loads(done.stdout)[1]["BLEU"]["p_value"]
-    (tests,), _ = compare(
-        counts_of("bleu", one, references),
-        counts_of("bleu", other, references),
-        lambda sums: sacrebleus_score("bleu", sums),
-        Settings(resamples=300),
-        None,
-    )
-    assert shown == {"bs": tests.p_bootstrap, "ar": tests.p_randomization}
-
-
-def test_a_system_does_not_differ_from_itself() -> None:
-    """sacrebleu gives 1 / (resamples + 1) here."""
-    references, one, _ = texts(20)
-    counts = counts_of("bleu", one, references)
-    (tests,), together = compare(
-        counts, counts, lambda sums: sacrebleus_score("bleu", sums), Settings(resamples=50), 0.5
-    )
-    assert (tests.p_bootstrap, tests.p_randomization) == (1.0, 1.0)
-    assert (together.tost.low, together.tost.high, together.difference) == (0, 0, 0)
-    assert together.p_worse == 1 / 51
-
-
-@pytest.mark.parametrize("shape", [(1, 9, 3), (2, 10, 3), (1, 10, 4), (10, 3)])
-def test_sides_with_other_lines_are_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="the sides' counts have the shapes"):
-        compare(np.ones((1, 10, 3)), np.ones(shape), means, Settings(), None)
-    with pytest.raises(ValueError, match="the sides' counts have the shapes"):
-        compare(np.ones((1, 0, 3)), np.ones((1, 0, 3)), means, Settings(), None)
-
-
-def means(sums: Floats) -> Floats:
-    """A score that is a mean, whose truth is known: counts are a value and 1."""
-    return sums[:, 0] / sums[:, 1]
-
-
-def drawn_side(values: Floats) -> Floats:
-    return np.stack([values, np.ones_like(values)], axis=-1)
-
-
-def simulate(
-    seeds: int, of_seed: float, *, times: int, margin: float = 0.5, lines: int = 60
-) -> dict[str, float]:
-    """How often intervals hold the truth and tests cry wolf, where what is said is known.
-
-    The difference is `-margin` in truth, so that each non-inferiority shown is false; what lines
-    have in common has deviation 1, and a training's own deviation is `of_seed`. p-values are of
-    sides that do not differ.
-    """
-    rng = np.random.default_rng(11)
-    counted = dict.fromkeys(("covered", "seed covered", "wrongly shown", "bootstrap", "random"), 0)
-    for _ in range(times):
-        baseline = rng.normal(20, 3, (1, lines)) + rng.normal(0, 0.5, (seeds, lines))
-        own = rng.normal(0, 1, (1, lines)) + rng.normal(0, 0.5, (seeds, lines))
-        trained = rng.normal(0, of_seed, (seeds, 1))
-        settings = Settings(resamples=300, random_seed=int(rng.integers(2**31)))
-        sides = drawn_side(baseline), drawn_side(baseline + own + trained - margin)
-        of_seeds, together = compare(*sides, means, settings, margin)
-        interval = together.interval
-        counted["covered"] += interval.low <= -margin <= interval.high
-        interval = of_seeds[0].interval
-        counted["seed covered"] += interval.low <= trained[0, 0] - margin <= interval.high
-        counted["wrongly shown"] += together.tost.low > -margin
-        (alike,), _ = compare(
-            drawn_side(baseline[:1]), drawn_side(baseline[:1] + own[:1]), means, settings, None
-        )
-        counted["bootstrap"] += alike.p_bootstrap <= 0.05
-        counted["random"] += alike.p_randomization <= 0.05
-    return {what: count / times for what, count in counted.items()}
-
-
-def check_rates(found: dict[str, float], times: int, slack: float) -> None:
-    """Within what `times` tries tell apart (3.3 deviations, one chance in a thousand).
-
-    `slack` is what the method itself is off by: percentiles of some tens of lines are a little
-    narrow, and the standard error of few seeds counts what lines add twice.
-    """
-    chance = 3.3 * math.sqrt(0.05 * 0.95 / times)
-    assert found["covered"] >= 0.95 - chance - slack
-    assert found["seed covered"] == pytest.approx(0.95, abs=chance + slack)
-    assert found["wrongly shown"] <= 0.05 + chance + slack
-    assert found["random"] == pytest.approx(0.05, abs=chance)
-    # sacrebleu's own test: about twice as often as it says.
-    assert found["bootstrap"] == pytest.approx(0.10, abs=1.4 * chance + slack)
-
-
-@pytest.mark.parametrize(("seeds", "of_seed"), [(1, 0.0), (3, 1.0)])
-def test_intervals_hold_the_truth_and_alarms_are_rare(seeds: int, of_seed: float) -> None:
-    times = 150
-    check_rates(simulate(seeds, of_seed, times=times), times, slack=0.01)
-
-
-@pytest.mark.slow
-@pytest.mark.long
-@pytest.mark.parametrize(
-    ("seeds", "of_seed"), [(1, 0.0), (2, 1.0), (3, 0.0), (3, 0.1), (3, 1.0), (5, 0.1), (10, 1.0)]
-)
-def test_intervals_and_alarms_at_length(seeds: int, of_seed: float) -> None:
-    times = 2000
-    check_rates(simulate(seeds, of_seed, times=times), times, slack=0.01)
-
-
-@pytest.mark.slow
-@pytest.mark.long
-@pytest.mark.parametrize("metric", TESTED)
-def test_alarms_on_real_translations(metric: str) -> None:
-    """Each line's two translations change sides at random: then nothing differs in truth."""
-    records = {record.variant: record for record in read_records(RESULTS / "runs")}
-    (pair,) = (p for p in pairs_of(list(records.values()))[0] if p.variant.name == "mqa")
-    kept = Kept([RESULTS / "runs"])
-    one, other = (kept.counts(pair, records[name], metric)[:300] for name in ("mha", "mqa"))
-    rng = np.random.default_rng(4)
-    times, alarms, covered = 300, 0, 0
-    for _ in range(times):
-        mine = rng.integers(2, size=(len(one), 1))
-        sides = (mine * one + (1 - mine) * other)[None], (mine * other + (1 - mine) * one)[None]
-        settings = Settings(resamples=200, random_seed=int(rng.integers(2**31)))
-        (tests,), _ = compare(*sides, lambda sums: sacrebleus_score(metric, sums), settings, None)
-        alarms += tests.p_randomization <= 0.05
-        covered += tests.interval.low <= 0 <= tests.interval.high
-    chance = 3.3 * math.sqrt(0.05 * 0.95 / times)
-    assert alarms / times == pytest.approx(0.05, abs=chance)
-    assert covered / times == pytest.approx(0.95, abs=chance)
-
-
-@pytest.mark.parametrize(
-    ("level", "degrees", "expected"),
-    [
-        (0.95, 1, 12.7062),
-        (0.95, 2, 4.3027),
-        (0.90, 2, 2.9200),
-        (0.95, 3, 3.1824),
-        (0.90, 4, 2.1318),
-        (0.95, 9, 2.2622),
-        (0.99, 30, 2.7500),
-    ],
-)
-def test_students_t_is_the_printed_tables(level: float, degrees: int, expected: float) -> None:
-    assert t_quantile(level, degrees) == pytest.approx(expected, abs=5e-5)
-
-
-def test_an_interval_of_seeds_is_students() -> None:
-    found = t_interval([1.0, 2.0, 3.0], 0.95)
-    assert found is not None
-    assert found.low == pytest.approx(2 - 4.30265 / math.sqrt(3), abs=1e-4)
-    assert found.high == pytest.approx(2 + 4.30265 / math.sqrt(3), abs=1e-4)
-    assert t_interval([1.0], 0.95) is None
-
-
-def test_holm_by_hand() -> None:
-    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert holm([0.6, 0.7]) == [1.0, 1.0]
-    assert holm([]) == []
-
-
-@given(st.lists(st.floats(0, 1), max_size=8))
-def test_holm_keeps_order_and_lowers_nothing(p_values: list[float]) -> None:
-    adjusted = holm(p_values)
-    assert all(p <= a <= 1 for p, a in zip(p_values, adjusted, strict=True))
-    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
-    assert sorted(adjusted) == [adjusted[index] for index in order]
-
-
-# What is compared with what
-
-
-def pairs_of(records: list[Record]) -> list[list[Pair]]:
-    (group,) = group_records(records)
-    return pairs(group)
-
-
-def test_models_from_scratch_are_tested_against_mha_by_seed() -> None:
-    records = [synthetic.record(heads, seed) for heads in (8, 2, 1) for seed in (1, 2)]
-    records.append(synthetic.record(1, 3))  # which no multi-head run goes with
-    tables = pairs_of(records)
-    assert [table[0].title for table in tables] == ["test, greedy", "test, beam 4, fairseq alpha 1"]
-    for table in tables:
-        assert [(p.variant.name, p.baseline.name, p.seeds) for p in table] == [
-            ("gqa2", "mha", [1, 2]),
-            ("mqa", "mha", [1, 2]),
-        ]
-    pair = tables[1][1]
-    assert pair.sides.baseline == [pair.score(r).hypotheses_sha256 for r in records[:2]]
-    assert pair.sides.variant == [pair.score(r).hypotheses_sha256 for r in records[4:6]]
-    assert pair.score(records[4]).beam == 4
-
-
-def test_uptrained_models_are_tested_against_the_control() -> None:
-    records = [synthetic.record(8), synthetic.record(1)]
-    records += [
-        synthetic.record(8, uptrained=("identity", 0.1)),
-        synthetic.record(1, uptrained=("mean", 0.1)),
-        synthetic.record(1, uptrained=("mean", 0.05)),  # which no control goes with
-    ]
-    named = [[(p.variant.name, p.baseline.name) for p in table] for table in pairs_of(records)]
-    # Greedy and beam 4 of each; Holm's correction is over the variants of a table.
-    assert named == [[("mqa", "mha")]] * 2 + [[("mqa-ff768-mean-0.1", "mha-identity-0.1")]] * 2
-
-
-def test_without_a_baseline_nothing_is_tested() -> None:
-    assert pairs_of([synthetic.record(1), synthetic.record(2)]) == []
-    assert pairs_of([synthetic.record(8)]) == []
-
-
-# What is made of records
 
 
 def keep(folder: Path, heads: int, lines: list[str], references: list[str]) -> Record:
@@ -475,9 +193,6 @@ def test_the_command_refuses_in_one_line(
     assert capsys.readouterr().err.endswith("no such folder of records (run an experiment first)\n")
 
 
-# What is kept
-
-
 def a_comparison() -> Comparison:
     return comparison(pairs_of([synthetic.record(8), synthetic.record(1)])[0][0], -0.4, 0.2)
 
@@ -543,104 +258,6 @@ def test_tests_that_contradict_themselves_are_refused(
     assert message in str(caught.value)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-# What is said
-
-
-def group_with(ends: dict[str, tuple[float, float, float]], seeds: Sequence[int] = (1,)) -> Group:
-    """Variants by name with the 90 % interval of their difference and p_worse."""
-    heads = {"mha": 8, "gqa4": 4, "gqa2": 2, "mqa": 1}
-    records = [
-        synthetic.record(number, seed)
-        for name, number in heads.items()
-        if name == "mha" or name in ends
-        for seed in seeds
-    ]
-    found = {}
-    for table in pairs_of(records):
-        for pair in table:
-            if all(not math.isnan(end) for end in ends[pair.variant.name]):
-                tests = comparison(pair, *ends[pair.variant.name])
-                found[tests.key] = tests
-    (group,) = group_records(records, (), found)
-    return group
-
-
-def sentences(group: Group) -> list[str]:
-    return [note for note in verdict_tables(group)[0].notes if " against " in note]
-
-
-def test_no_worse_is_what_the_lower_bound_shows() -> None:
-    group = group_with({"gqa4": (-0.40, 0.20, 0.01), "gqa2": (-0.41, 0.7, 0.01)})
-    assert sentences(group) == [
-        "gqa4 against mha: BLEU -0.10 (-0.50 to +0.30), half-width 0.40; no worse than 0.5 BLEU "
-        "for this seed: shown; neither worse nor better by 0.5 BLEU: shown.",
-        "gqa2 against mha: BLEU +0.14 (-0.51 to +0.80), half-width 0.66; no worse than 0.5 BLEU "
-        "for this seed: shown; neither worse nor better by 0.5 BLEU: not shown.",
-    ]
-
-
-@pytest.mark.parametrize(("low", "smallest"), [(-0.5, "0.51"), (-0.501, "0.51"), (-1.2345, "1.24")])
-def test_what_is_not_shown_has_a_smallest_margin(low: float, smallest: str) -> None:
-    group = group_with({"mqa": (low, 0.2, 0.2)}, seeds=(1, 2, 3))
-    (said,) = sentences(group)
-    assert said.endswith(
-        "no worse than 0.5 BLEU: not shown; the smallest margin that this data can show is "
-        f"{smallest} BLEU."
-    )
-    assert float(smallest) > -low
-
-
-def test_what_holm_takes_back_is_said() -> None:
-    alone = group_with({"mqa": (-0.45, 0.1, 0.03)})
-    assert "shown; neither" in sentences(alone)[0]
-    of_two = group_with({"gqa2": (-0.45, 0.1, 0.04), "mqa": (-0.45, 0.1, 0.03)})
-    for said in sentences(of_two):
-        assert "shown by itself, but not with Holm's correction for 2 variants; neither" in said
-    with_a_sure_one = group_with({"gqa2": (-0.2, 0.1, 0.001), "mqa": (-0.45, 0.1, 0.03)})
-    assert "Holm" not in "".join(sentences(with_a_sure_one))
-
-
-def test_a_row_a_seed_and_one_for_all() -> None:
-    table = verdict_tables(group_with({"mqa": (-0.4, 0.2, 0.01)}, seeds=(1, 2)))[0]
-    rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
-    assert [row["seed"] for row in rows] == ["1", "2", "all 2"]
-    assert rows[0]["BLEU difference"] == "-0.10 (-0.50 to +0.30)"
-    assert rows[0]["BLEU p randomization"] == "0.0400 (0.0400)"
-    assert rows[2]["BLEU p randomization"] == "–"
-    # Synthetic losses differ by 0.004 a head whatever the seed.
-    assert rows[2]["dev nats/token difference"] == "+0.028 (+0.028 to +0.028)"
-    assert any("2 seeds are few" in note for note in table.notes)
-    assert any("Student's t over seeds" in note for note in table.notes)
-
-
-def test_p_values_are_adjusted_for_the_variants_of_the_table() -> None:
-    ends = dict.fromkeys(("gqa4", "gqa2", "mqa"), (-0.4, 0.2, 0.01))
-    table = verdict_tables(group_with(ends))[0]
-    rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
-    assert {row["chrF p bootstrap"] for row in rows} == {"0.0200 (0.0600)"}
-    assert {row["chrF p randomization"] for row in rows} == {"0.0400 (0.1200)"}
-
-
-def test_what_was_not_tested_says_so() -> None:
-    missing = (math.nan, math.nan, math.nan)
-    table = verdict_tables(group_with({"gqa2": (-0.4, 0.2, 0.01), "mqa": missing}))[0]
-    assert table.rows[1][:3] == ["mqa", "mha", "1"]
-    assert set(table.rows[1][3:]) == {"not tested"}
-    nothing = group_with({"mqa": missing})
-    assert verdict_tables(nothing) == []
-    assert "python -m experiments.significance" in (untested(nothing) or "")
-    assert untested(group_with({})) is None  # nothing to test
-
-
-def test_a_verdict_needs_a_margin() -> None:
-    pair = pairs_of([synthetic.record(8), synthetic.record(1)])[0][0]
-    with pytest.raises(AssertionError):
-        verdict(pair, metric_tests("chrf", -0.1, 0.1), 0.01, 1)
-
-
-# What is committed
 
 
 def test_committed_tests_are_of_the_committed_translations() -> None:

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from data_prep_corpus import write_local_files
 from finished_stages import CHECKSUM, finish_data
-from suite_configs import compose_config
+from suite_configs import changed, smoke_config
 
+from experiments.config import SuiteConfig
 from experiments.errors import ExperimentError
 from experiments.records.record import Diverged
 from experiments.stages.folders import DataFolder, Done, ModelFolder, Trained, TrainResult
@@ -28,24 +28,16 @@ LINE = (
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Overrides of a job of 12 updates whose data is prepared."""
-    folder = tmp_path_factory.mktemp("prepared")
-    spec = write_local_files(folder / "text")
-    sides = [f"{split}_{s}" for split in ("train", "dev", "test") for s in ("source", "target")]
-    overrides = [
-        "experiment=smoke",
-        "hardware.threads=1",
-        *(f"data.{side}={getattr(spec, side)}" for side in sides),
-        f"paths.data={folder}/data",
-    ]
-    finish_data(job_of(compose_config(*overrides)))
-    return overrides
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> SuiteConfig:
+    """A job of 12 updates whose data is prepared."""
+    config = smoke_config(tmp_path_factory.mktemp("prepared"))
+    finish_data(job_of(config))
+    return config
 
 
 @pytest.fixture
-def job(prepared: list[str], tmp_path: Path) -> Job:
-    return job_of(compose_config(*prepared, f"paths.stages={tmp_path}/stages"))
+def job(prepared: SuiteConfig, tmp_path: Path) -> Job:
+    return job_of(changed(prepared, {"paths.stages": f"{tmp_path}/stages"}))
 
 
 @pytest.fixture

@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from data_prep_corpus import write_local_files
 from finished_stages import CHECKSUM, finish_data
-from suite_configs import changed, compose_config
+from suite_configs import changed, smoke_config
 
 from experiments.config import SuiteConfig
 from experiments.errors import ExperimentError
@@ -40,18 +39,12 @@ PARENT_UPDATES = 12
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> SuiteConfig:
     """A job whose data is prepared, with points after 3 and after 6 of 12 updates more."""
-    folder = tmp_path_factory.mktemp("prepared")
-    spec = write_local_files(folder / "text")
-    sides = [f"{split}_{s}" for split in ("train", "dev", "test") for s in ("source", "target")]
-    config = compose_config(
-        "experiment=smoke",
+    config = smoke_config(
+        tmp_path_factory.mktemp("prepared"),
         "uptrain=converted",
         "attention=mqa",
         "uptrain.points=[0.25,0.5]",
         "uptrain.alpha=0.5",
-        "hardware.threads=1",
-        *(f"data.{side}={getattr(spec, side)}" for side in sides),
-        f"paths.data={folder}/data",
     )
     finish_data(job_of(config))
     return config

@@ -4,10 +4,11 @@ from experiments.report.exhibits.alpha import alpha
 from experiments.report.exhibits.conversion import conversion
 from experiments.report.exhibits.exhibit import Exhibit
 from experiments.report.exhibits.kv_heads import kv_heads
+from experiments.report.exhibits.predicted import predicted
 from experiments.report.exhibits.stability import stability
 from experiments.report.groups import Group
 
-MAKERS = (conversion, alpha, kv_heads, stability)
+MAKERS = (kv_heads, predicted, conversion, alpha, stability)
 
 
 def group_exhibits(group: Group) -> list[Exhibit]:

@@ -78,7 +78,8 @@ def _table(group: Group, found: Sequence[Converted], measures: Sequence[Quality]
         *notes_on(group, found),
     ]
     title = "Share of updates against quality (Ainslie et al. 2023, figure 5)"
-    return Table(title, columns, rows, notes)
+    sources = [row.source for each in found for row in each.by_alpha.values()]
+    return Table(title, columns, rows, notes, sources)
 
 
 def _updates(row: Row) -> str:

@@ -52,23 +52,26 @@ def _table(
 ) -> Table:
     columns = ["variant", *SIZE_COLUMNS, "conversion"]
     columns += [f"{q.heading}, alpha {alpha:g}" for q in measures for alpha in alphas]
-    rows = []
+    rows, sources = [], []
     for each in found:
         cells = [each.architecture.name, *size_cells(each.architecture), each.method]
+        made = [next(iter(each.by_alpha.values())).source] * len(cells)
         for quality in measures:
             for alpha in alphas:
                 row = each.by_alpha.get(alpha)
                 cells.append(
                     number(row.estimate(quality.value), quality.digits) if row else NOT_RUN
                 )
+                made.append(row.source if row else "")
         rows.append(cells)
+        sources.append(made)
     notes = [
         f"Alpha is the share of the parent's updates that the converted model was trained on; "
         f"{CONTROL} merges no heads and is trained on alike.",
         *notes_on(group, found),
     ]
     title = "Conversion method against quality (Ainslie et al. 2023, figure 4)"
-    return Table(title, columns, rows, notes)
+    return Table(title, columns, rows, notes, sources)
 
 
 def _draw(

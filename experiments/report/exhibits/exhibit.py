@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from experiments.records.checked import median_us_per_token
 from experiments.records.measurement import Samples
 from experiments.report.cells import Table
-from experiments.report.drawing import picture
+from experiments.report.drawing import Drawn, draw_picture
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,9 +32,13 @@ class Exhibit:
     size_inches: tuple[float, float]
     draw: Callable[[Figure], None]
 
+    def drawn(self) -> Drawn:
+        """The same records give the same bytes."""
+        return draw_picture(self.draw, self.size_inches)
+
     def picture(self) -> bytes:
-        """PNG; the same records give the same bytes."""
-        return picture(self.draw, self.size_inches)
+        """The picture as PNG."""
+        return self.drawn().png
 
 
 def few(seeds: int) -> str:

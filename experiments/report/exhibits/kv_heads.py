@@ -115,7 +115,8 @@ def _table(
         *timing_notes(group, [timing for _, timing in timed]),
     ]
     title = "Key/value heads against time (Ainslie et al. 2023, figure 6)"
-    return Table(title, columns, rows, notes)
+    by_name = {row.architecture.name: row.source for row in reversed(group.rows)}
+    return Table(title, columns, rows, notes, [by_name[cells[0]] for cells in rows])
 
 
 def samples_of(group: Group, timing: Timing, own: Architecture) -> Samples | None:

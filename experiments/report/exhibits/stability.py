@@ -16,7 +16,7 @@ from experiments.records.spikes import DEVIATIONS, WINDOW, judged_points, loss_s
 from experiments.report.cells import NOT_APPLICABLE, NOT_RECORDED, Table, number
 from experiments.report.drawing import say_empty, style
 from experiments.report.exhibits.exhibit import Exhibit, few
-from experiments.report.groups import Estimate, Group
+from experiments.report.groups import Estimate, Group, source_of
 from experiments.report.made_by import made_by
 
 if TYPE_CHECKING:
@@ -106,7 +106,8 @@ def _table(found: Sequence[Trainings]) -> Table:
         "the cell is mean ± standard deviation.",
         *made_by(records),
     ]
-    return Table("Training stability", columns, rows, notes)
+    sources = [source_of(each.records[0]) for each in found]
+    return Table("Training stability", columns, rows, notes, sources)
 
 
 def _diverged(each: Trainings) -> str:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from experiments.records.measurement import Samples, Timing, search_label, speed_up
+from experiments.report.answers import scale
 from experiments.report.cells import (
     NOT_MEASURED,
     SIZE_COLUMNS,
@@ -65,7 +66,7 @@ class Search:
 
 
 def trade_offs(groups: Sequence[Group]) -> list[Exhibit]:
-    """One for all groups that differ in their models alone and were measured together.
+    """One for all groups of a scale that differ in their models alone and were measured together.
 
     None where there is one model and nothing was uptrained: the plot of its group shows that.
     """
@@ -73,7 +74,8 @@ def trade_offs(groups: Sequence[Group]) -> list[Exhibit]:
     for group in groups:
         if group.measurement is not None:
             config = {k: v for k, v in shared_config(group.first).items() if k != "model"}
-            key = msgspec.json.encode((group.first.data.checksum, config), order="deterministic")
+            alike = (scale(group), group.first.data.checksum, config)
+            key = msgspec.json.encode(alike, order="deterministic")
             together.setdefault((key, id(group.measurement)), []).append(group)
     found: list[Exhibit] = []
     for members in together.values():
@@ -168,7 +170,8 @@ def _table(groups: Sequence[Group], searched: Sequence[Search]) -> Table:
         *metric_notes(groups[0], split),
         *made_by([record for row in made.values() for record in row.records]),
     ]
-    return Table("Quality against time (Ainslie et al. 2023, figure 3)", columns, rows, notes)
+    title = "Quality against time (Ainslie et al. 2023, figure 3)"
+    return Table(title, columns, rows, notes, [row.source for row in made.values()])
 
 
 def _draw(figure: Figure, groups: Sequence[Group], searched: Sequence[Search]) -> None:

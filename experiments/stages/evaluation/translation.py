@@ -55,7 +55,7 @@ def make_search(
     beam: int,
     penalty: LengthPenalty,
 ) -> SequenceGenerator:
-    """The engine's search with the config's limits and this beam and length penalty."""
+    """The engine's search with the config's limits and options, this beam and length penalty."""
     option = {"fairseq": "len_penalty", "gnmt": "gnmt_alpha"}[penalty]
     return GENERATORS[decode.engine](
         [model],
@@ -64,6 +64,7 @@ def make_search(
         **{option: decode.length_alpha},
         max_len_a=decode.max_len_a,
         max_len_b=decode.max_len_b,
+        **decode.search_options,
     )
 
 
@@ -73,11 +74,17 @@ def translate_batches(
     dataset: LanguagePairDataset,
     batch_sentences: int,
 ) -> Iterator[dict[int, Hypotheses]]:
-    """Hypotheses of every sentence by its index in the dataset, a batch at a time."""
+    """Hypotheses of every sentence by its index in the dataset, a batch at a time.
+
+    Raises ExperimentError, one line, where the search refuses a batch.
+    """
     device = next(model.parameters()).device
     for batch in batches(dataset, batch_sentences):
         batch = utils.move_to_cuda(batch) if device.type == "cuda" else batch
-        found = search.generate([model], batch)
+        try:
+            found = search.generate([model], batch)
+        except ValueError as error:
+            raise ExperimentError(str(error)) from error
         yield dict(zip(batch["id"].tolist(), found, strict=True))
 
 

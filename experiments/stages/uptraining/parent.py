@@ -9,7 +9,7 @@ import hashlib
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +77,8 @@ class ParentFile(msgspec.Struct, frozen=True, kw_only=True):
         Raises ExperimentError when it makes none.
         """
         attention, parent = config.attention, self.architecture
-        unset = {"num_heads": None, "head_dim": None, "window": None}
-        other = [name for name in unset if getattr(attention, name) is not None]
+        kept = [f.name for f in fields(Variant) if f.default is None and f.name != "num_kv_heads"]
+        other = [name for name in kept if getattr(attention, name) is not None]
         if other:
             raise ExperimentError(
                 f"attention.{other[0]}={getattr(attention, other[0])}: a converted model keeps its "

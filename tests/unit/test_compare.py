@@ -1,0 +1,203 @@
+"""`experiments.compare`: what is asked for, and what it says of the committed records."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+import synthetic_records as synthetic
+
+from experiments import compare
+from experiments.records.record import Record, read_record, write_record
+from experiments.records.significance import Settings
+from experiments.report.archive import Archive, read_archive
+from experiments.report.differences import (
+    apart,
+    config_table,
+    score_tables,
+    speed_table,
+)
+from experiments.report.testing import Kept
+
+ROOT = Path(__file__).resolve().parents[2]
+QUICKSTART = ROOT / "results" / "runs" / "quickstart"
+replace = msgspec.structs.replace
+
+
+@pytest.fixture(scope="module")
+def archive() -> Archive:
+    return read_archive([QUICKSTART])
+
+
+def saved(folder: Path, *records: Record) -> Archive:
+    for place, record in enumerate(records):
+        write_record(folder / f"job{place}" / "record.json", record)
+    return read_archive([folder])
+
+
+def test_a_folder_is_a_side_a_variant_with_the_most_heads_first(archive: Archive) -> None:
+    sides = compare.sides_of(archive, [str(QUICKSTART)])
+    assert [(side.letter, side.label) for side in sides] == [
+        ("A", "quickstart/mha, seed 1"),
+        ("B", "quickstart/gqa2, seed 1"),
+        ("C", "quickstart/mqa, seed 1"),
+    ]
+
+
+def test_jobs_and_filters_come_in_their_order(archive: Archive) -> None:
+    (job,) = QUICKSTART.glob("mqa-*")
+    sides = compare.sides_of(archive, [str(job / "record.json"), "variant=mha,seed=1"])
+    assert [side.row.name for side in sides] == ["mqa", "mha"]
+    sides = compare.sides_of(archive, ["attention.num_kv_heads=2", "attention.num_kv_heads=8"])
+    assert [side.row.name for side in sides] == ["gqa2", "mha"]
+
+
+def test_seeds_of_a_variant_are_one_side_and_the_newest_record_of_a_seed_counts(
+    tmp_path: Path,
+) -> None:
+    records = [synthetic.record(heads, seed) for heads in (8, 1) for seed in (2, 1)]
+    again = records[0]
+    started = again.job.started_utc.replace(year=2027)
+    again = replace(again, job=replace(again.job, id=synthetic.sha256("x"), started_utc=started))
+    found = saved(tmp_path, *records, again, synthetic.record(1, 3, diverged_after=9))
+    mha, mqa = compare.sides_of(found, [str(tmp_path)])
+    assert [record.seed for record in mha.records] == [1, 2]
+    assert mha.records[1] == again
+    assert [record.seed for record in mqa.records] == [1, 2]  # a diverged one has no scores
+
+
+def test_the_config_that_differs_is_shown_and_no_other(archive: Archive) -> None:
+    sides = compare.sides_of(archive, [str(QUICKSTART)])
+    table = config_table(sides)
+    assert table.rows == [
+        ["variant", "mha", "gqa2", "mqa"],
+        ["d_ff enc / dec", "768 / 768", "984 / 984", "1020 / 1020"],
+        ["attention.num_kv_heads", "8", "2", "1"],
+    ]
+    assert table.notes == []
+
+
+def test_other_code_is_named(tmp_path: Path) -> None:
+    made = synthetic.provenance()
+    other = replace(made, versions=made.versions | {"torch": "2.11.0"})
+    records = [synthetic.record(8), synthetic.made_by(synthetic.record(1), other)]
+    (note,) = config_table(compare.sides_of(saved(tmp_path, *records), [str(tmp_path)])).notes
+    assert note.startswith("Made by different versions: ")
+
+
+def test_scores_have_the_tests_that_are_there_and_others_are_made(archive: Archive) -> None:
+    sides = compare.sides_of(archive, ["variant=mha", "variant=mqa"])
+    tables = list(score_tables(sides, archive, Kept([QUICKSTART]), Settings()))
+    assert [table.title for table in tables] == [
+        "Dev loss",
+        "Scores on test, greedy",
+        "Scores on test, beam 4",
+        "Scores on dev, greedy",
+    ]
+    assert [row[1] for row in tables[0].rows] == ["3.427", "3.458"]
+    mha, mqa = tables[2].rows
+    assert mha == ["A", "8.4", "29.0", "–", "–", "–", "–"]
+    assert mqa[:3] == ["B", "7.7", "28.9"]
+    assert mqa[3:] == ["-0.69 (-1.40 to +0.02)", "0.0579", "-0.09 (-0.83 to +0.65)", "0.8061"]
+    quick = Settings(resamples=20)
+    assert quick.resamples != Settings().resamples
+    made = list(score_tables(sides, archive, Kept([QUICKSTART]), quick))[2].rows[1]
+    assert made[3].startswith("-0.69 (")
+    assert 1 / 21 <= float(made[4]) <= 1
+
+
+def test_what_cannot_be_tested_says_why(tmp_path: Path) -> None:
+    records = [synthetic.record(8), synthetic.record(1)]
+    found = saved(tmp_path, *records)
+    sides = compare.sides_of(found, [str(tmp_path)])
+    *_, table = score_tables(sides, found, Kept([tmp_path]), Settings())
+    assert table.rows[1][3:] == ["not tested"] * 4
+    assert "are not beside the records" in table.notes[0]
+    other = replace(records[1], data=replace(records[1].data, checksum=synthetic.sha256("other")))
+    write_record(tmp_path / "job1" / "record.json", other)
+    found = read_archive([tmp_path])
+    sides = compare.sides_of(found, [str(tmp_path)])
+    *_, table = score_tables(sides, found, Kept([tmp_path]), Settings())
+    assert table.notes[0] == "B: not tested: they were trained on other data."
+    (line,) = apart(sides, found, [], 20)
+    assert line.endswith("its translations are not kept, or of other data")
+
+
+def test_speed_is_of_one_measurement(archive: Archive, tmp_path: Path) -> None:
+    table = speed_table(compare.sides_of(archive, [str(QUICKSTART)]), archive)
+    assert table.columns == ["workload", "A: µs/token", "B: µs/token", "C: µs/token"]
+    assert len(table.rows) == 4
+    assert table.rows[0][1:] == ["67.5", "51.9, 1.28x (1.02-1.81)", "58.1, 1.21x (1.13-1.57)"]
+    unmeasured = saved(tmp_path, synthetic.record(8), synthetic.record(1))
+    table = speed_table(compare.sides_of(unmeasured, [str(tmp_path)]), unmeasured)
+    assert table.rows == [["any", "not measured", "not measured"]]
+
+
+def test_the_lines_that_differ_most_come_with_their_source(archive: Archive) -> None:
+    sides = compare.sides_of(archive, ["variant=mha", "variant=mqa"])
+    shown = list(apart(sides, archive, [], 20))
+    starts = [line for line in shown if line.startswith("\nline ")]
+    assert len(starts) == len(set(starts)) == 20
+    scores = [float(found[1]) for line in shown if (found := re.match(r"  [AB] +([\d.]+)", line))]
+    spread = [abs(a - b) for a, b in zip(scores[::2], scores[1::2], strict=True)]
+    assert len(spread) == 20
+    assert spread == pytest.approx(sorted(spread, reverse=True), abs=0.11)  # shown with a digit
+    assert sum(line.startswith("  source ") for line in shown) == 20
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["absent"], "absent: no such folder, and no filter such as variant=mqa"),
+        (["variant="], "variant=: no such folder, and no filter such as variant=mqa"),
+        (["variant=zzz"], "variant=zzz: no record that can be read (--records DIR says where"),
+        (["variant=mha"], "variant=mha: 1 variant with a finished job: two are compared"),
+        (["colour=red"], "colour=red: no record has a colour (variant, seed, experiment, or a key"),
+        ([str(ROOT / "docs")], "no record that can be read (give the folder of a job"),
+    ],
+)
+def test_bad_arguments_are_one_line(
+    given: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert compare.main([*given, "--records", str(QUICKSTART)]) == 2
+    shown = capsys.readouterr()
+    assert shown.err.startswith("error: ")
+    assert message in shown.err
+    assert shown.err.count("\n") == 1
+    assert shown.out == ""
+
+
+def test_a_bad_record_is_named_and_the_others_are_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(QUICKSTART, tmp_path / "runs" / "quickstart")
+    (bad,) = (tmp_path / "runs").rglob("gqa2-*/record.json")
+    bad.write_text("{", encoding="utf-8")
+    tests = str(ROOT / "results" / "tests")
+    folder = str(tmp_path / "runs" / "quickstart")
+    assert compare.main([folder, "--tests", tests, "--lines", "1"]) == 2
+    shown = capsys.readouterr()
+    assert shown.err.startswith(f"error: left out: {bad}: not JSON")
+    assert shown.err.count("\n") == 1
+    assert "B: quickstart/mqa, seed 1" in shown.out
+    assert "-0.69 (-1.40 to +0.02)" in shown.out
+
+
+def test_the_help_comes_without_torch_and_drawing() -> None:
+    code = (
+        "import sys, experiments.compare\n"
+        "print({'torch', 'fairseq', 'wandb', 'matplotlib', 'sacrebleu'} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "set()"
+
+
+def test_records_are_read_from_the_committed_files(archive: Archive) -> None:
+    for path, record in archive.records.items():
+        assert read_record(path) == record
+        assert archive.path_of(record) == path

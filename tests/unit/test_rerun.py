@@ -1,0 +1,170 @@
+"""`experiments.rerun`: which job a record's is, and what is said of its numbers.
+
+Stages are finished ones that lie in their folders; tests/integration/test_smoke.py trains.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+import synthetic_records as synthetic
+
+from experiments import rerun
+from experiments.errors import ExperimentError
+from experiments.records.record import Record, read_record, write_record
+from experiments.rerun import DIFFERENT, Number, job_again, numbers, report, speeds
+from experiments.stages.folders import JobFolder, Outcome
+from experiments.stages.graph import Job, job_of
+
+ROOT = Path(__file__).resolve().parents[2]
+QUICKSTART = ROOT / "results" / "runs" / "quickstart"
+replace = msgspec.structs.replace
+
+
+def committed(variant: str) -> Record:
+    (path,) = QUICKSTART.glob(f"{variant}-*/record.json")
+    return read_record(path)
+
+
+@pytest.mark.parametrize("variant", ["mha", "gqa2", "mqa"])
+def test_a_committed_record_names_its_own_job(variant: str, tmp_path: Path) -> None:
+    """In other folders, with the threads that it had, and without what it was asked beside."""
+    record = committed(variant)
+    config = job_again(record, tmp_path)
+    assert job_of(config).id == record.job.id
+    assert config.paths.runs == str(tmp_path / "runs")
+    assert config.paths.data == record.config["paths"]["data"]
+    assert config.hardware.threads == record.stages[-1].provenance.threads == 2
+    assert config.tracking.mode == "none"
+
+
+def test_a_config_of_other_code_is_one_line(tmp_path: Path) -> None:
+    record = committed("mha")
+    config = record.config | {"train": record.config["train"] | {"colour": "red"}}
+    with pytest.raises(ExperimentError, match="colour"):
+        job_again(replace(record, config=config), tmp_path)
+
+
+def test_numbers_that_are_the_same_and_how_far_others_are() -> None:
+    then = synthetic.record(1)
+    assert all(each.verdict == "the same" for each in numbers(then, then))
+    assert len(list(numbers(then, then))) == 3 + 6
+    evaluation = synthetic.finished(then).evaluation
+    scores = [
+        replace(s, value=s.value + 0.5) if s.metric == "chrf" else s for s in evaluation.scores
+    ]
+    now = synthetic.with_evaluation(then, scores=scores)
+    differing = {each.name: each.verdict for each in numbers(then, now) if each.then != each.now}
+    assert differing == {"test chrF greedy": "+0.5", "test chrF beam4": "+0.5"}
+    assert Number("x", 1.0, None, 3).verdict == "not on both sides"
+
+
+def test_the_report_says_what_may_explain_a_difference(capsys: pytest.CaptureFixture[str]) -> None:
+    then = synthetic.record(1)
+    assert report(then, then)
+    assert (
+        "9 of 9 numbers are the same, and 2 of 2 files of translations" in capsys.readouterr().out
+    )
+    made = synthetic.provenance("Other CPU")
+    made = replace(made, versions=made.versions | {"torch": "2.11.0"})
+    now = synthetic.made_by(synthetic.with_evaluation(then, dev_target_tokens=1), made)
+    assert report(then, now)  # the number of tokens is no result
+    diverged = synthetic.record(1, diverged_after=100)
+    diverged = synthetic.made_by(diverged, made)
+    assert not report(then, diverged)
+    shown = capsys.readouterr().out
+    assert "training finished, now diverged after update 100" in shown
+    assert "made with torch 2.13.0, now 2.11.0" in shown
+    assert "made on Synthetic CPU, now Other CPU" in shown
+    assert "not on both sides" in shown
+
+
+def test_speed_ups_are_set_against_each_other() -> None:
+    records = [synthetic.record(heads) for heads in (8, 1)]
+    measurement = synthetic.measurement(records)
+    lines = list(speeds(measurement, measurement))
+    assert len(lines) == 4
+    assert lines[0] == (
+        "mqa, greedy, batch 64: 128 source and 128 target tokens: 2.16x (2.16-2.17), now 2.16x "
+        "(2.16-2.17): the intervals meet"
+    )
+    slower = [
+        replace(
+            timing,
+            samples=[
+                replace(s, total_s=[2 * t for t in s.total_s], encoder_s=s.encoder_s)
+                if s.contender.architecture.num_kv_heads == 1 and s.encoder_s
+                else s
+                for s in timing.samples
+            ],
+        )
+        for timing in measurement.timings
+    ]
+    other = list(speeds(measurement, replace(measurement, timings=slower)))
+    assert other[0].endswith("the intervals do not meet")
+
+
+@pytest.fixture
+def run_again(monkeypatch: pytest.MonkeyPatch) -> dict[str, Record]:
+    """What each job is to come out as, by its id, in place of its training."""
+    results: dict[str, Record] = {}
+
+    def run(job: Job) -> Outcome:
+        if job.id not in results:
+            return Outcome(job=job.name, status="failed", message="no memory")
+        write_record(JobFolder(job.folder).record_path, results[job.id])
+        return Outcome(job=job.name, status="done")
+
+    monkeypatch.setattr(rerun, "run_job", run)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    return results
+
+
+def test_the_command_says_whether_all_numbers_agree(
+    run_again: dict[str, Record], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = committed("mqa")
+    (folder,) = QUICKSTART.glob("mqa-*")
+    run_again[record.job.id] = record
+    arguments = [str(folder), "--outputs", str(tmp_path / "again")]
+    assert rerun.main(arguments) == 0
+    assert "numbers are the same" in capsys.readouterr().out
+    assert list((tmp_path / "again" / "runs").rglob("record.json"))
+    scores = synthetic.finished(record).evaluation.scores
+    moved = [replace(scores[0], value=scores[0].value + 1), *scores[1:]]
+    run_again[record.job.id] = synthetic.with_evaluation(record, scores=moved)
+    assert rerun.main([str(folder / "record.json"), *arguments[1:]]) == DIFFERENT
+    assert " +1" in capsys.readouterr().out
+    # The first record, for all that is done to it, is as it was.
+    assert committed("mqa") == record
+
+
+def test_a_job_that_fails_and_bad_arguments_are_one_line(
+    run_again: dict[str, Record], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder,) = QUICKSTART.glob("mqa-*")
+    out = ["--outputs", str(tmp_path)]
+    for given, message in (
+        ([str(folder)], "no memory"),
+        ([str(tmp_path / "absent")], "absent: cannot be read"),
+        ([str(folder), str(folder)], "two of the records are of one job: give each job once"),
+        ([], "the following arguments are required: RECORD"),
+    ):
+        assert rerun.main([*given, *out]) == 2
+        shown = capsys.readouterr()
+        assert shown.err.startswith("error: ")
+        assert message in shown.err
+        assert shown.err.count("\n") == 1
+
+
+def test_the_help_comes_without_torch() -> None:
+    code = (
+        "import sys, experiments.rerun\n"
+        "print({'torch', 'fairseq', 'wandb', 'matplotlib'} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "set()"
