@@ -202,7 +202,7 @@ def lead(group: Group) -> str | None:
     kind = headline_kind(group, split, beam) if split else None
     if split and kind and (found := row.estimate(score_value(split, kind))):
         parts.append(
-            f"{found.mean:.{kind.metric.digits}f} {kind.metric.label} on {split} with "
+            f"has {found.mean:.{kind.metric.digits}f} {kind.metric.label} on {split} with "
             f"{search_label(beam)}"
         )
     timing = headline_timing(group, beam)
@@ -211,12 +211,12 @@ def lead(group: Group) -> str | None:
     if us is not None:
         batch, source, target = timed_shapes(group)[0]
         parts.append(
-            f"{us:,.1f} µs of the decoder a token (batch {batch}, {source} source and {target} "
-            "target tokens)"
+            f"takes {us:,.1f} µs in the decoder for a token (batch {batch}, {source} source and "
+            f"{target} target tokens)"
         )
     heads = row.architecture.num_kv_heads
-    has = " and ".join(parts)
-    return f"{row.name}, with {heads} key/value heads, has {has}." if parts else None
+    said = " and ".join(parts)
+    return f"{row.name}, with {heads} key/value heads, {said}." if parts else None
 
 
 def trained_longest(table: Sequence[Pair]) -> list[Pair]:

@@ -94,12 +94,14 @@ def document(
 
 
 def group_heading(group: Group) -> str:
-    """Data and model in a line."""
+    """Data and model in a line, and the options of the search where there are any."""
     record = group.first
     model = record.architecture
+    options = record.config["decode"].get("options", {})
     return (
         f"{record.data.name}: {model.encoder_layers} + {model.decoder_layers} layers, d_model "
         f"{model.d_model}, {record.config['model']['num_heads']} heads"
+        + "".join(f", {name} {value}" for name, value in options.items())
     )
 
 

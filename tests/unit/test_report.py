@@ -24,6 +24,7 @@ from experiments.records.parts import Hardware
 from experiments.records.record import Record, write_record
 from experiments.report.__main__ import main
 from experiments.report.cells import Table
+from experiments.report.document import group_heading
 from experiments.report.groups import Group, Row, group_records
 from experiments.report.made_by import made_by
 from experiments.report.plots import bleu_latency, group_plots, raw_latency, training_curves
@@ -257,6 +258,13 @@ def test_what_cannot_be_compared_stands_apart(change: Callable[[Record], Record]
     records = [synthetic.record(8), change(synthetic.record(1))]
     groups = group_records(records)
     assert [[row.name for row in group.rows] for group in groups] == [["mha"], ["mqa"]]
+
+
+def test_a_heading_names_the_options_of_a_search() -> None:
+    options = {"no_repeat_ngram_size": 3}
+    records = [synthetic.record(8), other_config("decode", options=options)(synthetic.record(8))]
+    plain, told = (group_heading(group) for group in group_records(records))
+    assert told == f"{plain}, no_repeat_ngram_size 3"
 
 
 MADE = synthetic.provenance()

@@ -1,6 +1,6 @@
 """`experiments.rerun`: which job a record's is, and what is said of its numbers.
 
-Stages are finished ones that lie in their folders; tests/integration/test_smoke.py trains.
+Stages are finished ones that lie in their folders; tests/integration/test_rerun.py trains.
 """
 
 import subprocess
