@@ -121,7 +121,8 @@ def _record(
         ),
         config=msgspec.json.decode(msgspec.json.encode(config)),
         commands={
-            stage.name: command_of(stage, job)
+            # The interpreter's path is this machine's, and says nothing to another.
+            stage.name: ["python" if w == sys.executable else w for w in command_of(stage, job)]
             for stage in job.stages
             if stage.name in WORK and stage.key in [info.key for info in infos]
         },

@@ -124,6 +124,7 @@ def test_an_uptrained_model_has_a_record_that_says_so(
     ]
     assert [stage.name for stage in record.stages] == names
     assert set(record.commands) == set(names[:-1])
+    assert record.commands["convert"][:2] == ["python", "-m"]  # whose interpreter is no matter
     at = next((point for point in more.points if point.alpha == alpha), None) if more else None
     assert record.training == (at.training if at else None)
     checkpoint = f"uptrained_{updates}.pt" if alpha else "converted.pt"
