@@ -1,0 +1,30 @@
+"""The README's tables of results say what the committed records say."""
+
+import re
+from collections import defaultdict
+from pathlib import Path
+from statistics import mean
+
+from experiments.records.record import Finished, read_records
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_the_table_of_uptraining_has_the_means_of_the_records() -> None:
+    losses = defaultdict(list)
+    for record in read_records(ROOT / "results/runs/uptrain"):
+        made = record.uptraining
+        assert made is not None
+        assert isinstance(record.result, Finished)
+        heads = record.architecture.num_kv_heads
+        found = record.result.evaluation.dev_nll_nats_per_token
+        losses[made.method, heads, made.alpha].append(found)
+    assert {len(seeds) for seeds in losses.values()} == {3}
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    methods = "random|first|mean|svd-product|identity"
+    rows = re.findall(rf"^\| ({methods})(?: \(MHA\))? \| (\d.*?)[| ]*\|$", text, re.MULTILINE)
+    assert [method for method, _ in rows] == methods.split("|")
+    for method, cells in rows:
+        all_heads = (8,) if method == "identity" else (1, 2)
+        values = [mean(losses[method, h, at]) for h in all_heads for at in (0.0, 0.05, 0.1)]
+        assert cells == " | ".join(f"{value:.3f}" for value in values)
