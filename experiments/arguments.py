@@ -1,12 +1,45 @@
-"""What the options of all commands have in common: an error is one line, and counts are counts."""
+"""What all commands have in common: how they end, and that a count is a count."""
 
 import argparse
+import functools
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, ParamSpec
 
+from data_prep.system.surroundings import settle
 from experiments.environment import usable_cores
-from experiments.errors import ExperimentError
+from experiments.errors import CompositionError, ExperimentError
+
+P = ParamSpec("P")
+INTERRUPTED = 130  # the exit code of a process that an interrupt of the keyboard ended
+
+
+def command(*, resumes: bool = False) -> Callable[[Callable[P, int]], Callable[P, int]]:
+    """Decorates a command's `main`, which returns the exit code: no way to end is a traceback.
+
+    An ExperimentError is one line and exit code 2 (1 where Hydra cannot compose the config), an
+    interrupt one line and 130. With `resumes` that line says that the same command goes on.
+    """
+    advice = "interrupted: the same command goes on from here" if resumes else "interrupted"
+
+    def decorated(main: Callable[P, int]) -> Callable[P, int]:
+        @functools.wraps(main)
+        def ended(*args: P.args, **kwargs: P.kwargs) -> int:
+            settle()
+            try:
+                return main(*args, **kwargs)
+            except ExperimentError as error:
+                print(f"error: {error}", file=sys.stderr)
+                return 1 if isinstance(error, CompositionError) else 2
+            except KeyboardInterrupt:
+                print(advice, file=sys.stderr)
+                return INTERRUPTED
+
+        return ended
+
+    return decorated
 
 
 class Parser(argparse.ArgumentParser):

@@ -34,8 +34,8 @@ import msgspec
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 
-from data_prep.system.surroundings import console_of, settle
-from experiments.arguments import Parser, asked_threads, whole_number
+from data_prep.system.surroundings import console_of
+from experiments.arguments import Parser, asked_threads, command, whole_number
 from experiments.engines import ENGINES, EXACT_ENGINES, find_engine, help_lines
 from experiments.errors import ExperimentError
 from experiments.measure.child import measure_in_process
@@ -286,18 +286,14 @@ def _parser() -> Parser:
     return parser
 
 
+@command()
 def main(arguments: list[str] | None = None) -> int:
     """Measure, or show what was measured; returns the exit code."""
-    settle()
-    try:
-        args = _parser().parse_args(arguments)
-        if args.show:
-            show(args.show)
-        else:
-            run(args)
-    except ExperimentError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    args = _parser().parse_args(arguments)
+    if args.show:
+        show(args.show)
+    else:
+        run(args)
     return 0
 
 

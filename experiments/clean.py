@@ -19,8 +19,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
-from data_prep.system.surroundings import settle
-from experiments.arguments import Parser, add_outputs
+from experiments.arguments import Parser, add_outputs, command
 from experiments.errors import ExperimentError
 from experiments.records.storage import read_json
 from experiments.stages.folders import RESULT_NAME, Done, ModelFolder, Trained, TrainResult
@@ -85,6 +84,7 @@ def remove(found: list[Removable]) -> int:
     return freed
 
 
+@command()
 def main(arguments: list[str] | None = None) -> int:
     """Say what can be removed, or remove it; returns the exit code."""
     parser = Parser(
@@ -96,24 +96,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--unfinished", action="store_true", help="interrupted stages as well")
     parser.add_argument("--data", action="store_true", help="prepared data as well")
     parser.add_argument("--yes", action="store_true", help="remove it, and do not only say so")
-    settle()
-    try:
-        options = parser.parse_args(arguments)
-        outputs = Outputs(options.outputs)
-        outputs.check()
-        found = list(removable(outputs.stages(), unfinished=options.unfinished, data=options.data))
-        for each in found:
-            print(f"{in_bytes(size_of(each.path)):>8}  {each.path}  ({each.why})")
-        if not found:
-            print(f"{outputs.path}: nothing to remove")
-        elif options.yes:
-            print(f"removed: {in_bytes(remove(found))}")
-        else:
-            size = in_bytes(sum(size_of(each.path) for each in found))
-            print(f"{size} would be removed, and nothing was: give --yes")
-    except ExperimentError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    options = parser.parse_args(arguments)
+    outputs = Outputs(options.outputs)
+    outputs.check()
+    found = list(removable(outputs.stages(), unfinished=options.unfinished, data=options.data))
+    for each in found:
+        print(f"{in_bytes(size_of(each.path)):>8}  {each.path}  ({each.why})")
+    if not found:
+        print(f"{outputs.path}: nothing to remove")
+    elif options.yes:
+        print(f"removed: {in_bytes(remove(found))}")
+    else:
+        size = in_bytes(sum(size_of(each.path) for each in found))
+        print(f"{size} would be removed, and nothing was: give --yes")
     return 0
 
 

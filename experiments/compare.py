@@ -20,8 +20,8 @@ from typing import Any
 import rich.box
 import rich.table
 
-from data_prep.system.surroundings import console_of, settle
-from experiments.arguments import Parser, whole_number
+from data_prep.system.surroundings import console_of
+from experiments.arguments import Parser, command, whole_number
 from experiments.errors import ExperimentError
 from experiments.records.record import RECORD_NAME, Finished, Record
 from experiments.records.significance import Settings
@@ -116,6 +116,7 @@ def show(table: Table) -> None:
         console.print(note)
 
 
+@command()
 def main(arguments: list[str] | None = None) -> int:
     """Compare and print; returns the exit code."""
     parser = Parser(
@@ -147,34 +148,27 @@ def main(arguments: list[str] | None = None) -> int:
         help="folder of prepared data, for source and reference (outputs/data)",
     )
     parser.add_argument("--lines", type=whole_number, default=20, help="how many (%(default)s)")
-    settle()
-    try:
-        options = parser.parse_args(arguments)
-        check_given(options.sides)
-        paths = [Path(given) for given in options.sides if Path(given).exists()]
-        folders = [path if path.is_dir() else path.parent for path in paths]
-        filters = len(paths) < len(options.sides)
-        folders += options.records or ([Path("outputs/runs")] if filters else [])
-        # A job's measurement and tests lie beside its experiment.
-        beside = [
-            f.parent if (f / RECORD_NAME).exists() else f for f in map(Path.absolute, folders)
-        ]
-        archive = read_archive(folders, options.measurements, options.tests, beside)
-        for line in archive.refused:
-            print(f"error: left out: {line}", file=sys.stderr)
-        sides = sides_of(archive, options.sides)
-        for side in sides:
-            files = filter(None, map(archive.path_of, side.records))
-            print(f"{side.letter}: {side.label} ({', '.join(in_words(path) for path in files)})")
-        show(config_table(sides))
-        for table in score_tables(sides, archive, Kept(folders), Settings()):
-            show(table)
-        show(speed_table(sides, archive))
-        for line in apart(sides, archive, options.data or [Path("outputs/data")], options.lines):
-            print(line)
-    except ExperimentError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    options = parser.parse_args(arguments)
+    check_given(options.sides)
+    paths = [Path(given) for given in options.sides if Path(given).exists()]
+    folders = [path if path.is_dir() else path.parent for path in paths]
+    filters = len(paths) < len(options.sides)
+    folders += options.records or ([Path("outputs/runs")] if filters else [])
+    # A job's measurement and tests lie beside its experiment.
+    beside = [f.parent if (f / RECORD_NAME).exists() else f for f in map(Path.absolute, folders)]
+    archive = read_archive(folders, options.measurements, options.tests, beside)
+    for line in archive.refused:
+        print(f"error: left out: {line}", file=sys.stderr)
+    sides = sides_of(archive, options.sides)
+    for side in sides:
+        files = filter(None, map(archive.path_of, side.records))
+        print(f"{side.letter}: {side.label} ({', '.join(in_words(path) for path in files)})")
+    show(config_table(sides))
+    for table in score_tables(sides, archive, Kept(folders), Settings()):
+        show(table)
+    show(speed_table(sides, archive))
+    for line in apart(sides, archive, options.data or [Path("outputs/data")], options.lines):
+        print(line)
     return 2 if archive.refused else 0
 
 

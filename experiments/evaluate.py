@@ -11,8 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from data_prep.system.surroundings import settle
-from experiments.arguments import Parser
+from experiments.arguments import Parser, command
 from experiments.environment import usable_cores
 from experiments.errors import ExperimentError
 from experiments.metrics import METRICS
@@ -67,6 +66,7 @@ def report(found: Evaluation, recorded: Evaluation) -> bool:
     return same
 
 
+@command()
 def main(arguments: list[str] | None = None) -> int:
     """Evaluate one job; returns the exit code, 3 where the translations differ."""
     parser = Parser(
@@ -75,17 +75,12 @@ def main(arguments: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("job", type=Path, help="the job's folder")
-    settle()
-    try:
-        job = JobFolder(parser.parse_args(arguments).job)
-        recorded = job.record().evaluation
-        if recorded is None:
-            raise ExperimentError(f"{job.path}: its training diverged: there is no model")
-        with tempfile.TemporaryDirectory() as folder:
-            found = evaluate_again(job, Path(folder))
-    except ExperimentError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    job = JobFolder(parser.parse_args(arguments).job)
+    recorded = job.record().evaluation
+    if recorded is None:
+        raise ExperimentError(f"{job.path}: its training diverged: there is no model")
+    with tempfile.TemporaryDirectory() as folder:
+        found = evaluate_again(job, Path(folder))
     return 0 if report(found, recorded) else DIFFERENT
 
 

@@ -20,8 +20,7 @@ from pathlib import Path
 
 import psutil
 
-from data_prep.system.surroundings import settle
-from experiments.arguments import Parser, asked_threads, whole_number
+from experiments.arguments import Parser, asked_threads, command, whole_number
 from experiments.errors import ExperimentError
 from experiments.intensity import models, plans
 from experiments.intensity.campaign import Campaign, Settings
@@ -156,17 +155,10 @@ def _parser() -> Parser:
     return parser
 
 
+@command(resumes=True)
 def main(arguments: list[str] | None = None) -> int:
     """Carry out a plan; returns the exit code."""
-    settle()
-    try:
-        run(_parser().parse_args(arguments))
-    except ExperimentError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on where it was", file=sys.stderr)
-        return 130
+    run(_parser().parse_args(arguments))
     return 0
 
 

@@ -8,8 +8,8 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from data_prep.system.surroundings import settle
-from experiments.errors import CompositionError, ExperimentError
+from experiments.arguments import command
+from experiments.errors import ExperimentError
 from experiments.stages.corpus import prepare_data
 from experiments.stages.graph import job_of
 from experiments.stages.sweep import check_overrides, one_line_errors, resolve, with_search_options
@@ -26,22 +26,16 @@ def prepare(config: DictConfig) -> None:
         sys.exit(2)
 
 
+@command(resumes=True)
 def main() -> int:
     """Prepare what the command line asks for; returns the exit code."""
-    settle()
     # Nothing is trained: nothing to measure or report. Overrides stand side by side.
     first = next((i for i, given in enumerate(sys.argv) if "=" in given), len(sys.argv))
     sys.argv.insert(first, "~hydra.callbacks.sweep")
-    try:
-        check_overrides(sys.argv[1:])
-        sys.argv[1:] = with_search_options(sys.argv[1:])
-        with one_line_errors():
-            prepare()
-    except ExperimentError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1 if isinstance(error, CompositionError) else 2
-    except KeyboardInterrupt:
-        return 130
+    check_overrides(sys.argv[1:])
+    sys.argv[1:] = with_search_options(sys.argv[1:])
+    with one_line_errors():
+        prepare()
     return 0
 
 

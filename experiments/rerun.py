@@ -19,8 +19,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from data_prep.system.surroundings import settle
-from experiments.arguments import Parser
+from experiments.arguments import Parser, command
 from experiments.config import PathsConfig, SuiteConfig, TrackingConfig, parse_config
 from experiments.errors import ExperimentError
 from experiments.metrics import METRICS
@@ -203,6 +202,7 @@ def _end(signal_number: int, frame: Any) -> None:
     sys.exit(128 + signal_number)
 
 
+@command(resumes=True)
 def main(arguments: list[str] | None = None) -> int:
     """Run again and compare; returns the exit code, 3 where a number differs."""
     parser = Parser(
@@ -217,31 +217,23 @@ def main(arguments: list[str] | None = None) -> int:
         "--outputs", type=Path, default=Path("outputs/rerun"), help="folder (%(default)s)"
     )
     parser.add_argument("--again", action="store_true", help="start over where it was run before")
-    settle()
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _end)
-    try:
-        options = parser.parse_args(arguments)
-        paths = [path / RECORD_NAME if path.is_dir() else path for path in options.records]
-        then = [read_record(path) for path in paths]
-        jobs, _ = plan([job_again(record, options.outputs) for record in then])
-        if len(jobs) != len(then):
-            raise ExperimentError("two of the records are of one job: give each job once")
-        for record, job in zip(then, jobs, strict=True):
-            if job.id != record.job.id:
-                print(f"{record.name}: its recipe, data or code's defaults have changed since")
-        if options.again:
-            _start_over(jobs)
-        now = [_run(job) for job in jobs]
-        same = [report(*each) for each in zip(then, now, strict=True)]
-        if len(jobs) > 1 and all(record.evaluation for record in now):
-            _measure_again(jobs, paths)
-    except ExperimentError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on from here", file=sys.stderr)
-        return 130
+    options = parser.parse_args(arguments)
+    paths = [path / RECORD_NAME if path.is_dir() else path for path in options.records]
+    then = [read_record(path) for path in paths]
+    jobs, _ = plan([job_again(record, options.outputs) for record in then])
+    if len(jobs) != len(then):
+        raise ExperimentError("two of the records are of one job: give each job once")
+    for record, job in zip(then, jobs, strict=True):
+        if job.id != record.job.id:
+            print(f"{record.name}: its recipe, data or code's defaults have changed since")
+    if options.again:
+        _start_over(jobs)
+    now = [_run(job) for job in jobs]
+    same = [report(*each) for each in zip(then, now, strict=True)]
+    if len(jobs) > 1 and all(record.evaluation for record in now):
+        _measure_again(jobs, paths)
     return 0 if all(same) else DIFFERENT
 
 

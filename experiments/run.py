@@ -16,8 +16,8 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
-from data_prep.system.surroundings import settle
-from experiments.errors import CompositionError, ExperimentError
+from experiments.arguments import command
+from experiments.errors import ExperimentError
 from experiments.stages.folders import Outcome
 from experiments.stages.graph import job_of
 from experiments.stages.job import run_job
@@ -47,22 +47,15 @@ def _end(signal_number: int, frame: Any) -> None:
     sys.exit(128 + signal_number)
 
 
+@command(resumes=True)
 def main() -> int:
     """Run the jobs of the command line, or say what they would do; returns the exit code."""
-    settle()
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _end)
-    try:
-        check_overrides(sys.argv[1:])
-        sys.argv[1:] = with_search_options(sys.argv[1:])
-        with one_line_errors():
-            run()
-    except ExperimentError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1 if isinstance(error, CompositionError) else 2
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on from here", file=sys.stderr)
-        return 130
+    check_overrides(sys.argv[1:])
+    sys.argv[1:] = with_search_options(sys.argv[1:])
+    with one_line_errors():
+        run()
     return 0
 
 

@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 
-from data_prep.system.surroundings import settle
-from experiments.arguments import Parser
+from experiments.arguments import Parser, command
 from experiments.errors import ExperimentError
 from experiments.records.record import Record, read_record, record_files
 from experiments.records.significance import (
@@ -65,6 +64,7 @@ def _is_made(path: Path) -> bool:
         return False
 
 
+@command()
 def main(arguments: list[str] | None = None) -> int:
     """Make what is missing; returns the exit code."""
     parser = Parser(
@@ -88,17 +88,12 @@ def main(arguments: list[str] | None = None) -> int:
         metavar="DIR",
         help="folder (%(default)s)",
     )
-    settle()
-    try:
-        options = parser.parse_args(arguments)
-        files = [path for folder in options.records for path in record_files(folder)]
-        records, refused = read_each(dict.fromkeys(files), read_record)
-        for line in refused:
-            print(f"error: left out: {line}", file=sys.stderr)
-        failed = make_tests(list(records.values()), Kept(options.records), options.out)
-    except ExperimentError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    options = parser.parse_args(arguments)
+    files = [path for folder in options.records for path in record_files(folder)]
+    records, refused = read_each(dict.fromkeys(files), read_record)
+    for line in refused:
+        print(f"error: left out: {line}", file=sys.stderr)
+    failed = make_tests(list(records.values()), Kept(options.records), options.out)
     return 2 if failed or refused else 0
 
 

@@ -9,8 +9,7 @@
 import argparse
 import sys
 
-from data_prep.system.surroundings import settle
-from experiments.arguments import Parser, add_outputs
+from experiments.arguments import Parser, add_outputs, command
 from experiments.errors import ExperimentError
 from experiments.stages.expected import sweeps
 from experiments.stages.inventory import Outputs, in_bytes, size_of, state_of_job
@@ -33,6 +32,7 @@ def show(outputs: Outputs, *, disk: bool) -> None:
         print(f"{in_bytes(size_of(outputs.path)):>8}  all of {outputs.path}")
 
 
+@command()
 def main(arguments: list[str] | None = None) -> int:
     """Show what is there; returns the exit code."""
     parser = Parser(
@@ -42,13 +42,8 @@ def main(arguments: list[str] | None = None) -> int:
     )
     add_outputs(parser)
     parser.add_argument("--disk", action="store_true", help="what takes how much")
-    settle()
-    try:
-        options = parser.parse_args(arguments)
-        show(Outputs(options.outputs), disk=options.disk)
-    except ExperimentError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    options = parser.parse_args(arguments)
+    show(Outputs(options.outputs), disk=options.disk)
     return 0
 
 

@@ -29,8 +29,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import msgspec
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from data_prep.system.surroundings import settle
-from experiments.arguments import Parser, asked_threads, whole_number
+from experiments.arguments import Parser, asked_threads, command, whole_number
 from experiments.config import DECODE_OPTIONS, LARGEST, DecodeConfig
 from experiments.environment import compute_environment
 from experiments.errors import ExperimentError
@@ -273,30 +272,25 @@ def _parser() -> Parser:
     return parser
 
 
+@command()
 def main(arguments: list[str] | None = None) -> int:
     """Translate what the command line asks for; returns the exit code."""
-    settle()
-    try:
-        args = _parser().parse_intermixed_args(arguments)
-        files = files_of(args.model, args.vocabulary)
-        beam = args.beam or files.decode.beam
-        if args.nbest and args.nbest > beam:
-            raise ExperimentError(f"--nbest {args.nbest} is more than the beam: give --beam too")
-        with _opened(args.text) as source:
-            name = "standard input" if args.text == "-" else args.text
-            translator = start(args, files)
-            at_once = args.buffer_size or BUFFER_LINES
-            if source.isatty():
-                at_once = 1
-                print("each line is translated as it ends; Ctrl-D ends", file=sys.stderr)
+    args = _parser().parse_intermixed_args(arguments)
+    files = files_of(args.model, args.vocabulary)
+    beam = args.beam or files.decode.beam
+    if args.nbest and args.nbest > beam:
+        raise ExperimentError(f"--nbest {args.nbest} is more than the beam: give --beam too")
+    with _opened(args.text) as source:
+        name = "standard input" if args.text == "-" else args.text
+        translator = start(args, files)
+        at_once = args.buffer_size or BUFFER_LINES
+        if source.isatty():
+            at_once = 1
+            print("each line is translated as it ends; Ctrl-D ends", file=sys.stderr)
+        try:
             translate(translator, source, name, args.nbest, at_once)
-    except ExperimentError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:  # who reads has seen enough; the interpreter would flush once more
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except BrokenPipeError:  # who reads has seen enough; the interpreter would flush once more
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

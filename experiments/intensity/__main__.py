@@ -26,8 +26,8 @@ from pathlib import Path
 
 import msgspec
 
-from data_prep.system.surroundings import console_of, settle
-from experiments.arguments import Parser, whole_number
+from data_prep.system.surroundings import console_of
+from experiments.arguments import Parser, command, whole_number
 from experiments.errors import ExperimentError
 from experiments.intensity import models
 from experiments.intensity.answer import Answer, answer, asked_load
@@ -145,14 +145,10 @@ def _parser() -> Parser:
     return parser
 
 
+@command()
 def main(arguments: list[str] | None = None) -> int:
     """Answer; returns the exit code."""
-    settle()
-    try:
-        run(_parser().parse_args(arguments))
-    except ExperimentError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    run(_parser().parse_args(arguments))
     return 0
 
 

@@ -15,13 +15,13 @@ import argparse
 import sys
 from pathlib import Path
 
-from data_prep.system.surroundings import settle
-from experiments.errors import ExperimentError
+from experiments.arguments import command
 from experiments.measure.request import Request, check_request
 from experiments.records.measurement import Measurement, write_measurement
 from experiments.records.storage import read_json
 
 
+@command()
 def main(arguments: list[str] | None = None) -> int:
     """Measure; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -31,28 +31,21 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("request", type=Path, help="what to measure")
     parser.add_argument("out", type=Path, help="the measurement")
-    settle()
     args = parser.parse_args(arguments)
-    try:
-        request = read_json(args.request, Request)
-        for line in check_request(request):
-            print(line, flush=True)
-        from experiments.measure.session import run_request  # torch and fairseq: seconds
+    request = read_json(args.request, Request)
+    for line in check_request(request):
+        print(line, flush=True)
+    from experiments.measure.session import run_request  # torch and fairseq: seconds
 
-        def write(measurement: Measurement) -> None:
-            write_measurement(args.out, measurement)
-            print(f"{measurement.timings[-1].workload.title}: written", flush=True)
+    def write(measurement: Measurement) -> None:
+        write_measurement(args.out, measurement)
+        print(f"{measurement.timings[-1].workload.title}: written", flush=True)
 
-        run_request(
-            request,
-            on_timing=write,
-            on_round=lambda title, done, rounds: print(
-                f"{title}: {done}/{rounds} rounds", flush=True
-            ),
-        )
-    except ExperimentError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    run_request(
+        request,
+        on_timing=write,
+        on_round=lambda title, done, rounds: print(f"{title}: {done}/{rounds} rounds", flush=True),
+    )
     return 0
 
 

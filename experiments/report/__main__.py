@@ -3,8 +3,8 @@
 import sys
 from pathlib import Path
 
-from data_prep.system.surroundings import console_of, settle
-from experiments.arguments import Parser
+from data_prep.system.surroundings import console_of
+from experiments.arguments import Parser, command
 from experiments.errors import ExperimentError
 from experiments.report.answers import in_order
 from experiments.report.archive import read_archive
@@ -16,6 +16,7 @@ from experiments.report.reference import read_papers
 from experiments.report.render import terminal_table, write_markdown
 
 
+@command()
 def main(arguments: list[str] | None = None) -> int:
     """Write the report and print its overview; returns the exit code."""
     parser = Parser(prog="python -m experiments.report", description=__doc__)
@@ -57,36 +58,29 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--out", type=Path, default=Path("outputs/report"), help="folder (%(default)s)"
     )
-    settle()
-    try:
-        options = parser.parse_args(arguments)
-        archive = read_archive(options.records, options.measurements, options.tests)
-        groups = in_order(
-            group_records(
-                archive.records.values(), list(archive.measurements.values()), archive.tests
-            )
+    options = parser.parse_args(arguments)
+    archive = read_archive(options.records, options.measurements, options.tests)
+    groups = in_order(
+        group_records(archive.records.values(), list(archive.measurements.values()), archive.tests)
+    )
+    shown, damaged = all_side_by_side(groups, archive)
+    refused = [*archive.refused, *damaged]
+    for line in refused:
+        print(f"error: left out: {line}", file=sys.stderr)
+    if not groups:
+        folders = ", ".join(map(str, options.records))
+        raise ExperimentError(
+            f"{folders}: no record.json in it that can be read (run an experiment first, such "
+            "as `make quickstart`)"
         )
-        shown, damaged = all_side_by_side(groups, archive)
-        refused = [*archive.refused, *damaged]
-        for line in refused:
-            print(f"error: left out: {line}", file=sys.stderr)
-        if not groups:
-            folders = ", ".join(map(str, options.records))
-            raise ExperimentError(
-                f"{folders}: no record.json in it that can be read (run an experiment first, such "
-                "as `make quickstart`)"
-            )
-        found = document(groups, read_papers(), refused)
-        write_markdown(found, options.out)
-        path = options.out / NAME
-        write_page(found, archive, shown, path)
-        with_text, _ = all_side_by_side(groups, archive, options.data)
-        if any(each.is_private for each in with_text.values()):
-            path = options.out / PRIVATE_NAME
-            write_page(found, archive, with_text, path)
-    except ExperimentError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    found = document(groups, read_papers(), refused)
+    write_markdown(found, options.out)
+    path = options.out / NAME
+    write_page(found, archive, shown, path)
+    with_text, _ = all_side_by_side(groups, archive, options.data)
+    if any(each.is_private for each in with_text.values()):
+        path = options.out / PRIVATE_NAME
+        write_page(found, archive, with_text, path)
     console = console_of(wraps=True)
     for group in groups:
         console.print(terminal_table(group))

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from data_prep.system.surroundings import settle
-from experiments.arguments import Parser
+from experiments.arguments import Parser, command
 from experiments.errors import ExperimentError
 from experiments.records.record import RECORD_NAME, Record, read_record
 from experiments.records.significance import find_comparisons
@@ -21,17 +20,13 @@ from experiments.tracking.means import differences_of_seeds, log_means
 from experiments.tracking.runs import PROJECT, Mode, how_to_sync, log_record
 
 
+@command()
 def main(arguments: list[str] | None = None) -> int:
     """Log every record of a folder with what was measured and tested; returns the exit code."""
     given = sys.argv[1:] if arguments is None else arguments
     if given[:1] == ["workspace"]:
         return workspace.main(given[1:])
-    settle()
-    try:
-        log_folder(_options(given))
-    except ExperimentError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    log_folder(_options(given))
     return 0
 
 

@@ -9,8 +9,7 @@ import importlib
 import sys
 from typing import Any
 
-from data_prep.system.surroundings import settle
-from experiments.arguments import Parser
+from experiments.arguments import Parser, command
 from experiments.errors import ExperimentError
 from experiments.tracking.means import TABLE
 from experiments.tracking.runs import PROJECT, has_account, one_line
@@ -97,16 +96,12 @@ def save_workspace(entity: str | None, project: str) -> str:
         raise ExperimentError(f"wandb: {one_line(error)}") from error
 
 
+@command()
 def main(arguments: list[str] | None = None) -> int:
     """Save the view; returns the exit code."""
     parser = Parser(prog="python -m experiments.tracking workspace", description=__doc__)
     parser.add_argument("--entity", help="account or team (default: the account's own default)")
     parser.add_argument("--project", default=PROJECT, help="wandb's project (%(default)s)")
-    settle()
-    try:
-        options = parser.parse_args(arguments)
-        print(save_workspace(options.entity, options.project))
-    except ExperimentError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    options = parser.parse_args(arguments)
+    print(save_workspace(options.entity, options.project))
     return 0

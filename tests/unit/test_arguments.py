@@ -1,0 +1,65 @@
+"""How every command ends: in one line, with an exit code that says how."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments.arguments import INTERRUPTED, command
+from experiments.errors import CompositionError, ExperimentError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize(
+    ("error", "resumes", "code", "line"),
+    [
+        (ExperimentError("no such job"), False, 2, "error: no such job"),
+        (CompositionError("no such key"), False, 1, "error: no such key"),
+        (KeyboardInterrupt(), False, INTERRUPTED, "interrupted"),
+        (KeyboardInterrupt(), True, INTERRUPTED, "interrupted: the same command goes on from here"),
+    ],
+)
+def test_an_end_is_one_line_and_an_exit_code(
+    capsys: pytest.CaptureFixture[str],
+    error: BaseException,
+    resumes: bool,
+    code: int,
+    line: str,
+) -> None:
+    @command(resumes=resumes)
+    def main() -> int:
+        raise error
+
+    assert main() == code
+    assert capsys.readouterr().err == f"{line}\n"
+
+
+def test_what_is_a_fault_of_the_code_is_not_hidden() -> None:
+    @command()
+    def main(number: int) -> int:
+        return 12 // number
+
+    assert main(4) == 3
+    with pytest.raises(ZeroDivisionError):
+        main(0)
+
+
+def test_every_command_ends_so() -> None:
+    """But those of stages, which a job starts and whose ends it reads."""
+    files = [p for p in (ROOT / "experiments").glob("**/*.py") if "stages" not in p.parts]
+    commands = [p for p in files if "sys.exit(main())" in p.read_text(encoding="utf-8")]
+    assert len(commands) > 10
+    assert [p for p in commands if "@command(" not in p.read_text(encoding="utf-8")] == []
+
+
+def test_an_interrupt_of_a_command_is_no_traceback(tmp_path: Path) -> None:
+    code = (
+        "import experiments.status as s\n"
+        "def end(*a, **k): raise KeyboardInterrupt\n"
+        "s.show = end\n"
+        f"raise SystemExit(s.main(['--outputs', {str(tmp_path)!r}]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (INTERRUPTED, "interrupted\n")
