@@ -23,7 +23,7 @@ from experiments.arguments import Parser, add_outputs, command
 from experiments.errors import ExperimentError
 from experiments.records.storage import read_json
 from experiments.stages.folders import RESULT_NAME, Done, ModelFolder, Trained, TrainResult
-from experiments.stages.inventory import Outputs, StageFolder, in_bytes, size_of
+from experiments.stages.status.inventory import Outputs, StageFolder, in_bytes, size_of
 
 
 class Removable(NamedTuple):

@@ -36,7 +36,7 @@ from experiments.report.differences import (
     speed_table,
 )
 from experiments.report.groups import Row
-from experiments.report.testing import Kept
+from experiments.report.quality.testing import Kept
 
 
 def check_given(given: Sequence[str]) -> None:

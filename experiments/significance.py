@@ -22,9 +22,9 @@ from experiments.records.significance import (
     write_comparison,
 )
 from experiments.records.storage import read_each
-from experiments.report.comparisons import pairs
 from experiments.report.groups import group_records
-from experiments.report.testing import Kept, compared
+from experiments.report.quality.comparisons import pairs
+from experiments.report.quality.testing import Kept, compared
 
 
 def make_tests(

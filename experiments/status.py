@@ -11,8 +11,8 @@ import sys
 
 from experiments.arguments import Parser, add_outputs, command
 from experiments.errors import ExperimentError
-from experiments.stages.expected import sweeps
-from experiments.stages.inventory import Outputs, in_bytes, size_of, state_of_job
+from experiments.stages.status.expected import sweeps
+from experiments.stages.status.inventory import Outputs, in_bytes, size_of, state_of_job
 
 
 def show(outputs: Outputs, *, disk: bool) -> None:

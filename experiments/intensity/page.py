@@ -24,8 +24,8 @@ from experiments.intensity.published import ARXIV, TABLE
 from experiments.measure.tables import machine as machine_line
 from experiments.records.measurement import Ratio, Samples, search_label, speed_up
 from experiments.records.storage import write_bytes, write_text
-from experiments.report.drawing import GREY, picture, style
-from experiments.report.reference import find_table, read_papers
+from experiments.report.papers.reference import find_table, read_papers
+from experiments.report.pictures.drawing import GREY, picture, style
 from gqa_fairseq.roofline import Load, decoding_per_sentence
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from experiments.intensity.answer import Answer, row_of
-from experiments.report.drawing import picture
+from experiments.report.pictures.drawing import picture
 from gqa_fairseq.roofline import decoder_seconds, equal_target, largest_batch, total_seconds
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from rich.table import Table
 from experiments.intensity.machines import PRESETS as MACHINES
 from experiments.intensity.models import PRESETS as MODELS
 from experiments.intensity.models import architecture_of
-from experiments.report.reference import find_table, read_papers
+from experiments.report.papers.reference import find_table, read_papers
 from gqa_fairseq.architecture import Architecture
 from gqa_fairseq.costs import step_work
 from gqa_fairseq.parity import regrouped

@@ -12,7 +12,7 @@ from experiments.report.document import document
 from experiments.report.groups import group_records
 from experiments.report.page.page import NAME, PRIVATE_NAME, write_page
 from experiments.report.page.translations import all_side_by_side
-from experiments.report.reference import read_papers
+from experiments.report.papers.reference import read_papers
 from experiments.report.render import terminal_table, write_markdown
 
 

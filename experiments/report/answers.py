@@ -20,11 +20,14 @@ from experiments.report.cells import (
     Table,
     mebibytes,
 )
-from experiments.report.comparisons import Pair, pairs
 from experiments.report.exhibits.exhibit import ENOUGH_SEEDS
 from experiments.report.exhibits.uptrained import CONTROL
 from experiments.report.groups import Group, Row
 from experiments.report.made_by import distinct, made_by
+from experiments.report.papers.wmt14 import is_eligible
+from experiments.report.quality.comparisons import Pair, pairs
+from experiments.report.quality.statistics import holm
+from experiments.report.quality.verdicts import difference_cell
 from experiments.report.selection import (
     HEADLINE_METRIC,
     headline_kind,
@@ -35,10 +38,7 @@ from experiments.report.selection import (
     test_splits,
     timed_shapes,
 )
-from experiments.report.statistics import holm
 from experiments.report.tables import overview
-from experiments.report.verdicts import difference_cell
-from experiments.report.wmt14 import is_eligible
 
 # Fewer target tokens than this are seen in minutes: a model learns what its text repeats.
 TOY_BELOW_TOKENS = 2_000_000

@@ -27,13 +27,13 @@ from experiments.report.cells import (
     number,
     times_as_fast,
 )
-from experiments.report.comparisons import Pair
 from experiments.report.groups import Row
 from experiments.report.made_by import made_by
 from experiments.report.page.translations import system_of, text_of
+from experiments.report.quality.comparisons import Pair
+from experiments.report.quality.testing import Kept, compared
+from experiments.report.quality.verdicts import difference_cell
 from experiments.report.selection import HEADLINE_METRIC, ScoreKind, score_kind, score_value
-from experiments.report.testing import Kept, compared
-from experiments.report.verdicts import difference_cell
 
 # How a job is named, kept and shown.
 UNINTERESTING = ("dry_run", "experiment_name", "paths.", "rerun", "seed", "tracking.")

@@ -17,16 +17,16 @@ from experiments.report.answers import (
     scale,
 )
 from experiments.report.cells import NOT_MEASURED, Table
-from experiments.report.drawing import Drawn
 from experiments.report.exhibits import group_exhibits
 from experiments.report.exhibits.exhibit import Exhibit
 from experiments.report.exhibits.trade_off import trade_offs
 from experiments.report.groups import Group, shared_config
 from experiments.report.made_by import made_by
-from experiments.report.reference import Paper, paper_tables
+from experiments.report.papers.reference import Paper, paper_tables
+from experiments.report.papers.wmt14 import wmt14_tables
+from experiments.report.pictures.drawing import Drawn
+from experiments.report.quality.verdicts import untested, verdict_tables
 from experiments.report.tables import diverged_name, group_tables
-from experiments.report.verdicts import untested, verdict_tables
-from experiments.report.wmt14 import wmt14_tables
 
 CAPTIONS = {
     "bleu-latency": "BLEU against decoding time: small dots are runs, large ones their means.",
@@ -107,7 +107,7 @@ def group_heading(group: Group) -> str:
 
 def _section(number: int, group: Group) -> Section:
     # Here alone, because matplotlib takes long to import and only plots need it.
-    from experiments.report.plots import group_pictures, pictures_in_words
+    from experiments.report.pictures.plots import group_pictures, pictures_in_words
 
     words = pictures_in_words(group)
     _, *others = group_tables(group)

@@ -11,9 +11,9 @@ from experiments.report.cells import NOT_MEASURED, Table
 from experiments.report.document import Document, document, group_heading
 from experiments.report.groups import Group
 from experiments.report.made_by import made_by
-from experiments.report.reference import NOT_COMPARABLE, Paper
+from experiments.report.papers.reference import NOT_COMPARABLE, Paper
+from experiments.report.papers.wmt14 import INTRODUCTION
 from experiments.report.tables import BELOW, overview, overview_columns
-from experiments.report.wmt14 import INTRODUCTION
 
 TEMPLATE = Path(__file__).with_name("report.md.j2")
 

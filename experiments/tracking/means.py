@@ -9,9 +9,9 @@ from itertools import chain
 from pathlib import Path
 
 from experiments.records.significance import LEVEL, TESTED, MetricTests
-from experiments.report.comparisons import Pair, pairs
 from experiments.report.groups import Group, Row
-from experiments.report.statistics import t_interval
+from experiments.report.quality.comparisons import Pair, pairs
+from experiments.report.quality.statistics import t_interval
 from experiments.tracking.keys import seed_summary, seeds_summary, speed_summary, summary
 from experiments.tracking.runs import PROJECT, Mode, RunStart, check_account, open_run
 

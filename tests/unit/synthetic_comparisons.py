@@ -3,8 +3,8 @@
 import random
 
 from experiments.records.record import Record
-from experiments.report.comparisons import Pair, pairs
 from experiments.report.groups import group_records
+from experiments.report.quality.comparisons import Pair, pairs
 
 WORDS = ["das", "Haus", "ist", "grün", "und", "der", "Baum", ",", "die", "Datei", "neu"]
 

@@ -48,7 +48,7 @@ from experiments.records.significance import (
     Settings,
 )
 from experiments.records.significance import SCHEMA_VERSION as TESTS_VERSION
-from experiments.report.comparisons import Pair
+from experiments.report.quality.comparisons import Pair
 from gqa_fairseq.architecture import Architecture, Variant
 from gqa_fairseq.parity import BASELINES, Baseline
 

@@ -20,7 +20,7 @@ from experiments.report.differences import (
     score_tables,
     speed_table,
 )
-from experiments.report.testing import Kept
+from experiments.report.quality.testing import Kept
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICKSTART = ROOT / "results" / "runs" / "quickstart"

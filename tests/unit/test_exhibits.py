@@ -23,8 +23,8 @@ from experiments.report.exhibits.kv_heads import kv_heads
 from experiments.report.exhibits.stability import stability
 from experiments.report.exhibits.trade_off import trade_offs
 from experiments.report.groups import Group, group_records
-from experiments.report.plots import group_plots
-from experiments.report.reference import read_papers
+from experiments.report.papers.reference import read_papers
+from experiments.report.pictures.plots import group_plots
 from experiments.report.render import write_report
 from gqa_fairseq.architecture import Variant
 

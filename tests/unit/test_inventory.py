@@ -12,7 +12,7 @@ from suite_configs import compose_config
 from experiments import clean, status
 from experiments.stages.folders import JobFolder, ModelFolder
 from experiments.stages.graph import Job, job_of
-from experiments.stages.inventory import Outputs, in_bytes, size_of
+from experiments.stages.status.inventory import Outputs, in_bytes, size_of
 
 FOLDERS = ("data", "stages", "runs", "measurements", "report")
 LOG = "2026-11-24 10:00:00 | INFO | train_inner | "

@@ -24,7 +24,7 @@ from experiments.report.groups import Group, group_records, source_of
 from experiments.report.page.page import NAME, PRIVATE_NAME
 from experiments.report.page.svg import inline
 from experiments.report.page.translations import marked
-from experiments.report.reference import read_papers
+from experiments.report.papers.reference import read_papers
 
 ROOT = Path(__file__).resolve().parents[2]
 replace = msgspec.structs.replace
@@ -47,7 +47,7 @@ def results(tmp_path: Path) -> Path:
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Most of a report's time is drawing, and these tests look at none of it."""
-    monkeypatch.setattr("experiments.report.plots.group_pictures", lambda _: {})
+    monkeypatch.setattr("experiments.report.pictures.plots.group_pictures", lambda _: {})
     monkeypatch.setattr("experiments.report.document.group_exhibits", lambda _: [])
 
 

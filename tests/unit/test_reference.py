@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from experiments.errors import ExperimentError
-from experiments.report.reference import REFERENCE_FOLDER, paper_tables, read_papers
+from experiments.report.papers.reference import REFERENCE_FOLDER, paper_tables, read_papers
 
 
 def test_the_papers_numbers_are_as_printed() -> None:

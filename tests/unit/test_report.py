@@ -27,8 +27,13 @@ from experiments.report.cells import Table
 from experiments.report.document import group_heading
 from experiments.report.groups import Group, Row, group_records
 from experiments.report.made_by import made_by
-from experiments.report.plots import bleu_latency, group_plots, raw_latency, training_curves
-from experiments.report.reference import NOT_COMPARABLE, read_papers
+from experiments.report.papers.reference import NOT_COMPARABLE, read_papers
+from experiments.report.pictures.plots import (
+    bleu_latency,
+    group_plots,
+    raw_latency,
+    training_curves,
+)
 from experiments.report.render import markdown_table, write_report
 from experiments.report.tables import decoding, group_tables, overview, quality, training
 

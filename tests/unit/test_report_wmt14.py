@@ -13,10 +13,10 @@ from experiments.records.measurement import Measurement
 from experiments.records.record import Record
 from experiments.report.cells import Table
 from experiments.report.groups import group_records
-from experiments.report.reference import find_table, read_papers
+from experiments.report.papers.reference import find_table, read_papers
+from experiments.report.papers.wmt14 import BASELINE, is_eligible, wmt14_tables
 from experiments.report.render import write_report
 from experiments.report.tables import group_tables
-from experiments.report.wmt14 import BASELINE, is_eligible, wmt14_tables
 from gqa_fairseq.parity import Baseline
 
 ROOT = Path(__file__).resolve().parents[2]

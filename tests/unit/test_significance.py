@@ -31,8 +31,8 @@ from experiments.records.significance import (
     read_comparison,
     write_comparison,
 )
-from experiments.report.comparisons import pairs
 from experiments.report.groups import group_records
+from experiments.report.quality.comparisons import pairs
 from experiments.significance import Kept, compared, main, make_tests
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"

@@ -17,7 +17,14 @@ from synthetic_comparisons import pairs_of, texts
 from experiments.metrics import METRICS, score_of, sentence_statistics
 from experiments.records.record import read_records
 from experiments.records.significance import TESTED, Settings
-from experiments.report.statistics import CHUNK, Floats, compare, holm, t_interval, t_quantile
+from experiments.report.quality.statistics import (
+    CHUNK,
+    Floats,
+    compare,
+    holm,
+    t_interval,
+    t_quantile,
+)
 from experiments.significance import Kept
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"

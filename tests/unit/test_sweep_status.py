@@ -11,11 +11,11 @@ from suite_configs import compose_config
 from experiments import status
 from experiments.records.storage import write_json
 from experiments.stages import sweep
-from experiments.stages.expected import sweeps
 from experiments.stages.folders import JobFolder, ModelFolder
 from experiments.stages.graph import Job
-from experiments.stages.inventory import Outputs
 from experiments.stages.runner import TRIES_NAME, Tries, Try
+from experiments.stages.status.expected import sweeps
+from experiments.stages.status.inventory import Outputs
 
 FOLDERS = ("data", "stages", "runs", "measurements", "report")
 LOG = "2026-11-24 10:00:00 | INFO | train_inner | "

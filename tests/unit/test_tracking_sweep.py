@@ -15,9 +15,9 @@ from wandb_files import all_runs
 from experiments.records.measurement import write_measurement
 from experiments.records.record import Record, write_record
 from experiments.records.significance import write_comparison
-from experiments.report.comparisons import pairs
 from experiments.report.groups import Group, group_records
-from experiments.report.statistics import t_quantile
+from experiments.report.quality.comparisons import pairs
+from experiments.report.quality.statistics import t_quantile
 from experiments.tracking.__main__ import main
 from experiments.tracking.keys import curve, speed_summary, summary
 from experiments.tracking.means import TABLE, differences_of_seeds, means

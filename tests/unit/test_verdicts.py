@@ -9,7 +9,7 @@ from synthetic_comparisons import pairs_of
 from synthetic_records import comparison, metric_tests
 
 from experiments.report.groups import Group, group_records
-from experiments.report.verdicts import untested, verdict, verdict_tables
+from experiments.report.quality.verdicts import untested, verdict, verdict_tables
 
 
 def test_models_from_scratch_are_tested_against_mha_by_seed() -> None:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from experiments.report.cells import NOT_APPLICABLE, Table, number
-from experiments.report.drawing import GREY, style
 from experiments.report.exhibits.exhibit import Exhibit
 from experiments.report.exhibits.uptrained import (
     CONTROL,
@@ -23,6 +22,7 @@ from experiments.report.exhibits.uptrained import (
 )
 from experiments.report.groups import Estimate, Group, Row
 from experiments.report.made_by import distinct
+from experiments.report.pictures.drawing import GREY, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

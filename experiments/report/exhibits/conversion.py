@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from experiments.report.cells import NOT_RUN, SIZE_COLUMNS, Table, number, size_cells
-from experiments.report.drawing import GREY, say_empty, style
 from experiments.report.exhibits.exhibit import Exhibit
 from experiments.report.exhibits.uptrained import (
     CONTROL,
@@ -22,6 +21,7 @@ from experiments.report.exhibits.uptrained import (
 )
 from experiments.report.groups import Estimate, Group
 from experiments.report.made_by import distinct
+from experiments.report.pictures.drawing import GREY, say_empty, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

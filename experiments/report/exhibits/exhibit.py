@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from experiments.records.checked import median_us_per_token
 from experiments.records.measurement import Samples
 from experiments.report.cells import Table
-from experiments.report.drawing import Drawn, draw_picture
+from experiments.report.pictures.drawing import Drawn, draw_picture
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

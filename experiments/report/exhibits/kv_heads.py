@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from experiments.records.measurement import FixedLengths, Samples, Timing, search_label, speed_up
 from experiments.records.speed import fixed_length_timings
 from experiments.report.cells import NOT_MEASURED, SIZE_COLUMNS, Table, size_cells, times_as_fast
-from experiments.report.drawing import style
 from experiments.report.exhibits.exhibit import Exhibit, rounds_beyond, us_per_token
 from experiments.report.groups import Group
+from experiments.report.pictures.drawing import style
 from experiments.report.tables import timing_notes
 from gqa_fairseq.architecture import Architecture
 

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from experiments.records.measurement import search_label
 from experiments.records.speed import fixed_length_timings
 from experiments.report.cells import Table
-from experiments.report.drawing import GREY, MARKERS, style
 from experiments.report.exhibits.exhibit import Exhibit
 from experiments.report.groups import Group, Row
 from experiments.report.made_by import distinct
+from experiments.report.pictures.drawing import GREY, MARKERS, style
 from experiments.report.tables import timing_notes
 
 if TYPE_CHECKING:

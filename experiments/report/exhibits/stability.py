@@ -14,10 +14,10 @@ from experiments.records.parts import TrainPoint
 from experiments.records.record import Diverged, Record
 from experiments.records.spikes import DEVIATIONS, WINDOW, judged_points, loss_spikes
 from experiments.report.cells import NOT_APPLICABLE, NOT_RECORDED, Table, number
-from experiments.report.drawing import say_empty, style
 from experiments.report.exhibits.exhibit import Exhibit, few
 from experiments.report.groups import Estimate, Group, source_of
 from experiments.report.made_by import made_by
+from experiments.report.pictures.drawing import say_empty, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -23,11 +23,11 @@ from experiments.report.cells import (
     size_cells,
     times_as_fast,
 )
-from experiments.report.drawing import MARKERS, style
 from experiments.report.exhibits.exhibit import Exhibit, few, rounds_beyond, us_per_token
 from experiments.report.exhibits.uptrained import CONTROL, seeds_of
 from experiments.report.groups import Group, Row, shared_config
 from experiments.report.made_by import made_by
+from experiments.report.pictures.drawing import MARKERS, style
 from experiments.report.selection import (
     HEADLINE_METRIC,
     Value,

@@ -17,13 +17,13 @@ from experiments.records.record import Record
 from experiments.records.storage import write_text
 from experiments.report.archive import Archive, in_words
 from experiments.report.cells import Table
-from experiments.report.comparisons import pairs
 from experiments.report.document import Document, Plot
 from experiments.report.groups import Group, source_of
 from experiments.report.page.svg import inline
 from experiments.report.page.translations import SideBySides
-from experiments.report.reference import NOT_COMPARABLE
-from experiments.report.wmt14 import INTRODUCTION
+from experiments.report.papers.reference import NOT_COMPARABLE
+from experiments.report.papers.wmt14 import INTRODUCTION
+from experiments.report.quality.comparisons import pairs
 
 FOLDER = Path(__file__).parent
 NAME = "index.html"

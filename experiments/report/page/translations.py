@@ -21,8 +21,8 @@ from experiments.records.hypotheses import read_hypotheses
 from experiments.records.record import Record
 from experiments.report.answers import headline_pairs, trained_longest
 from experiments.report.archive import Archive, in_words
-from experiments.report.comparisons import Pair
 from experiments.report.groups import Group
+from experiments.report.quality.comparisons import Pair
 from experiments.report.selection import ScoreKind
 
 # MPL-2.0 (data_prep/corpora/sample/LICENSE).

@@ -9,7 +9,7 @@ from experiments.errors import ExperimentError
 from experiments.records.storage import read_json
 from experiments.report.cells import NOT_APPLICABLE, Table
 
-REFERENCE_FOLDER = Path(__file__).resolve().parents[2] / "results" / "reference"
+REFERENCE_FOLDER = Path(__file__).resolve().parents[3] / "results" / "reference"
 NOT_COMPARABLE = (
     "As published. Vocabularies, hardware, training and, but for WMT14, the corpora differ from "
     "the runs above: the values must not be compared, beyond what the section before this one "

@@ -18,8 +18,8 @@ from experiments.records.significance import (
     MetricTests,
     Settings,
 )
-from experiments.report.comparisons import Pair
-from experiments.report.statistics import Floats, compare
+from experiments.report.quality.comparisons import Pair
+from experiments.report.quality.statistics import Floats, compare
 
 
 class Kept:

@@ -15,7 +15,7 @@ from experiments.records.speed import Shape, training_timing
 from experiments.report.cells import NOT_APPLICABLE, NOT_MEASURED, NOT_RUN, Table, number
 from experiments.report.groups import Group, Row
 from experiments.report.made_by import made_by
-from experiments.report.reference import Cell, Paper, PublishedTable, find_table
+from experiments.report.papers.reference import Cell, Paper, PublishedTable, find_table
 from experiments.report.selection import Value, find_timing, of_training, timed_shapes
 from experiments.report.tables import signatures, timing_notes
 from gqa_fairseq.architecture import Architecture, Variant

@@ -16,8 +16,8 @@ from experiments.progress import in_words
 from experiments.records.parts import updates_more
 from experiments.records.storage import read_json
 from experiments.stages.folders import RESULT_NAME, JobFolder
-from experiments.stages.inventory import StageFolder, stages_of
 from experiments.stages.runner import TRIES_NAME, Tries
+from experiments.stages.status.inventory import StageFolder, stages_of
 
 
 class Sweep(msgspec.Struct, frozen=True, kw_only=True):

@@ -18,10 +18,10 @@ from experiments.records.significance import (
     Settings,
 )
 from experiments.report.cells import NOT_APPLICABLE, NOT_TESTED, Table
-from experiments.report.comparisons import Pair, pairs
 from experiments.report.exhibits.exhibit import few
 from experiments.report.groups import Group
-from experiments.report.statistics import holm, t_interval
+from experiments.report.quality.comparisons import Pair, pairs
+from experiments.report.quality.statistics import holm, t_interval
 
 COMMAND = "`python -m experiments.significance --records DIR --out DIR`"
 Tested = Sequence[tuple[Pair, Comparison]]

@@ -15,9 +15,9 @@ from experiments.records.measurement import Timing, search_label
 from experiments.records.parts import TrainPoint
 from experiments.records.record import Finished
 from experiments.report.cells import NOT_MEASURED
-from experiments.report.drawing import GREY, STYLE, Drawn, style
 from experiments.report.groups import Group, Row
 from experiments.report.made_by import distinct
+from experiments.report.pictures.drawing import GREY, STYLE, Drawn, style
 from experiments.report.selection import (
     HEADLINE_METRIC,
     find_timing,

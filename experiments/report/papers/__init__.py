@@ -1,0 +1,1 @@
+"""The papers' numbers, and this suite's beside them."""

@@ -1,0 +1,1 @@
+"""The pictures of a group, and how every picture is drawn."""
