@@ -130,11 +130,11 @@ class TrainConfig(Section, frozen=True, kw_only=True):
 class UptrainConfig(Section, frozen=True, kw_only=True):
     """A trained model that is converted to the variant's heads and trained on.
 
-    `method` makes the heads (gqa_fairseq/checkpoints/convert.py); null: the model is trained from
-    scratch. `parent` is what is converted: null is the multi-head model of the same config, else
-    the path of a checkpoint or the folder of a job. Training goes on for shares of the parent's
-    updates, `points`, and the model is kept at each; the job is about the one after `alpha` of
-    them, or about the converted model itself, which is 0.
+    `method` makes the heads (gqa_fairseq/checkpoints/conversion.py); null: the model is trained
+    from scratch. `parent` is what is converted: null is the multi-head model of the same config,
+    else the path of a checkpoint or the folder of a job. Training goes on for shares of the
+    parent's updates, `points`, and the model is kept at each; the job is about the one after
+    `alpha` of them, or about the converted model itself, which is 0.
     """
 
     method: ConversionMethod | None

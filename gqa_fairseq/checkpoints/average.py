@@ -5,15 +5,16 @@
 fairseq's own script for it is not installed with the package, and lets a checkpoint run code.
 """
 
+from __future__ import annotations
+
 import argparse
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from gqa_fairseq.checkpoints.allowlist import read_state
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def average(paths: list[Path], out: Path) -> None:
@@ -25,7 +26,12 @@ def average(paths: list[Path], out: Path) -> None:
         OSError: a file cannot be opened.
         ValueError: one is no checkpoint of fairseq's, or they do not have the same weights.
     """
-    total: dict[str, torch.Tensor] = {}
+    # Here, because torch and fairseq take seconds, and help none.
+    import torch
+
+    from gqa_fairseq.checkpoints.allowlist import read_state
+
+    total: dict[str, Tensor] = {}
     state: dict[str, Any] = {}
     for path in paths:
         state = read_state(path)

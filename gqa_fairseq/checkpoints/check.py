@@ -11,9 +11,6 @@ import json
 import sys
 from pathlib import Path
 
-from gqa_fairseq.checkpoints.allowlist import read_state
-from gqa_fairseq.finite import require_finite
-
 
 def check(path: Path) -> dict[str, int]:
     """Updates and parameters of a fairseq checkpoint.
@@ -22,6 +19,10 @@ def check(path: Path) -> dict[str, int]:
         OSError: it cannot be opened.
         ValueError: it is none of fairseq's, has no weights, or some that are no finite numbers.
     """
+    # Here, because torch and fairseq take seconds, and help none.
+    from gqa_fairseq.checkpoints.allowlist import read_state
+    from gqa_fairseq.finite import require_finite
+
     state = read_state(path)
     weights = state["model"]
     if not weights:

@@ -63,3 +63,30 @@ def test_an_interrupt_of_a_command_is_no_traceback(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (INTERRUPTED, "interrupted\n")
+
+
+# Hydra has the help of the first two; jobs alone start the third, which reads a checkpoint at once.
+NOT_ASKED = {"experiments.run", "experiments.prepare", "gqa_fairseq.checkpoints.recipe"}
+
+
+def test_help_of_every_command_comes_without_torch() -> None:
+    files = [p for room in ("experiments", "gqa_fairseq") for p in (ROOT / room).glob("**/*.py")]
+    names = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for path in files
+        if "sys.exit(main())" in path.read_text(encoding="utf-8") and "stages" not in path.parts
+    }
+    assert names > NOT_ASKED
+    code = (
+        "import contextlib, importlib, io, sys\n"
+        f"for name in {sorted(names - NOT_ASKED)}:\n"
+        "    said = io.StringIO()\n"
+        "    with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):\n"
+        "        importlib.import_module(name).main(['--help'])\n"
+        "    command = 'python -m ' + name.removesuffix('.__main__')\n"
+        "    assert said.getvalue().startswith('usage: ' + command), name\n"
+        "    loaded = {'torch', 'fairseq'} & set(sys.modules)\n"
+        "    assert not loaded, (name, loaded)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -13,7 +13,7 @@ from small_checkpoints import SIDES, attentions, difference, loaded, ours, stock
 from torch import Tensor, nn
 
 from gqa_fairseq.architecture import CONVERSION_METHODS
-from gqa_fairseq.checkpoints.convert import convert, convert_attention
+from gqa_fairseq.checkpoints.conversion import convert, convert_attention
 
 MERGING = [method for method in CONVERSION_METHODS if method != "random"]
 

@@ -20,7 +20,8 @@ from plugin_models import dictionary, task
 from small_checkpoints import SIDES, attentions, loaded, ours, state_of, stock
 from torch import Tensor
 
-from gqa_fairseq.checkpoints.convert import convert, fairseq_train_options, main
+from gqa_fairseq.checkpoints.conversion import convert, fairseq_train_options
+from gqa_fairseq.checkpoints.convert import main
 from gqa_fairseq.models.config import GroupedQueryTransformerConfig
 
 
