@@ -8,7 +8,7 @@ TABLE1 := mha mqa mha-w32 mqa-w32 mha-1x128 mha-2x64 mha-4x32 mha-8x16
 WMT14_MODELS := $(addprefix wmt14-,$(filter-out base,$(notdir $(basename $(wildcard conf/attention/*.yaml)))))
 comma := ,
 space := $(subst ,, )
-.PHONY: help setup quickstart uptrain wmt14 $(WMT14_MODELS) wmt14-table1 wmt14-sweep wmt14-data wmt14-bench test test-long lint report lock clean
+.PHONY: help setup quickstart uptrain wmt14 $(WMT14_MODELS) wmt14-table1 wmt14-sweep wmt14-data wmt14-bench test test-long lint report lock clean gpu
 
 TORCH ?= default
 TORCH_VERSION := 2.13.0
@@ -20,6 +20,10 @@ TORCH_ONLY := torch triton cuda-bindings cuda-pathfinder cuda-toolkit $(addprefi
 	cuda-cupti cuda-nvrtc cuda-runtime cudnn-cu13 cufft cufile curand cusolver cusparse \
 	cusparselt-cu13 nccl-cu13 nvjitlink nvshmem-cu13 nvtx)
 ARGS ?=
+# Of gpu: wheels of what the machine lacks, some of the parts, a folder that is brought back.
+WHEELS ?=
+PARTS ?=
+DEVICE ?= cuda
 MIRROR ?=
 DRY_RUN ?=
 PLACEMENT ?=
@@ -128,6 +132,15 @@ lint: setup  ## Check style, format, types and the direction of imports
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Beside the system's Python, whose torch knows the GPU: no .venv, and nothing is fetched.
+GPU := outputs/gpu
+gpu: export PYTHONPATH := $(CURDIR)/$(GPU)/site:$(CURDIR)
+gpu:  ## Prove and measure all that needs a GPU, without a network (WHEELS=folder PARTS=a,b): docs/gpu.md
+	$(if $(WHEELS),@rm -rf $(GPU)/site && $(or $(PYTHON),python3) -m pip install -q --no-index --no-deps \
+		--no-compile --no-cache-dir --disable-pip-version-check --target $(GPU)/site $(WHEELS)/*.whl)
+	@$(or $(PYTHON),python3) -m experiments.gpu --device $(DEVICE) $(if $(PARTS),--parts $(PARTS)) \
+		$(if $(OUT),--bring $(call shell-word,$(OUT))) $(if $(SECONDS),--seconds $(SECONDS)) $(ARGS)
 
 lock: setup  ## Pin every package of requirements/requirements.in again, with hashes (needs uv)
 	for v in 3.11 3.12; do \

@@ -113,8 +113,11 @@ class Products(Competitor):
             self._rows = [(_source_tokens(batch), batch["ntokens"]) for batch in batches]
         self._shapes = _products(asked.architecture)
         self._memory: dict[tuple[str, int, int], Tensor] = {}
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._device = device
+        # As fairseq's trainer chooses them.
+        common = _config(asked, asked.architecture).common
+        is_cuda = torch.cuda.is_available() and not common.cpu
+        self._device = torch.device("cuda" if is_cuda else "cpu")
+        self._dtype = torch.float16 if common.fp16 else torch.float32
 
     def run(self) -> None:
         for source, target in self._rows:
@@ -132,7 +135,7 @@ class Products(Competitor):
         most = max(max(pair) for pair in self._rows)
         key = (name, rows if name in ("w", "d_w") else most, width)
         if key not in self._memory:
-            self._memory[key] = torch.zeros(key[1:], device=self._device)
+            self._memory[key] = torch.zeros(key[1:], device=self._device, dtype=self._dtype)
         return self._memory[key][:rows]
 
     def tokens(self) -> int:

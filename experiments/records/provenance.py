@@ -79,13 +79,15 @@ def _by_kind(root: Path) -> list[str]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of those `PACKAGES` that are installed."""
+    """Versions of Python, of those `PACKAGES` that are installed, and of a GPU's driver."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
+    if drivers := _of_gpus("driver_version"):
+        found["nvidia-driver"] = drivers[0]
     return found
 
 
@@ -96,7 +98,7 @@ def hardware() -> Hardware:
         cpu_model=_cpu_model(),
         cores_usable=usable_cores(),
         memory_bytes=_memory_bytes(),
-        gpus=_gpus(),
+        gpus=_of_gpus("name"),
     )
 
 
@@ -121,9 +123,10 @@ def _memory_bytes(limit_file: Path = Path("/sys/fs/cgroup/memory.max")) -> int:
     return min(total, int(limit)) if limit.isdigit() else total
 
 
-def _gpus() -> list[str]:
-    names = _output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
-    return [name.strip() for name in (names or "").split("\n") if name.strip()]
+def _of_gpus(what: str) -> list[str]:
+    """What nvidia-smi says of each GPU; nothing where there is none."""
+    said = _output("nvidia-smi", f"--query-gpu={what}", "--format=csv,noheader")
+    return [line.strip() for line in (said or "").split("\n") if line.strip()]
 
 
 def _output(*command: str) -> str | None:

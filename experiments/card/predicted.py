@@ -1,0 +1,43 @@
+"""Does the model of the machine predict what is measured? A grid of loads within the time."""
+
+from __future__ import annotations
+
+import psutil
+
+from experiments.card.decoding import Measure
+from experiments.card.models import Asked
+from experiments.intensity import plans
+from experiments.intensity.campaign import START_S, Campaign, Settings
+from experiments.intensity.machines import find_machine
+from experiments.measure.child import measure_in_process
+
+SHARE_OF_MEMORY = 0.85
+
+
+def plan(asked: Asked) -> plans.Plan:
+    """Batches and lengths at which now the weights and now the cache bound a step."""
+    (multi_head,) = asked.models((8,))
+    sizes: dict[str, tuple[int, ...]] = {
+        "kv_heads": (8, 1), "batches": (32, 256), "lengths": (128, 512), "beams": (1, 4),
+    }  # fmt: skip
+    if asked.is_dry:
+        sizes = {"kv_heads": (8, 1), "batches": (2,), "lengths": (6,), "beams": (1,)}
+    return plans.grid(multi_head, weights=[asked.dtype], cache=asked.dtype, positions=32, **sizes)
+
+
+def run(asked: Asked, measure: Measure = measure_in_process) -> None:
+    """Measure the cheapest cells first, and predict the rest."""
+    machine = find_machine("here" if asked.is_dry else "here-cuda")
+    memory = psutil.virtual_memory().available if asked.is_dry else machine.memory_bytes
+    settings = Settings(
+        folder=asked.folder / "predicted",
+        machine=machine,
+        memory_bytes=int(SHARE_OF_MEMORY * memory),
+        # A campaign keeps a start of a process free at its end; here starts are faster.
+        budget_s=asked.limit_s if not asked.is_dry else max(asked.limit_s, 2 * START_S),
+        device=asked.device,
+        dtype=asked.dtype,
+        threads=asked.threads,
+        repeats=1 if asked.is_dry else 3,
+    )
+    Campaign(plan(asked), settings, measure).run()
