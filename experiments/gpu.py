@@ -4,9 +4,9 @@
     python -m experiments.gpu --parts correctness,decoding
     python -m experiments.gpu --device cpu          # a dry run with tiny shapes
 
-Each part is a process with a time limit and a log of its own, and writes its records as soon as they
-are there; one that fails does not stop the others. A part that is done by the same sources on the
-same card is not done again. The last lines are a summary.
+Each part is a process with a time limit and a log of its own, and writes its records as soon as
+they are there; one that fails does not stop the others. A part that is done by the same sources on
+the same card is not done again. The last lines are a summary.
 """
 
 from __future__ import annotations

@@ -93,16 +93,16 @@ class Step:
             )
             for _ in range(layers)
         ]
+        self.start: Tensor | None = None
+        self.end: Tensor | None = None
         if size.kind == "self":
             visible = _ancestry(generator, size)  # [B, W, N]
-            self.edges: dict[str, Tensor] = {
-                "end": torch.full((B,), size.filled * W, dtype=torch.int32, device=device)
-            }
+            self.end = torch.full((B,), size.filled * W, dtype=torch.int32, device=device)
         else:
             longest = N - size.filled
             start = torch.randint(0, 2 * longest + 1, (B,), generator=generator).clamp(max=N - 1)
             visible = (torch.arange(N) >= start[:, None])[:, None].expand(B, W, N)
-            self.edges = {"start": start.int().to(device)}
+            self.start = start.int().to(device)
         self.visible = visible.to(device)
         self.readers: Tensor | None = None
         if size.kind == "self" and W > 1:
@@ -153,7 +153,9 @@ def _ancestry(generator: torch.Generator, size: Size) -> Tensor:
 
 
 def own(step: Step, keys: Tensor, values: Tensor) -> Tensor:
-    return grouped_decode_attention(step.query, keys, values, **step.edges, readers=step.readers)
+    return grouped_decode_attention(
+        step.query, keys, values, start=step.start, end=step.end, readers=step.readers
+    )
 
 
 def sdpa(step: Step, keys: Tensor, values: Tensor) -> Tensor:
@@ -170,7 +172,10 @@ def sdpa_rows(step: Step, keys: Tensor, values: Tensor) -> Tensor:
 
 def flex(step: Step, is_compiled: bool, has_blocks: bool) -> Way:
     """flex_attention for one size; compiling it belongs to the first call."""
-    attend: Any = torch.compile(flex_attention, dynamic=False) if is_compiled else flex_attention
+    attend: Any = flex_attention
+    if is_compiled:
+        torch._dynamo.reset()  # a function is compiled for few sizes only
+        attend = torch.compile(flex_attention, dynamic=False)
     visible = step.visible
     R = step.size.heads // step.size.kv_heads
 
@@ -255,8 +260,8 @@ def _error(step: Step, out: Tensor) -> float:
     """The largest difference from float64 over the mean of |values|; raises where it is wrong."""
     expected, size = step.expected()
     error = float(((out.double() - expected).abs() / size).max())
-    # A probability, the result and, where a library rounds them, the scores are in the dtype.
-    if not error <= 16 * torch.finfo(step.query.dtype).eps:
+    # The probabilities and the result are rounded to the dtype; the rest is float32.
+    if not error <= max(4 * torch.finfo(step.query.dtype).eps, 1e-5):
         raise ValueError(f"wrong by {error:.1e} of the mean of |values|")
     return error
 

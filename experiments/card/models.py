@@ -1,4 +1,4 @@
-"""What the parts work on: the paper's model on a card, a tiny one in a dry run; and their counts."""
+"""What the parts work on: the paper's model on a card, a tiny one in a dry run; their counts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a card was asked (docs/gpu.md): how each part ended, and the records that are no measurement.
+"""What a card was asked (docs/gpu.md): how each part ended, and what is no measurement.
 
 Nothing imports torch. Every record names its card, driver, torch, dtype and code.
 """
@@ -54,12 +54,12 @@ class PartEnd(CardRecord, frozen=True, kw_only=True):
 
         The sources' digest decides, not the commit: keeping a record is a commit as well.
         """
-        own = self.provenance
-        return (
-            (self.device, own.code.digest) == (device, provenance.code.digest)
-            and own.hardware.gpus == provenance.hardware.gpus
-            and own.hardware.cpu_model == provenance.hardware.cpu_model
-        )
+        own, other = self.provenance, provenance
+        if (self.device, own.code.digest) != (device, other.code.digest):
+            return False
+        if device == "cuda":
+            return own.hardware.gpus == other.hardware.gpus
+        return own.hardware.cpu_model == other.hardware.cpu_model
 
 
 class Summary(Checked, frozen=True, kw_only=True):
@@ -118,9 +118,7 @@ class AttentionTimes(Checked, frozen=True, kw_only=True):
     refused: str = ""
 
     def check(self) -> None:
-        require(
-            bool(self.seconds) != bool(self.refused), "times, or why there are none: one of both"
-        )
+        require(bool(self.seconds) != bool(self.refused), "either times or a refusal")
 
 
 class AttentionCase(Checked, frozen=True, kw_only=True):
@@ -157,7 +155,7 @@ class AttentionCase(Checked, frozen=True, kw_only=True):
 
     @property
     def times_as_fast(self) -> float | None:
-        """The own kernel over the best library; above 1 the own one is faster. None: no such two."""
+        """The best library's time over the own kernel's; None where one of them is not there."""
         own = next((way for way in self.ways if way.name == "own" and way.seconds), None)
         best = self.best_library
         return self.median_s(best) / self.median_s(own) if own and best else None

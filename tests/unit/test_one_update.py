@@ -1,8 +1,9 @@
 """One training update of fairseq's trainer against the same update in float64 on the CPU.
 
-KERNEL_DEVICE is `cpu`, if it is not set, or `cuda`: `make gpu` runs this file on a card. The expected update is Adam's first step written out, from gradients of
-fairseq's own loss in float64; epsilon is as large as the gradients are, so that a small error of a
-gradient is a small error of its step.
+KERNEL_DEVICE is `cpu`, if it is not set, or `cuda`: `make gpu` runs this file on a card. The
+expected update is Adam's first step written out, from gradients of fairseq's own loss in float64;
+epsilon is as large as the gradients are, so that a small error of a gradient is a small error of
+its step.
 """
 
 from __future__ import annotations
