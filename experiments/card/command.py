@@ -10,7 +10,7 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -36,6 +36,14 @@ LOOK_EVERY_S, PACK_EVERY_S, GRACE_S = 0.2, 15.0, 5.0
 SHOWN_LINES = 12  # of a part's log
 
 
+def part_command(part: Part, asked: Asked, limit_s: float) -> list[str]:
+    """The process of a part."""
+    return [
+        sys.executable, "-m", "experiments.card", part.name, "--device", asked.device,
+        "--out", str(asked.folder.absolute()), "--limit", str(limit_s),
+    ]  # fmt: skip
+
+
 class Call:
     """One call of the command: what it asks of this card, and where everything goes.
 
@@ -43,8 +51,15 @@ class Call:
     while one runs: a call that is ended from outside leaves what there was.
     """
 
-    def __init__(self, asked: Asked, logs: Path, bring: Path | None) -> None:
+    def __init__(
+        self,
+        asked: Asked,
+        logs: Path,
+        bring: Path | None,
+        command_of: Callable[[Part, Asked, float], list[str]] = part_command,
+    ) -> None:
         self.asked, self.logs, self.bring = asked, logs, bring
+        self._command_of = command_of
         self.made_by = asked.provenance()
         self._ends = time.monotonic() + asked.limit_s
         self._packed = 0.0
@@ -128,19 +143,15 @@ class Call:
         )
 
     def _run(self, part: Part, log: Path, limit_s: float) -> Outcome:
-        asked = self.asked
         tied = [sys.executable, "-m", "experiments.stages.tied", str(os.getpid())]
-        own = [
-            sys.executable, "-m", "experiments.card", part.name, "--device", asked.device,
-            "--out", str(asked.folder.absolute()), "--limit", str(limit_s),
-        ]  # fmt: skip
+        own = self._command_of(part, self.asked, limit_s)
         log.parent.mkdir(parents=True, exist_ok=True)
         ends = time.monotonic() + limit_s
         with log.open("wb") as stream:
             process = subprocess.Popen(
                 [*tied, *own],
                 stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT,
-                env=compute_environment(asked.threads), cwd=ROOT,
+                env=compute_environment(self.asked.threads), cwd=ROOT,
                 start_new_session=True,  # its own processes end with it
             )  # fmt: skip
             try:

@@ -8,16 +8,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from experiments.intensity.cells import Cell, needed_bytes
 from experiments.measure.request import Dtype
 from experiments.records import provenance
 from experiments.records.checked import Device
 from experiments.records.measurement import FixedLengths, TrainingUpdates
 from experiments.records.parts import Provenance
 from gqa_fairseq.architecture import Architecture, Variant
-from gqa_fairseq.costs import training_parts
+from gqa_fairseq.costs import cache_bytes, step_matrix_elements, training_parts
 from gqa_fairseq.parity import BASELINES, Baseline
-from gqa_fairseq.roofline import BYTES, Load
+from gqa_fairseq.roofline import BYTES
 
 PAPER_POSITIONS = 256  # Shazeer 2019, section 4.1
 _PAPER = replace(
@@ -86,17 +85,40 @@ class Asked:
         return [baseline.resolve(Variant(G)) for G in kv_heads]
 
 
-def predicted_peak_bytes(own: Architecture, workload: FixedLengths, dtype: str) -> int:
-    """Memory that decoding takes at its peak: the parameters, and what the load adds."""
-    load = Load(
-        workload.batch,
-        workload.source_tokens,
-        workload.target_tokens,
-        workload.beam,
-        dtype,
-        dtype,
+def predicted_peak_bytes(own: Architecture, workload: FixedLengths, dtype: Dtype) -> int:
+    """What torch has allocated at the peak of a search on a GPU (decoding/gpu), model included.
+
+    The larger of two moments: the widest point of an encoder layer, and a step that has all
+    scores of the vocabulary. Sizes count as they are, so they should be such that the search need
+    not round them up (`bucket`).
+    """
+    size, C = BYTES[dtype], own.d_model
+    tokens = workload.batch * workload.source_tokens
+    rows = workload.batch * workload.beam
+    parameters = own.parameters * size
+    # Input, norm, output and residual; the hidden layer before and after its activation.
+    encoding = parameters + tokens * (4 * C + 2 * own.encoder_d_ff) * size
+    heads = own.decoder_heads
+    cache = cache_bytes(
+        batch=workload.batch,
+        beam=workload.beam,
+        source_tokens=workload.source_tokens,
+        target_tokens=workload.target_tokens,
+        layers=own.decoder_layers,
+        num_kv_heads=heads.num_kv_heads,
+        head_dim=heads.head_dim,
+        bytes_per_element=size,
+        window=own.window,
     )
-    return needed_bytes(Cell((own,), load))
+    # The encoder's input and output, and the last layer's keys and values before they were stored.
+    source = tokens * (2 * C + 2 * heads.num_kv_heads * heads.head_dim) * size
+    # A word and a parent in 64 bits, a sum in 32; which beams read the slot, in 32.
+    history = workload.target_tokens * rows * (20 if workload.beam == 1 else 24)
+    # As they are, and log-probabilities in float32. PyTorch makes a float32 copy on the way, but
+    # for float16.
+    scores = rows * own.vocab_size * (size + (8 if dtype == "bfloat16" else 4))
+    weights = parameters + step_matrix_elements(own) * size  # steps have a copy, fused
+    return max(encoding, weights + sum(cache.values()) + source + history + scores)
 
 
 def flops_of_an_update(own: Architecture, workload: TrainingUpdates) -> int:
