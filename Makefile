@@ -135,7 +135,7 @@ lint: setup  ## Check style, format, types and the direction of imports
 
 # Beside the system's Python, whose torch knows the GPU: no .venv, and nothing is fetched.
 GPU := outputs/gpu
-gpu: export PYTHONPATH := $(CURDIR)/$(GPU)/site:$(CURDIR)
+gpu: export PYTHONPATH := $(if $(WHEELS),$(CURDIR)/$(GPU)/site:)$(CURDIR)
 gpu:  ## Prove and measure all that needs a GPU, without a network (WHEELS=folder PARTS=a,b): docs/gpu.md
 	$(if $(WHEELS),@rm -rf $(GPU)/site && $(or $(PYTHON),python3) -m pip install -q --no-index --no-deps \
 		--no-compile --no-cache-dir --disable-pip-version-check --target $(GPU)/site $(WHEELS)/*.whl)

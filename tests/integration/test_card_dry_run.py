@@ -37,6 +37,5 @@ def test_every_part_is_done(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "brought/gpu.tar.gz") as archive:
         names = [Path(name).name for name in archive.getnames()]
     assert {f"{part.name}.log" for part in PARTS} <= set(names)
-    assert (tmp_path / "brought/summary.txt").read_text(encoding="utf-8").strip() == "\n".join(
-        lines
-    )
+    summary = (tmp_path / "brought/summary.txt").read_text(encoding="utf-8")
+    assert summary.strip() == "\n".join(lines)
