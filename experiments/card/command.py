@@ -169,6 +169,13 @@ class Call:
         """Records and logs in one archive, as they lie below the project's root."""
         assert self.bring is not None
         self._packed = time.monotonic()
+        try:
+            packed = self._archive()
+        except FileNotFoundError:  # the part that runs has just removed a file
+            return
+        write_bytes(self.bring / "gpu.tar.gz", packed)
+
+    def _archive(self) -> bytes:
         with tempfile.TemporaryFile() as stream:
             with tarfile.open(fileobj=stream, mode="w:gz") as archive:
                 for folder, name in (
@@ -178,7 +185,7 @@ class Call:
                     if folder.exists():
                         archive.add(folder, str(name))
             stream.seek(0)
-            write_bytes(self.bring / "gpu.tar.gz", stream.read())
+            return stream.read()
 
 
 def _end_group(process: subprocess.Popen) -> None:

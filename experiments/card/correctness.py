@@ -14,9 +14,8 @@ import sys
 import time
 from pathlib import Path
 
-from experiments.arguments import asked_threads
 from experiments.card.models import Asked
-from experiments.environment import compute_environment
+from experiments.environment import compute_environment, usable_cores
 from experiments.errors import ExperimentError
 from experiments.records.card import Check, CheckOutcome, Checks
 from experiments.records.storage import write_json
@@ -45,7 +44,7 @@ def run(asked: Asked) -> None:
     names = _collected(environment)
     if asked.is_dry:
         names = names[::DRY_EVERY]
-    count = min(PROCESSES[asked.device], asked_threads(), len(names))
+    count = min(PROCESSES[asked.device], usable_cores(), len(names))
     logs = [asked.folder / f"tests-{i + 1}.log" for i in range(count)]
     asked.folder.mkdir(parents=True, exist_ok=True)
     processes = [
