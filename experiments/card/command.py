@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -36,11 +38,11 @@ LOOK_EVERY_S, PACK_EVERY_S, GRACE_S = 0.2, 15.0, 5.0
 SHOWN_LINES = 12  # of a part's log
 
 
-def part_command(part: Part, asked: Asked, limit_s: float) -> list[str]:
+def part_command(part: Part, asked: Asked) -> list[str]:
     """The process of a part."""
     return [
         sys.executable, "-m", "experiments.card", part.name, "--device", asked.device,
-        "--out", str(asked.folder.absolute()), "--limit", str(limit_s),
+        "--out", str(asked.folder.absolute()), "--limit", str(asked.limit_s),
     ]  # fmt: skip
 
 
@@ -56,7 +58,7 @@ class Call:
         asked: Asked,
         logs: Path,
         bring: Path | None,
-        command_of: Callable[[Part, Asked, float], list[str]] = part_command,
+        command_of: Callable[[Part, Asked], list[str]] = part_command,
     ) -> None:
         self.asked, self.logs, self.bring = asked, logs, bring
         self._command_of = command_of
@@ -114,21 +116,33 @@ class Call:
         print(f"{part.name}: {part.answers} (at most {limit:.0f} s)", flush=True)
         log = self.logs / f"{part.name}.log"
         started = time.monotonic()
-        outcome = self._run(part, log, limit)
+        # In a folder of its own: what is found is of this run, and an earlier record stays until
+        # there is a new one.
+        work = self.asked.folder / f".{part.name}"
+        shutil.rmtree(work, ignore_errors=True)
+        outcome = self._run(part, work, log, limit)
         took = time.monotonic() - started
         lines = log.read_text(encoding="utf-8", errors="replace").rstrip().split("\n")
         print("\n".join(f"  {line}" for line in lines[-SHOWN_LINES:]), flush=True)
-        return self._end(part, outcome, took, self._found(part, outcome, lines[-1]))
+        found = lines[-1].removeprefix("error: ").strip()
+        if not self._keep(part, work):
+            outcome = "failed" if outcome == "done" else outcome
+        elif outcome != "failed":
+            try:
+                found = part.found(self.asked.folder / part.record)
+            except (ExperimentError, ValueError, LookupError) as error:
+                outcome, found = "failed", f"its record says nothing: {error}"
+        return self._end(part, outcome, took, found)
 
-    def _found(self, part: Part, outcome: Outcome, last_line: str) -> str:
-        """The figure of its record, also of one that was left half made; else the last line."""
-        record = self.asked.folder / part.record
-        if outcome == "failed" or not record.exists():
-            return last_line.removeprefix("error: ").strip()
-        try:
-            return part.found(record)
-        except (ExperimentError, ValueError, LookupError) as error:
-            return f"its record says nothing: {error}"
+    def _keep(self, part: Part, work: Path) -> bool:
+        """Put the record, also one that was left half made, in its place; false without one."""
+        made, record = work / part.record, self.asked.folder / part.record
+        if has_record := made.exists():
+            if record.is_dir():
+                shutil.rmtree(record)
+            made.replace(record)
+        shutil.rmtree(work, ignore_errors=True)
+        return has_record
 
     def _end(self, part: Part, outcome: Outcome, wall_s: float, found: str) -> PartEnd:
         return PartEnd(
@@ -142,9 +156,9 @@ class Call:
             found=found,
         )
 
-    def _run(self, part: Part, log: Path, limit_s: float) -> Outcome:
+    def _run(self, part: Part, work: Path, log: Path, limit_s: float) -> Outcome:
         tied = [sys.executable, "-m", "experiments.stages.tied", str(os.getpid())]
-        own = self._command_of(part, self.asked, limit_s)
+        own = self._command_of(part, replace(self.asked, folder=work, limit_s=limit_s))
         log.parent.mkdir(parents=True, exist_ok=True)
         ends = time.monotonic() + limit_s
         with log.open("wb") as stream:
@@ -218,7 +232,7 @@ def _parts(text: str) -> list[Part]:
     return [part for part in PARTS if part.name in names]
 
 
-@command()
+@command(resumes=True)
 def main(arguments: list[str] | None, description: str | None) -> int:
     """Carry out the parts; returns the exit code."""
     parser = Parser(

@@ -360,7 +360,7 @@ SCRIPTS = {
     "bad": "import sys; print('it began'); print('error: it broke', file=sys.stderr); sys.exit(2)",
     # A process of its own, as a part has, that would go on.
     "slow": "import pathlib, subprocess; child = subprocess.Popen(['sleep', '60']); "
-    "pathlib.Path(r'{record}.pid').write_text(str(child.pid)); print('working', flush=True); "
+    "pathlib.Path(r'{folder}/pid').write_text(str(child.pid)); print('working', flush=True); "
     "child.wait()",
 }
 
@@ -378,10 +378,10 @@ def fake(name: str, limit_s: float = 30.0) -> Part:
 
 
 def call_of(asked: Asked, folder: Path) -> Call:
-    def command_of(part: Part, asked: Asked, limit_s: float) -> list[str]:
+    def command_of(part: Part, asked: Asked) -> list[str]:
         (asked.folder).mkdir(parents=True, exist_ok=True)
         text = SCRIPTS[part.name].replace("{record}", str(asked.folder / part.record))
-        return [sys.executable, "-c", text]
+        return [sys.executable, "-c", text.replace("{folder}", str(folder))]
 
     return Call(asked, folder / "logs", folder / "bring", command_of)
 
@@ -401,8 +401,8 @@ def test_a_part_that_fails_or_takes_too_long_stops_no_other(
     assert ends["good"].found == "figure 7"
     said = capsys.readouterr().out.strip().split("\n")
     assert [line.split()[0] for line in said[-3:]] == ["bad", "slow", "good"]
-    pid = int(Path(f"{asked.folder / 'slow'}.pid").read_text())
-    assert has_ended(pid)  # what it had started
+    assert has_ended(int((tmp_path / "pid").read_text()))  # what it had started
+    assert not list(asked.folder.glob(".*"))  # what they worked in
     with tarfile.open(tmp_path / "bring/gpu.tar.gz") as archive:
         names = archive.getnames()
     assert {Path(name).name for name in names} >= {"summary.json", "good", "bad.log", "slow.log"}
@@ -417,6 +417,17 @@ def test_what_is_done_is_not_done_again(asked: Asked, tmp_path: Path, capsys) ->
     assert read_summary(asked.folder).parts == [first]
     assert call_of(asked, tmp_path).carry_out([fake("good")], again=True)
     assert read_summary(asked.folder).parts[0].created_utc > first.created_utc
+
+
+def test_an_earlier_record_stays_until_there_is_a_new_one(asked: Asked, tmp_path: Path) -> None:
+    """And no figure is made of it: the part has found nothing."""
+    asked.folder.mkdir(parents=True)
+    for name in ("good", "bad"):
+        (asked.folder / name).write_text("earlier")
+    assert not call_of(asked, tmp_path).carry_out([fake("good"), fake("bad")], again=False)
+    assert (asked.folder / "good").read_text() == "7"
+    assert (asked.folder / "bad").read_text() == "earlier"
+    assert [end.found for end in read_summary(asked.folder).parts] == ["figure 7", "it broke"]
 
 
 def test_another_card_or_other_code_is_asked_again(asked: Asked) -> None:
@@ -517,7 +528,8 @@ def test_a_record_that_says_nothing_is_no_reason_to_stop(asked: Asked, tmp_path:
         raise ExperimentError(f"{path.name}: damaged")
 
     part = Part("good", "?", 30.0, "good", broken)
-    assert call_of(asked, tmp_path).carry_out([part], again=False)
-    (end,) = read_summary(asked.folder).parts
-    assert end.found == "its record says nothing: good: damaged"
+    assert not call_of(asked, tmp_path).carry_out([part, fake("bad")], again=False)
+    end, other = read_summary(asked.folder).parts
+    assert (end.outcome, end.found) == ("failed", "its record says nothing: good: damaged")
+    assert other.part == "bad"
     assert json.loads((asked.folder / "summary.json").read_text())["schema_version"] == 1

@@ -202,6 +202,18 @@ def test_gpus_are_those_that_nvidia_smi_names(
     assert hardware().gpus == []
 
 
+def test_a_gpus_driver_is_among_the_versions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text('#!/bin/sh\necho "$1" | grep -q driver_version && echo 580.1\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert provenance.versions()["nvidia-driver"] == "580.1"
+    tool.write_text("#!/bin/sh\nexit 9\n")
+    assert "nvidia-driver" not in provenance.versions()
+
+
 def test_this_machine_is_a_valid_record_part() -> None:
     machine = hardware()
     assert msgspec.json.decode(msgspec.json.encode(machine), type=Hardware) == machine
