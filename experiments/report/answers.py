@@ -5,14 +5,12 @@ Every sentence is made from tests and measurements. What they leave open is said
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from experiments.metrics import METRICS
-from experiments.records.measurement import Measurement, Ratio, search_label
+from experiments.records.measurement import Measurement, Ratio, search_label, speed_up
 from experiments.records.significance import LEVEL, MARGINS, MetricTests
-from experiments.records.speed import decoder_speed_up
 from experiments.report.cells import (
     NOT_APPLICABLE,
     NOT_MEASURED,
@@ -27,7 +25,7 @@ from experiments.report.made_by import distinct, made_by
 from experiments.report.papers.wmt14 import is_eligible
 from experiments.report.quality.comparisons import Pair, pairs
 from experiments.report.quality.statistics import holm
-from experiments.report.quality.verdicts import difference_cell
+from experiments.report.quality.verdicts import difference_cell, shown_margin
 from experiments.report.selection import (
     HEADLINE_METRIC,
     headline_kind,
@@ -273,12 +271,10 @@ def _quality(tests: MetricTests, p_holm: float) -> str:
         f"{interval.low:+.2f} to {interval.high:+.2f}."
     )
     if not is_shown and interval.low <= 0:
-        # Rounded up: what is said can be shown.
-        smallest = math.floor(tests.smallest_margin * 100 + 1) / 100
         why = "not shown" if not tests.is_non_inferior else "not shown for all variants together"
         said += (
             f" That it loses less than {margin:g} {label} is {why}"
-            f"{f' (less than {smallest:.2f} is)' if not tests.is_non_inferior else ''}."
+            f"{f' (less than {shown_margin(tests):.2f} is)' if not tests.is_non_inferior else ''}."
         )
     return said
 
@@ -288,10 +284,9 @@ def _speed(group: Group, pair: Pair) -> str:
     for beam in reversed(searches(group)):
         timing = headline_timing(group, beam)
         own, rival = pair.variant.samples(timing), pair.baseline.samples(timing)
-        if timing is None or own is None or rival is None:
+        if own is None or rival is None:
             continue
-        ratio = decoder_speed_up(timing, own)
-        if ratio is not None:
+        if ratio := speed_up(rival, own, "decoder"):
             search = "greedily" if beam == 1 else f"with {search_label(beam)}"
             parts.append(f"{_times(ratio)} {search}")
     if not parts:

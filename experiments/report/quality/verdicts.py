@@ -52,10 +52,8 @@ def verdict(pair: Pair, tests: MetricTests, p_holm: float, variants: int) -> str
     alone = " for this seed" if len(pair.seeds) == 1 else ""
     shown = f"no worse than {margin}{alone}: "
     if not tests.is_non_inferior:
-        # Rounded up: what is said can be shown.
-        smallest = math.floor(tests.smallest_margin * 100 + 1) / 100
         shown += "not shown; the smallest margin that this data can show is "
-        shown += f"{smallest:.2f} {unit}"
+        shown += f"{shown_margin(tests):.2f} {unit}"
     else:
         shown += "shown"
         if p_holm > 1 - LEVEL:
@@ -67,6 +65,11 @@ def verdict(pair: Pair, tests: MetricTests, p_holm: float, variants: int) -> str
         f"{pair.variant.name} against {pair.baseline.name}: {unit} {difference}, half-width "
         f"{tests.half_width:.2f}; {shown}."
     )
+
+
+def shown_margin(tests: MetricTests) -> float:
+    """The smallest margin of two digits that these tests show by themselves: rounded up."""
+    return math.floor(tests.smallest_margin * 100 + 1) / 100
 
 
 def _table(group: Group, table: Sequence[Pair]) -> Table | None:
