@@ -114,6 +114,17 @@ def test_few_seeds_are_called_few() -> None:
     assert "One seed is few: a difference may be chance." in " ".join(exhibit.table.notes)
 
 
+def test_a_variant_with_fewer_seeds_than_the_others_is_called_few() -> None:
+    found = [trained(8, seed, 0.5) for seed in (1, 2, 3)] + [trained(1, 1, 0.5)]
+    exhibit = stability(group_of(*found))
+    assert exhibit is not None
+    assert "One seed is few: a difference may be chance." in " ".join(exhibit.table.notes)
+    kept = [r for r in uptrained_records() if not r.variant.startswith("mqa") or r.seed == 1]
+    of_alpha = alpha(group_of(*kept))
+    assert of_alpha is not None
+    assert "One seed is few: a difference may be chance." in " ".join(of_alpha.table.notes)
+
+
 def test_spikes_and_divergence_are_drawn_where_they_are() -> None:
     exhibit = stability(unstable())
     assert exhibit is not None

@@ -118,6 +118,7 @@ def notes_on(group: Group, found: Sequence[Converted]) -> list[str]:
     records = records_of(found)
     parents = sorted({r.uptraining.parent_updates for r in records if r.uptraining})
     seeds = {record.seed for record in records}
+    fewest = min(len(row.records) for each in found for row in each.by_alpha.values())
     sizes = dict.fromkeys(
         f"{each.architecture.name} {each.architecture.parameters:,}" for each in own
     )
@@ -132,7 +133,7 @@ def notes_on(group: Group, found: Sequence[Converted]) -> list[str]:
         f"Trained from {', '.join(f'{number:,}' for number in parents)} updates on, with the "
         "recipe and the schedule that they had.",
         f"Seeds: {', '.join(map(str, sorted(seeds)))}; cells are mean ± standard deviation. "
-        f"{few(len(seeds))}".strip(),
+        f"{few(fewest)}".strip(),
         *(
             f"{diverged_name(record)} (seed {record.seed}) is in no mean."
             for record in group.diverged
