@@ -46,8 +46,9 @@ TOY_BELOW_TOKENS = 2_000_000
 SCALES = ("paper", "small", "unknown", "toy")
 READING = (
     "A difference is the variant's score minus that of the model with all heads. Where its "
-    f"{LEVEL:.0%} interval holds 0, these data do not say whether quality is lost. A speed-up "
-    "whose interval is above 1 is a gain."
+    f"{LEVEL:.0%} interval holds 0, these data do not say whether quality is lost. A loss of less "
+    f"than {MARGINS[HEADLINE_METRIC.name]:g} {HEADLINE_METRIC.label} was called small before any "
+    "result was seen. Speed is a gain where its interval is above 1."
 )
 
 
@@ -380,11 +381,12 @@ def _quality(pair: Pair, tests: MetricTests, p_holm: float, variants: int) -> st
         return said
     if tests.is_non_inferior:
         return (
-            f"{said} By itself it is shown to lose {less}, but not with Holm's correction for "
-            f"the {variants} variants that are tested together."
+            f"{said} By itself its test shows that it loses {less}, but not with Holm's correction "
+            f"for the {variants} variants that are tested together."
         )
-    but = "" if interval.high < -margin else f", but not {less}"
-    return f"{said} It is shown to lose less than {shown_margin(tests):.2f} {label}{but}."
+    but = "" if interval.high < -margin else f", but not that it loses {less}"
+    smallest = f"{shown_margin(tests):.2f} {label}"
+    return f"{said} These data show that it loses less than {smallest}{but}."
 
 
 def _speed(group: Group, pair: Pair) -> str:

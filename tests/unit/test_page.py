@@ -24,7 +24,7 @@ from experiments.report.document import document
 from experiments.report.groups import Group, group_records, source_of
 from experiments.report.page.page import NAME, PRIVATE_NAME
 from experiments.report.page.svg import inline
-from experiments.report.page.translations import marked
+from experiments.report.page.translations import chosen_runs, marked
 from experiments.report.papers.reference import read_papers
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -233,12 +233,13 @@ def tested(records: list[Record], ends: dict[str, tuple[float, float, float]]) -
         (
             (-1.3, -0.7, 0.9),
             "It costs quality, more than 0.5 BLEU: BLEU -1.00 over 3 seeds, 95% "
-            "interval -1.40 to -0.60. It is shown to lose less than 1.31 BLEU. ",
+            "interval -1.40 to -0.60. These data show that it loses less than 1.31 BLEU. ",
         ),
         (
             (-1.3, -0.3, 0.9),
             "It costs quality: BLEU -0.80 over 3 seeds, 95% interval -1.40 to "
-            "-0.20. It is shown to lose less than 1.31 BLEU, but not less than 0.5 BLEU. ",
+            "-0.20. These data show that it loses less than 1.31 BLEU, but not that it loses less "
+            "than 0.5 BLEU. ",
         ),
         (
             (-0.4, -0.2, 0.01),
@@ -253,14 +254,14 @@ def tested(records: list[Record], ends: dict[str, tuple[float, float, float]]) -
         (
             (-0.4, 0.2, 0.04),
             "Whether it costs quality is open: BLEU -0.10 over 3 seeds, 95% "
-            "interval -0.50 to +0.30. By itself it is shown to lose less than 0.5 BLEU, but not "
-            "with Holm's correction for the 2 variants that are tested together. ",
+            "interval -0.50 to +0.30. By itself its test shows that it loses less than 0.5 "
+            "BLEU, but not with Holm's correction for the 2 variants that are tested together. ",
         ),
         (
             (-0.9, 0.2, 0.2),
             "Whether it costs quality is open: BLEU -0.35 over 3 seeds, 95% "
-            "interval -1.00 to +0.30. It is shown to lose less than 0.91 BLEU, but not less than "
-            "0.5 BLEU. ",
+            "interval -1.00 to +0.30. These data show that it loses less than 0.91 BLEU, but "
+            "not that it loses less than 0.5 BLEU. ",
         ),
         (
             (0.2, 0.4, 0.001),
@@ -385,6 +386,23 @@ def test_each_experiment_has_a_section_of_its_own() -> None:
     one, other = synthetic.record(8), synthetic.record(1)
     other = replace(other, job=replace(other.job, experiment="another"))
     assert len(group_records([one, other])) == 2
+
+
+def test_translations_side_by_side_are_of_one_seed_and_one_baseline() -> None:
+    records = [synthetic.record(heads, seed) for heads in (8, 2) for seed in (1, 2)]
+    (_, table) = pairs_of([*records, synthetic.record(1, 2)])
+    shown = [(record.variant, record.seed) for _, record in chosen_runs(table)]
+    assert shown == [("mha", 2), ("gqa2", 2), ("mqa", 2)]
+    made = {("identity", 8): (0.05, 0.1), ("mean", 2): (0.1,), ("mean", 1): (0.05,)}
+    made[("first", 1)] = (0.1,)
+    records = [
+        synthetic.record(heads, uptrained=(method, alpha))
+        for (method, heads), alphas in made.items()
+        for alpha in alphas
+    ]
+    shown_names = [record.variant for _, record in chosen_runs(pairs_of(records)[-1])]
+    assert shown_names == ["mha-identity-0.1", "gqa2-ff768-mean-0.1", "mqa-ff768-first-0.1"]
+    assert chosen_runs([]) == []
 
 
 def test_words_that_the_baseline_has_not_are_marked() -> None:
