@@ -21,7 +21,7 @@ from experiments.report.cells import (
     mebibytes,
 )
 from experiments.report.exhibits.exhibit import ENOUGH_SEEDS
-from experiments.report.exhibits.uptrained import CONTROL
+from experiments.report.exhibits.uptrained import CONTROL, longest_of
 from experiments.report.groups import Group, Row, source_of
 from experiments.report.made_by import distinct, made_by
 from experiments.report.papers.wmt14 import is_eligible
@@ -287,17 +287,8 @@ def lead(group: Group) -> str | None:
 
 def trained_longest(table: Sequence[Pair]) -> list[Pair]:
     """All that are from scratch; of each attention and method that of the largest alpha."""
-    longest: dict[tuple[Architecture, str], float] = {}
-    for pair in table:
-        if how := pair.variant.uptraining:
-            key = pair.variant.architecture, how.method
-            longest[key] = max(how.alpha, longest.get(key, 0.0))
-    return [
-        pair
-        for pair in table
-        if (how := pair.variant.uptraining) is None
-        or how.alpha == longest[pair.variant.architecture, how.method]
-    ]
+    longest = {row.source for row in longest_of([pair.variant for pair in table])}
+    return [pair for pair in table if pair.variant.source in longest]
 
 
 def headline_pairs(group: Group) -> list[Pair]:

@@ -399,6 +399,22 @@ def test_uptrained_models_stand_against_time_with_the_largest_alpha() -> None:
     ]
 
 
+def test_a_method_that_was_trained_on_less_stands_with_its_own_largest_alpha() -> None:
+    records = [
+        record
+        for record in uptrained_records()
+        if (how := record.uptraining) is None
+        or (how.method, record.architecture.num_kv_heads) != ("mean", 1)
+        or how.alpha == 0
+    ]
+    [exhibit] = trade_offs(measured([*records, synthetic.record(8), synthetic.record(1)]))
+    made = [name for _, name in by(exhibit.table, "model", "made")]
+    assert sorted(name for name in made if "mean" in name) == [
+        "mean, alpha 0",
+        "mean, alpha 0.1",
+    ]
+
+
 def test_general_plots_show_what_was_trained_from_scratch() -> None:
     [group] = measured([*uptrained_records((1,)), synthetic.record(8), synthetic.record(1)])
     assert [row.name for row in group.from_scratch] == ["mha", "mqa"]

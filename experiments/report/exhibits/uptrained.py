@@ -72,6 +72,20 @@ def control_of(found: Sequence[Converted], alpha: float) -> Row | None:
     return next(filter(None, rows), None)
 
 
+def longest_of(rows: Sequence[Row]) -> list[Row]:
+    """All that are from scratch; of each attention and method that of the largest alpha."""
+    longest: dict[tuple[Architecture, Conversion], float] = {}
+    for row in rows:
+        if how := row.uptraining:
+            key = row.architecture, how.method
+            longest[key] = max(how.alpha, longest.get(key, 0.0))
+    return [
+        row
+        for row in rows
+        if (how := row.uptraining) is None or how.alpha == longest[row.architecture, how.method]
+    ]
+
+
 def records_of(found: Sequence[Converted]) -> list[Record]:
     return [record for each in found for row in each.by_alpha.values() for record in row.records]
 
