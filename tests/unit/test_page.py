@@ -130,6 +130,10 @@ def test_every_table_has_a_caption_and_every_header_says_whose_it_is() -> None:
         assert table["without scope"] == 0
     assert len(page.images) >= 4
     assert all(image["role"] == "img" and image["aria-label"] for image in page.images)
+    text = (ROOT / "results" / "report" / NAME).read_text(encoding="utf-8")
+    regions = re.findall(r'role="region" aria-label="([^"]*)"', text)
+    assert len(regions) > 20
+    assert len(regions) == len(set(regions))
 
 
 def test_every_number_of_a_run_leads_to_its_record() -> None:
