@@ -221,7 +221,7 @@ def test_what_is_open_is_said() -> None:
     )
 
 
-def tested(records: list[Record], ends: dict[str, tuple[float, float, float]]) -> Group:
+def group_tested(records: list[Record], ends: dict[str, tuple[float, float, float]]) -> Group:
     """Variants by name with the 90 % interval of their difference and p_worse."""
     found = {}
     for pair in (pair for table in pairs_of(records) for pair in table):
@@ -277,19 +277,19 @@ def test_an_answer_says_what_is_lost_and_what_is_shown(
     ends: tuple[float, float, float], said: str
 ) -> None:
     records = [synthetic.record(heads, seed) for heads in (8, 2, 1) for seed in (1, 2, 3)]
-    _, answer = answers(tested(records, {"gqa2": (-0.9, 0.2, 0.2), "mqa": ends}))
+    _, answer = answers(group_tested(records, {"gqa2": (-0.9, 0.2, 0.2), "mqa": ends}))
     assert f"against mha. {said}" in answer.sentence
 
 
 def test_what_can_be_told_apart_is_said_by_variant() -> None:
     """Consistent with each answer: 0 is outside an interval where half of it is exceeded."""
     records = [synthetic.record(heads, seed) for heads in (8, 2, 1) for seed in (1, 2, 3)]
-    group = tested(records, {"gqa2": (-0.6, -0.2, 0.01), "mqa": (-3.0, 1.0, 0.9)})
+    group = group_tested(records, {"gqa2": (-0.6, -0.2, 0.01), "mqa": (-3.0, 1.0, 0.9)})
     (said,) = [line for line in open_questions(group) if "told from none" in line]
     assert said.endswith("and the 500 lines of test that is 0.30 to 2.10 by variant.")
     (said,) = [line for line in open_questions(group) if "Holm" in line]
     assert "is tested for 2 variants, and these 2 p-values are corrected together" in said
-    alone = open_questions(tested(records[:3] + records[6:], {"mqa": (-3.0, 1.0, 0.9)}))
+    alone = open_questions(group_tested(records[:3] + records[6:], {"mqa": (-3.0, 1.0, 0.9)}))
     assert any(line.endswith("lines of test that is 2.10.") for line in alone)
     assert "Holm" not in "".join(alone)
 
@@ -297,7 +297,7 @@ def test_what_can_be_told_apart_is_said_by_variant() -> None:
 def test_a_variant_with_one_seed_among_several_is_of_that_seed() -> None:
     records = [synthetic.record(heads, seed) for heads in (8, 2) for seed in (1, 2, 3)]
     records.append(synthetic.record(1, 2))
-    group = tested(records, dict.fromkeys(("gqa2", "mqa"), (-0.9, 0.2, 0.2)))
+    group = group_tested(records, dict.fromkeys(("gqa2", "mqa"), (-0.9, 0.2, 0.2)))
     gqa, mqa = answers(group)
     assert "Whether it costs quality is open: BLEU -0.35 over 3 seeds" in gqa.sentence
     assert "Whether it costs quality for this seed is open: BLEU -0.35, 95%" in mqa.sentence
