@@ -280,9 +280,11 @@ def lead(group: Group) -> str | None:
             f"takes {us:,.1f} µs in the decoder for a token (batch {batch}, {source} source and "
             f"{target} target tokens)"
         )
-    heads = row.architecture.num_kv_heads
+    what = f"with {_counted(row.architecture)}"
+    if row.uptraining:
+        what += " and trained on like the others"
     said = " and ".join(parts)
-    return f"{row.name}, with {heads} key/value heads, {said}." if parts else None
+    return f"{row.name}, {what}, {said}." if parts else None
 
 
 def trained_longest(table: Sequence[Pair]) -> list[Pair]:

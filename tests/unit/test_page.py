@@ -19,7 +19,7 @@ from experiments.records.hypotheses import COUNTS
 from experiments.records.measurement import write_measurement
 from experiments.records.record import RECORD_NAME, Record, write_record
 from experiments.report.__main__ import main
-from experiments.report.answers import answers, in_order, open_questions, scale
+from experiments.report.answers import answers, in_order, lead, open_questions, scale
 from experiments.report.document import document
 from experiments.report.groups import Group, group_records, source_of
 from experiments.report.page.page import NAME, PRIVATE_NAME
@@ -195,6 +195,10 @@ def test_the_answer_on_an_uptrained_model_says_how_it_was_made() -> None:
         for alpha in (0.0, 0.05)
     ]
     (answer,) = answers(group_of(records, measured=False))
+    said = lead(group_of(records)) or ""
+    assert said.startswith(
+        "mha-identity-0.05, with 8 key/value heads and trained on like the others, has "
+    )
     assert answer.variant == "mqa-ff768-mean-0.05"
     assert answer.sentence.startswith(
         "1 key/value head in place of 8, converted with the method mean and trained on for 5% of "
