@@ -408,6 +408,32 @@ def test_of_two_records_of_one_job_that_differ_the_newer_counts(
 
 
 @pytest.mark.usefixtures("no_pictures")
+def test_a_job_that_two_experiments_share_has_a_record_in_each(tmp_path: Path) -> None:
+    """Each section's numbers lead to the record of its own experiment."""
+    shared = [synthetic.record(8), synthetic.record(1)]
+    for experiment in ("one", "other"):
+        records = [replace(r, job=replace(r.job, experiment=experiment)) for r in shared]
+        save(tmp_path / "runs" / experiment, *records)
+    assert main(["--records", str(tmp_path / "runs"), "--out", str(tmp_path / "report")]) == 0
+    path = tmp_path / "report" / NAME
+    ids = Page(path).ids
+    assert len(ids) == len(set(ids))
+    text = path.read_text(encoding="utf-8")
+    sections = re.findall(r'<section id="section-\d+"(.*?)</section>', text, re.S)
+    assert len(sections) == 2
+    shown = set()
+    for section in sections:
+        linked = set(re.findall(r'href="#(job-[0-9a-f]+)"', section))
+        assert linked == set(re.findall(r'<tbody id="(job-[0-9a-f]+)"', section))
+        assert len(linked) == 2
+        (heading,) = re.findall(r"<h2[^>]*>\d+\. (\w+): ", section)
+        found = re.findall(r'href="\.\./runs/(\w+)/job(\d)/record\.json"', section)
+        assert found == [(heading, "0"), (heading, "1")]
+        shown.add(heading)
+    assert shown == {"one", "other"}
+
+
+@pytest.mark.usefixtures("no_pictures")
 def test_bad_measurements_and_tests_are_named_and_the_rest_is_reported(
     results: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
