@@ -32,6 +32,7 @@ from experiments.stages.graph import Job, measurements_of, plan
 from experiments.stages.job import run_job
 from experiments.stages.measuring import measure
 from experiments.stages.runner import forget
+from experiments.stages.sweep import check_surroundings
 
 DIFFERENT = 3  # exit code
 
@@ -228,6 +229,7 @@ def main(arguments: list[str] | None = None) -> int:
     for record, job in zip(then, jobs, strict=True):
         if job.id != record.job.id:
             print(f"{record.name}: its recipe, data or code's defaults have changed since")
+    check_surroundings([job.config for job in jobs])
     if options.again:
         _start_over(jobs)
     now = [_run(job) for job in jobs]

@@ -159,6 +159,25 @@ def test_a_job_that_fails_and_bad_arguments_are_one_line(
         assert shown.err.count("\n") == 1
 
 
+def test_gpus_that_the_machine_lacks_are_missed_before_anything_is_removed_or_run(
+    run_again: dict[str, Record], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = committed("mqa")
+    hardware = record.config["hardware"] | {"device": "cuda", "devices": 4096}
+    record = replace(record, config=record.config | {"hardware": hardware})
+    write_record(tmp_path / "record.json", record)
+    job = job_of(job_again(record, tmp_path))
+    run_again[job.id] = record
+    kept = job.train.folder / "result.json"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("{}")
+    arguments = [str(tmp_path / "record.json"), "--again", "--outputs", str(tmp_path)]
+    assert rerun.main(arguments) == 2
+    assert capsys.readouterr().err.startswith("error: hardware.devices=4096 GPUs are wanted, ")
+    assert kept.exists()
+    assert not JobFolder(job.folder).record_path.exists()
+
+
 def test_the_help_comes_without_torch() -> None:
     code = (
         "import sys, experiments.rerun\n"
