@@ -313,16 +313,20 @@ def test_other_text_is_on_a_page_of_its_own_where_it_lies_here(
     assert b"a reference of line" not in alone
     assert b"<mark>" in alone
     assert not (results / "results" / "report" / PRIVATE_NAME).exists()
+    capsys.readouterr()
     assert make(results, "--data", "data", monkeypatch=monkeypatch) == 0
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        f"report: results/report/{name}" for name in (NAME, PRIVATE_NAME)
+    ]
     assert (results / "results" / "report" / NAME).read_bytes() == alone
     private = (results / "results" / "report" / PRIVATE_NAME).read_text(encoding="utf-8")
     assert "a reference of line" in private
     assert "This page holds text that must not be redistributed." in private
     capsys.readouterr()
     (data / "text" / "test.de").write_text("another\n", encoding="utf-8")
-    (results / "results" / "report" / PRIVATE_NAME).unlink()
     assert make(results, "--data", "data", monkeypatch=monkeypatch) == 0
     assert not (results / "results" / "report" / PRIVATE_NAME).exists()
+    assert capsys.readouterr().out.splitlines()[-1] == f"report: results/report/{NAME}"
 
 
 # Bad input
