@@ -22,7 +22,10 @@ def show(outputs: Outputs, *, disk: bool) -> None:
     rows = [("job", "/".join(job.parts[-2:]), state_of_job(job).line, job) for job in jobs]
     rows += [(s.kind, s.path.name, s.line, s.path) for s in outputs.stages()]
     if not rows:
-        raise ExperimentError(f"{outputs.path}: neither jobs nor stages in it (run an experiment)")
+        raise ExperimentError(
+            f"{outputs.path}: neither jobs nor stages in it (run an experiment, or give the folder "
+            "that has runs/ in it)"
+        )
     widths = max(len(row[0]) for row in rows), max(len(row[1]) for row in rows)
     for kind, name, state, path in rows:
         size = f"{in_bytes(size_of(path)):>8}  " if disk else ""
