@@ -103,6 +103,8 @@ def test_what_is_left_takes_as_long_as_what_is_done_took(jobs: list[Job], output
     finish(jobs[1])
     finish(jobs[2])
     assert line_of(outputs) == "sweep quickstart: 3 jobs: 3 done"
+    JobFolder(jobs[2].folder).record_path.unlink()
+    assert line_of(outputs) == "sweep quickstart: 3 jobs: 2 done, 1 left"
 
 
 def test_an_uptraining_counts_from_its_parents_last_update(outputs: Path) -> None:

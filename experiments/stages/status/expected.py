@@ -44,7 +44,7 @@ class Sweep(msgspec.Struct, frozen=True, kw_only=True):
         }
         shown = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
         line = f"sweep {self.experiment}: {sum(counts.values())} jobs: {shown}"
-        if not self.running + self.left:
+        if self.left_s is None and not self.unknown:  # nothing but a record is left, if that
             return line
         if self.left_s is None:
             return f"{line}; how long it takes is known when the first stage is done"
