@@ -14,6 +14,7 @@ from experiments import compare
 from experiments.records.record import Record, read_record, write_record
 from experiments.records.significance import Settings
 from experiments.report.archive import Archive, read_archive
+from experiments.report.cells import Table
 from experiments.report.differences import (
     apart,
     config_table,
@@ -78,6 +79,18 @@ def test_the_config_that_differs_is_shown_and_no_other(archive: Archive) -> None
         ["attention.num_kv_heads", "8", "2", "1"],
     ]
     assert table.notes == []
+
+
+def test_many_sides_are_lines_and_not_columns() -> None:
+    few = Table("t", ["setting", "A", "B"], [["seed", "1", "2"]], ["a note"])
+    assert compare.turned(few) is few
+    sides = list("ABCDEF")
+    values = [f"{side}1" for side in sides]
+    many = Table("t", ["setting", *sides], [["seed", *values], ["heads", *sides]], ["a note"])
+    turned = compare.turned(many)
+    assert turned.columns == ["", "seed", "heads"]
+    assert turned.rows == [[side, f"{side}1", side] for side in sides]
+    assert turned.notes == ["a note"]
 
 
 def test_other_code_is_named(tmp_path: Path) -> None:
@@ -177,6 +190,7 @@ def test_the_lines_that_differ_most_come_with_their_source(archive: Archive) -> 
         (["variant=mha"], "variant=mha: 1 variant with a finished job: two are compared"),
         (["colour=red"], "colour=red: no record has a colour (variant, seed, experiment, or a key"),
         ([str(ROOT / "docs")], "no record that can be read (give the folder of a job"),
+        ([str(ROOT / "README.md")], "README.md: no record.json (give a job's folder or its record"),
     ],
 )
 def test_bad_arguments_are_one_line(

@@ -471,16 +471,20 @@ def test_other_text_is_on_a_page_of_its_own_where_it_lies_here(
     assert b"a reference of line" not in alone
     assert b"<mark>" in alone
     assert not (results / "results" / "report" / PRIVATE_NAME).exists()
+    capsys.readouterr()
     assert make(results, "--data", "data", monkeypatch=monkeypatch) == 0
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        f"report: results/report/{name}" for name in (NAME, PRIVATE_NAME)
+    ]
     assert (results / "results" / "report" / NAME).read_bytes() == alone
     private = (results / "results" / "report" / PRIVATE_NAME).read_text(encoding="utf-8")
     assert "a reference of line" in private
     assert "This page holds text that must not be redistributed." in private
     capsys.readouterr()
     (data / "text" / "test.de").write_text("another\n", encoding="utf-8")
-    (results / "results" / "report" / PRIVATE_NAME).unlink()
     assert make(results, "--data", "data", monkeypatch=monkeypatch) == 0
     assert not (results / "results" / "report" / PRIVATE_NAME).exists()
+    assert capsys.readouterr().out.splitlines()[-1] == f"report: results/report/{NAME}"
 
 
 # Bad input
@@ -563,6 +567,32 @@ def test_of_two_records_of_one_job_that_differ_the_newer_counts(
     old.unlink()  # two copies of one record are no contradiction
     assert main(arguments) == 0
     assert new.is_file()
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_job_that_two_experiments_share_has_a_record_in_each(tmp_path: Path) -> None:
+    """Each section's numbers lead to the record of its own experiment."""
+    shared = [synthetic.record(8), synthetic.record(1)]
+    for experiment in ("one", "other"):
+        records = [replace(r, job=replace(r.job, experiment=experiment)) for r in shared]
+        save(tmp_path / "runs" / experiment, *records)
+    assert main(["--records", str(tmp_path / "runs"), "--out", str(tmp_path / "report")]) == 0
+    path = tmp_path / "report" / NAME
+    ids = Page(path).ids
+    assert len(ids) == len(set(ids))
+    text = path.read_text(encoding="utf-8")
+    sections = re.findall(r'<section id="section-\d+"(.*?)</section>', text, re.S)
+    assert len(sections) == 2
+    shown = set()
+    for section in sections:
+        linked = set(re.findall(r'href="#(job-[0-9a-f]+)"', section))
+        assert linked == set(re.findall(r'<tbody id="(job-[0-9a-f]+)"', section))
+        assert len(linked) == 2
+        (heading,) = re.findall(r"<h2[^>]*>\d+\. (\w+): ", section)
+        found = re.findall(r'href="\.\./runs/(\w+)/job(\d)/record\.json"', section)
+        assert found == [(heading, "0"), (heading, "1")]
+        shown.add(heading)
+    assert shown == {"one", "other"}
 
 
 @pytest.mark.usefixtures("no_pictures")
