@@ -123,8 +123,8 @@ def check_request(request: Request) -> list[str]:
         ["x".join(map(str, shape)) for shape in asked]
         for asked in (request.shapes, request.searches)
     )
-    _refuse_doubled("shapes", shapes)
-    _refuse_doubled("searches", searches)
+    refuse_doubled("shapes", shapes)
+    refuse_doubled("searches", searches)
     for shape, (batch, source, target, *beam) in zip(
         [*shapes, *searches], [*request.shapes, *request.searches], strict=True
     ):
@@ -135,11 +135,11 @@ def check_request(request: Request) -> list[str]:
             )
     if decodes and not request.beams:
         raise ExperimentError("beams is empty: give at least one, such as 4 or 1 (greedy)")
-    _refuse_doubled("beams", request.beams)
+    refuse_doubled("beams", request.beams)
     if min(request.beams, default=1) < 1:
         raise ExperimentError(f"beams: {min(request.beams)} is not a whole number above 0")
     names = distinct_names(c.architecture for c in request.contenders)
-    _refuse_doubled(
+    refuse_doubled(
         "contenders", [f"{names[c.architecture]}, {c.engine}" for c in request.contenders]
     )
     for contender in request.contenders:
@@ -153,7 +153,7 @@ def check_request(request: Request) -> list[str]:
     if request.training:
         if request.training.text and request.memory:
             raise ExperimentError("memory is measured at fixed lengths, not on real batches")
-        _refuse_doubled("trainers", request.training.trainers)
+        refuse_doubled("trainers", request.training.trainers)
         for name in request.training.trainers:
             if name not in TRAINERS:
                 raise ExperimentError(f"trainer {name!r} is unknown: {', '.join(TRAINERS)}")
@@ -246,7 +246,8 @@ def _refusal(contender: RequestedContender, request: Request) -> str | None:
     return engine.refusal(contender.architecture, request.device, request.dtype)
 
 
-def _refuse_doubled(name: str, values: Sequence[Any]) -> None:
+def refuse_doubled(name: str, values: Sequence[Any]) -> None:
+    """Raise ExperimentError, one line, where a value is there twice."""
     for value in values:
         if values.count(value) > 1:
             raise ExperimentError(f"{name}: {value} is there twice (remove one)")
