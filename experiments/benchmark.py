@@ -107,7 +107,7 @@ def _request_of_job(args: argparse.Namespace, job: JobFiles) -> Request:
     if decode.options:
         raise ExperimentError(
             f"{job.name}: it translates with decode.options {decode.options}, and engines are "
-            "compared without (leave it out)"
+            "compared without: give another --job, or --shapes"
         )
     text = RequestedText(
         name=job.name,
