@@ -14,9 +14,10 @@ from typing import Annotated
 
 from msgspec import Meta
 
+from experiments.measure.request import DTYPES
 from experiments.records.checked import Checked, Positive, Seconds, Text, require, require_close
 from experiments.records.measurement import Measurement, Timing, TrainingUpdates
-from experiments.records.parts import search_name
+from experiments.records.parts import Precision, search_name
 from experiments.records.storage import read_versioned, write_json
 from gqa_fairseq.architecture import Architecture, Heads
 from gqa_fairseq.costs import step_matrix_elements, training_memory_bytes
@@ -36,7 +37,7 @@ SCHEMA_VERSION = 1
 CLOSE = 0.25  # a prediction is to be within this share of what was measured
 STAND_IN_TOKENS = 32
 ENGINES = {"int8": "gqa+int8"}  # by the type of the weights; any other is the plugin's own
-PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}  # as costs.py names them
+PRECISIONS: dict[str, Precision] = {dtype: name for name, dtype in DTYPES.items()}  # of costs.py
 Rate = Annotated[float, Meta(gt=0)]
 
 

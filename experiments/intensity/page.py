@@ -23,6 +23,7 @@ from experiments.intensity.published import ARXIV, TABLE
 from experiments.measure.tables import machine as machine_line
 from experiments.records.measurement import Ratio, Samples, search_label, speed_up
 from experiments.records.storage import write_bytes, write_text
+from experiments.report.cells import markdown_rows
 from experiments.report.papers.reference import find_table, read_papers
 from experiments.report.pictures.drawing import GREY, picture, style
 from gqa_fairseq.roofline import Load, decoding_per_sentence
@@ -224,7 +225,7 @@ def _factors(grid: Found) -> str:
         f"Decoding with {_heads(fewest)} over {most.num_kv_heads}, times as fast: measured, and "
         "predicted in brackets; in italics predicted alone (†: does not fit the memory, ‡: its "
         "measurement failed). The limit is that of large batches, whose sentences still have "
-        f"their own arithmetic.\n\n{_table(heading, rows, text=2)}"
+        f"their own arithmetic.\n\n{markdown_rows(heading, rows, text=2)}\n"
     )
 
 
@@ -250,7 +251,7 @@ def _closeness(grid: Found) -> str:
         "weights", "search", "predictions", f"within {CLOSE:.0%}", "median error", "worst",
         "median error of the factor",
     ]  # fmt: skip
-    return f"Predicted over measured time, less 1:\n\n{_table(heading, rows, text=2)}"
+    return f"Predicted over measured time, less 1:\n\n{markdown_rows(heading, rows, text=2)}\n"
 
 
 def _errors_of(records: Sequence[CellRecord]) -> Iterator[str]:
@@ -308,7 +309,7 @@ def _protocol_of_table_2(found: Found) -> str:
     ]  # fmt: skip
     return (
         "Shazeer 2019, table 2, source and target of 128: measured, and predicted in brackets.\n\n"
-        + _table(heading, rows, text=1)
+        + f"{markdown_rows(heading, rows)}\n"
     )
 
 
@@ -344,7 +345,7 @@ def _protocol_of_figure_6(found: Found) -> str:
         f"of {own.decoder_d_ff:,}; {found.records[0].load.batch} samples a batch, greedy, the "
         "decoder alone. The time of all layers is that of these, scaled by their count, with one "
         "output layer as predicted and the overhead of a step as measured apart.\n\n"
-        + _table(heading, rows, text=1)
+        + f"{markdown_rows(heading, rows)}\n"
     )
 
 
@@ -367,12 +368,6 @@ def scaled_s(record: CellRecord, one: Prediction) -> float:
 
 def _shape(load: Load) -> str:
     return f"{load.batch}x{load.source_tokens}x{load.target_tokens}"
-
-
-def _table(heading: Sequence[str], rows: Sequence[Sequence[str]], text: int) -> str:
-    """Markdown; the first `text` columns are words."""
-    ruler = [*["---"] * text, *["---:"] * (len(heading) - text)]
-    return "".join(f"| {' | '.join(row)} |\n" for row in [heading, ruler, *rows])
 
 
 # Pictures.

@@ -15,9 +15,11 @@ from experiments.engines import ENGINES, find_engine
 from experiments.errors import ExperimentError
 from experiments.records.checked import Checked, Device, Positive, Sha256, Text
 from experiments.records.measurement import FixedLengths, RealText, TrainingUpdates, Workload
+from experiments.records.parts import Precision
 from gqa_fairseq.architecture import Architecture, distinct_names
 
 Dtype = Literal["float32", "bfloat16", "float16"]
+DTYPES: dict[Precision, Dtype] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 # Sentences, source tokens and target tokens, end of sentence included.
 FixedShape = tuple[int, int, int]
 FixedSearch = tuple[int, int, int, int]  # the same, and a beam
