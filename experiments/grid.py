@@ -162,13 +162,21 @@ def _measured_layers(folder: Path) -> int | None:
 
 
 def _show(campaign: Campaign) -> None:
-    """The cells in their order, with the time and the memory that each is expected to take."""
+    """The cells in their order, with the time and the memory that each is expected to take.
+
+    The budget also has to do for the starts of processes and the overheads.
+    """
     total = 0.0
+    within = {cell.name for cell in campaign.affordable()}
     for cell in campaign.to_do():
         cost = campaign.cost_s(cell)
         total += cost
         size = needed_bytes(cell) / 2**30
-        print(f"{cell.name:<32} {cost / 60:8.1f} min {total / 60:9.1f} min in all {size:7.1f} GiB")
+        beyond = "" if cell.name in within else "  beyond the budget"
+        print(
+            f"{cell.name:<32} {cost / 60:8.1f} min {total / 60:9.1f} min in all {size:7.1f} GiB"
+            f"{beyond}"
+        )
     for cell in campaign.plan.cells:
         if cell.name in campaign.done:
             print(f"{cell.name:<32} measured")

@@ -235,7 +235,7 @@ class Campaign:
         """The cheapest cell, and what one process can do as well of all that the time allows."""
         chosen: list[Cell] = []
         taken = 0.0
-        for cell in self._affordable():
+        for cell in self.affordable():
             if chosen and not _is_alike(cell, chosen[0]):
                 continue
             taken += self.cost_s(cell)
@@ -244,7 +244,7 @@ class Campaign:
             chosen.append(cell)
         return chosen
 
-    def _affordable(self) -> list[Cell]:
+    def affordable(self) -> list[Cell]:
         """The cheapest cells that the time which is left allows, with all that they need."""
         left = self._deadline - self._clock()
         found: list[Cell] = []

@@ -807,4 +807,7 @@ def test_a_dry_run_lists_the_cells_and_measures_nothing(
     out = capsys.readouterr().out.strip().split("\n")
     assert len(out) == 80
     assert any(line.startswith("beam4-int8-256x1024x1024 ") for line in out)
+    ordered = [line.endswith("  beyond the budget") for line in out if " in all " in line]
+    assert any(ordered)
+    assert ordered == sorted(ordered)  # the budget takes the first of them
     assert not (tmp_path / "none").exists()
