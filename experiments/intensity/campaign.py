@@ -20,6 +20,7 @@ import msgspec
 from experiments.errors import ExperimentError
 from experiments.intensity.cells import (
     SCHEMA_VERSION,
+    STAND_IN,
     Cell,
     CellRecord,
     Prediction,
@@ -52,6 +53,7 @@ WARMUP_RUNS = 1
 # takes to start and to build its models.
 FIRST_SLOWDOWN, START_S = 1.5, 45.0
 CHUNK_S = 600.0  # cells of one process take about so long: a start is a small part of it
+STAND_IN_ROUNDS = 3  # at least: they are short, and all cells of as many rows rest on one
 TRIES = 2  # of a stand-in: without it none of its cells can be predicted
 Why = Literal["memory", "time", "failed"]
 Measure = Callable[[Request, Callable[[Measurement], None]], Measurement]
@@ -304,6 +306,8 @@ class Campaign:
     def _request(self, cells: list[Cell], words: Path) -> Request:
         """Of cells that are alike; of training, `words` is a folder for the dictionary."""
         first, settings = cells[0], self.settings
+        is_stand_in = len(first.architectures) == 1 and first.architectures[0].name == STAND_IN
+        repeats = max(settings.repeats, STAND_IN_ROUNDS) if is_stand_in else settings.repeats
         contenders = [
             RequestedContender(architecture=own, engine=first.engine) for own in first.architectures
         ]
@@ -332,7 +336,7 @@ class Campaign:
             ]
         return Request(
             warmup_runs=WARMUP_RUNS,
-            repeats=settings.repeats,
+            repeats=repeats,
             memory=False,
             step_rates=not first.is_training,
             device=settings.device,

@@ -35,7 +35,7 @@ from gqa_fairseq.roofline import (
 
 SCHEMA_VERSION = 1
 CLOSE = 0.25  # a prediction is to be within this share of what was measured
-STAND_IN_TOKENS = 32
+STAND_IN, STAND_IN_TOKENS = "tiny", 32
 ENGINES = {"int8": "gqa+int8"}  # by the type of the weights; any other is the plugin's own
 PRECISIONS: dict[str, Precision] = {dtype: name for name, dtype in DTYPES.items()}  # of costs.py
 Rate = Annotated[float, Meta(gt=0)]
@@ -216,7 +216,7 @@ def stand_in(own: Architecture) -> Architecture:
     """A tiny model with as many decoder layers and words: nearly nothing but overhead."""
     heads = Heads(2, 16, 2)
     return replace(
-        own, name="tiny", d_model=heads.query_width, encoder_heads=heads, decoder_heads=heads,
+        own, name=STAND_IN, d_model=heads.query_width, encoder_heads=heads, decoder_heads=heads,
         encoder_layers=1, encoder_d_ff=32, decoder_d_ff=32, residual=0,
     )  # fmt: skip
 

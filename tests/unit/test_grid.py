@@ -18,6 +18,7 @@ from experiments.intensity import plans
 from experiments.intensity.campaign import (
     OVERHEADS,
     REST_NAME,
+    STAND_IN_ROUNDS,
     START_S,
     Campaign,
     Settings,
@@ -451,7 +452,7 @@ def test_a_small_budget_takes_the_cheapest_of_all_kinds(tmp_path: Path) -> None:
     """The 8-bit ones are cheaper, and one process could fill the time with them."""
     plan = small_grid(lengths=(3, 6, 12, 24, 48), positions=48, kv_heads=(1,))
     bench = Bench()
-    campaign = bench.campaign(plan, settings(tmp_path, budget_s=10 * START_S))
+    campaign = bench.campaign(plan, settings(tmp_path, budget_s=12 * START_S))
     cheapest = [cell.name for cell in campaign.to_do()]
     campaign.run()
     done = set(read_cells(tmp_path))
@@ -518,6 +519,12 @@ def test_records_of_something_else_are_refused(
     (tmp_path / f"{cell}.json").unlink()
     with pytest.raises(ExperimentError, match=problem):  # the stand-in alone
         Bench().campaign(plan, settings(tmp_path, **changes))
+
+
+def test_one_round_of_a_cell_is_not_one_of_its_overhead(tmp_path: Path) -> None:
+    bench = Bench()
+    bench.campaign(one_cell(), settings(tmp_path, repeats=1)).run()
+    assert [request.repeats for request in bench.requests] == [STAND_IN_ROUNDS, 1]
 
 
 def test_only_cells_of_the_plan_are_counted(tmp_path: Path) -> None:
