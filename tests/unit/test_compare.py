@@ -126,6 +126,26 @@ def test_what_cannot_be_tested_says_why(tmp_path: Path) -> None:
     assert line.endswith("its translations are not kept, or of other data")
 
 
+def test_a_run_without_the_score_is_left_out_of_its_tests(tmp_path: Path) -> None:
+    records = [synthetic.record(heads, seed) for heads in (8, 1) for seed in (1, 2)]
+    scores = synthetic.finished(records[3]).evaluation.scores
+    greedy = [score for score in scores if score.beam == 1]
+    records[3] = synthetic.with_evaluation(records[3], scores=greedy)
+    found = saved(tmp_path, *records)
+    sides = compare.sides_of(found, [str(tmp_path)])
+    _, both, one = score_tables(sides, found, Kept([tmp_path]), Settings())
+    first = {
+        beam: next(
+            score.hypotheses_sha256[:12]
+            for score in synthetic.finished(records[0]).evaluation.scores
+            if (score.metric, score.beam) == ("bleu", beam)
+        )
+        for beam in (1, 4)
+    }
+    assert first[1] in both.notes[0]
+    assert first[4] in one.notes[0]
+
+
 def test_speed_is_of_one_measurement(archive: Archive, tmp_path: Path) -> None:
     table = speed_table(compare.sides_of(archive, [str(QUICKSTART)]), archive)
     assert table.columns == ["workload", "A: µs/token", "B: µs/token", "C: µs/token"]
