@@ -8,7 +8,9 @@ TABLE1 := mha mqa mha-w32 mqa-w32 mha-1x128 mha-2x64 mha-4x32 mha-8x16
 WMT14_MODELS := $(addprefix wmt14-,$(filter-out base,$(notdir $(basename $(wildcard conf/attention/*.yaml)))))
 comma := ,
 space := $(subst ,, )
-.PHONY: help setup quickstart uptrain wmt14 $(WMT14_MODELS) wmt14-table1 wmt14-sweep wmt14-data wmt14-bench test test-long lint report lock clean gpu
+STUDY := mha,gqa2,mqa
+STUDY_METHODS := mean,first,random,svd-product
+.PHONY: help setup quickstart uptrain study wmt14 $(WMT14_MODELS) wmt14-table1 wmt14-sweep wmt14-data wmt14-bench test test-long lint report lock clean gpu
 
 TORCH ?= default
 TORCH_VERSION := 2.13.0
@@ -75,6 +77,16 @@ quickstart: setup  ## Raw text to results table with MHA, GQA-2 and MQA: 7 to 14
 uptrain: setup  ## The quickstart's MHA model with fewer KV heads, trained on: 15 minutes on 2 cores
 	$(BIN)/python -m experiments.run -m experiment=uptrain attention=mha,$(VARIANTS) \
 		uptrain.method=$(METHODS) uptrain.alpha=0,0.05,0.1 $(if $(SEEDS),seed=$(SEEDS)) $(ARGS)
+
+# Seed by seed, so that what is there at any time is balanced; what is done is not run again.
+study: setup  ## docs/study.md: SEEDS=1,2,3 of MHA, GQA-2 and MQA on image captions, and uptraining (hours)
+	for seed in $(foreach each,$(subst $(comma), ,$(or $(SEEDS),$(ALL_SEEDS))),$(call shell-word,$(each))); do \
+		$(STUDY_RUN)=study_multi30k attention=$(STUDY) seed="$$seed" $(STUDY_ARGS); \
+		$(STUDY_RUN)=study_uptrain attention=$(STUDY) uptrain.method=$(STUDY_METHODS) \
+			uptrain.alpha=0,0.05,0.1 seed="$$seed" $(STUDY_ARGS); \
+	done
+STUDY_RUN = $(BIN)/python -m experiments.run -m experiment
+STUDY_ARGS = $(FROM) $(if $(filter-out 0,$(DRY_RUN)),dry_run=true) $(ARGS)
 
 # Where a record is refused, both commands name it, and the second one still reports the others.
 report: setup  ## Build results/report from results/ (runs, measurements, tests, the papers' numbers)

@@ -6,13 +6,14 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn, ParamSpec
+from typing import NoReturn, ParamSpec, TypeVar
 
 from data_prep.system.surroundings import settle
 from experiments.environment import usable_cores
 from experiments.errors import CompositionError, ExperimentError
 
 P = ParamSpec("P")
+T = TypeVar("T")
 INTERRUPTED = 130  # the exit code of a process that an interrupt of the keyboard ended
 
 
@@ -61,6 +62,11 @@ def whole_number(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
+
+
+def list_of(kind: Callable[[str], T]) -> Callable[[str], list[T]]:
+    """An argparse type: values of `kind` with commas between them."""
+    return lambda text: [kind(part) for part in text.split(",")]
 
 
 def asked_threads() -> int:

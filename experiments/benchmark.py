@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 
 from data_prep.system.surroundings import console_of
-from experiments.arguments import Parser, asked_threads, command, whole_number
+from experiments.arguments import Parser, asked_threads, command, list_of, whole_number
 from experiments.engines import ENGINES, EXACT_ENGINES, find_engine, help_lines
 from experiments.errors import ExperimentError
 from experiments.measure.child import measure_in_process
@@ -107,7 +107,7 @@ def _request_of_job(args: argparse.Namespace, job: JobFiles) -> Request:
     if decode.options:
         raise ExperimentError(
             f"{job.name}: it translates with decode.options {decode.options}, and engines are "
-            "compared without (leave it out)"
+            "compared without: give another --job, or --shapes"
         )
     text = RequestedText(
         name=job.name,
@@ -225,11 +225,6 @@ def _engine(text: str) -> str:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
-def _list_of(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
-    """An argparse type: comma-separated values."""
-    return lambda text: [kind(part) for part in text.split(",")]
-
-
 def _parser() -> Parser:
     parser = Parser(
         prog="python -m experiments.benchmark",
@@ -239,7 +234,7 @@ def _parser() -> Parser:
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
         "--shapes",
-        type=_list_of(_shape),
+        type=list_of(_shape),
         default=[DEFAULT_SHAPE],
         help="fixed lengths, BATCHxSOURCExTARGET in tokens, several with commas "
         f"(default {'x'.join(map(str, DEFAULT_SHAPE))})",
@@ -254,7 +249,7 @@ def _parser() -> Parser:
         help="time training, such as experiment=study_multi30k",
     )
     what.add_argument("--show", type=Path, nargs="+", metavar="FILE", help="tables of --out files")
-    numbers = _list_of(whole_number)
+    numbers = list_of(whole_number)
     parser.add_argument(
         "--size", choices=sorted(BASELINES), help=f"with --shapes (default {DEFAULT_SIZE})"
     )
@@ -266,7 +261,7 @@ def _parser() -> Parser:
     )
     parser.add_argument(
         "--engines",
-        type=_list_of(_engine),
+        type=list_of(_engine),
         help=f"some of {', '.join(ENGINES)} (default: all that are exact)",
     )
     parser.add_argument("--beams", type=numbers, help="default: 4 (or the job's) and 1")
@@ -276,7 +271,7 @@ def _parser() -> Parser:
     )
     parser.add_argument(
         "--trainers",
-        type=_list_of(str),
+        type=list_of(str),
         help=f"with --training: some of {', '.join(TRAINERS)} (default: all)",
     )
     parser.add_argument("--memory", action="store_true", help="peak memory, in fresh processes")

@@ -38,11 +38,16 @@ from experiments.report.differences import (
 from experiments.report.groups import Row
 from experiments.report.quality.testing import Kept
 
+MOST_COLUMNS = 6  # of those that grow with the sides: more are too narrow to be read
+
 
 def check_given(given: Sequence[str]) -> None:
-    """Raise ExperimentError for what is neither a folder nor a filter."""
+    """Raise ExperimentError for what is neither a folder, nor a record, nor a filter."""
     for each in given:
-        if not Path(each).exists():
+        path = Path(each)
+        if path.is_file() and path.name != RECORD_NAME:
+            raise ExperimentError(f"{each}: no {RECORD_NAME} (give a job's folder or its record)")
+        if not path.exists():
             parts = [part.partition("=") for part in each.split(",")]
             if not all(key and equals and value for key, equals, value in parts):
                 raise ExperimentError(f"{each}: no such folder, and no filter such as variant=mqa")
@@ -99,6 +104,14 @@ def sides_of(archive: Archive, given: Sequence[str]) -> list[Side]:
 
 def _started(record: Record) -> Any:
     return record.job.started_utc
+
+
+def turned(table: Table) -> Table:
+    """A table of a column a side, with a line a side where there are more than a screen takes."""
+    if not table.rows or len(table.columns) <= MOST_COLUMNS:
+        return table
+    heading, *columns = zip(table.columns, *table.rows, strict=True)
+    return Table(table.title, ["", *heading[1:]], [list(each) for each in columns], table.notes)
 
 
 def show(table: Table) -> None:
@@ -163,10 +176,10 @@ def main(arguments: list[str] | None = None) -> int:
     for side in sides:
         files = filter(None, map(archive.path_of, side.records))
         print(f"{side.letter}: {side.label} ({', '.join(in_words(path) for path in files)})")
-    show(config_table(sides))
+    show(turned(config_table(sides)))
     for table in score_tables(sides, archive, Kept(folders), Settings()):
         show(table)
-    show(speed_table(sides, archive))
+    show(turned(speed_table(sides, archive)))
     for line in apart(sides, archive, options.data or [Path("outputs/data")], options.lines):
         print(line)
     return 2 if archive.refused else 0

@@ -345,6 +345,12 @@ class SuiteConfig(Section, frozen=True, kw_only=True):
                 f"data.max_pieces={self.data.max_pieces} and the end of the sentence exceed "
                 f"model.max_positions={self.model.max_positions} (lower one or raise the other)"
             )
+        shortest = self.decode.options.get("min_len", 0)
+        if shortest >= self.model.max_positions:
+            yield (
+                f"decode.options.min_len={shortest} and the end of the sentence exceed "
+                f"model.max_positions={self.model.max_positions} (lower one or raise the other)"
+            )
         if longest > min(self.hardware.max_tokens_per_device, self.train.tokens_per_update):
             yield (
                 f"the longest sentence of data.max_pieces={self.data.max_pieces} has more tokens "

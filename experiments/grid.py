@@ -4,7 +4,9 @@
     python -m experiments.grid grid --dry-run                 # what it would do, and in which order
     python -m experiments.grid table2                         # Shazeer 2019, table 2
     python -m experiments.grid figure6-t5-large               # Ainslie et al. 2023, figure 6
+    python -m experiments.grid figure6-t5-xxl --kv-heads 64,1 --decoder-layers 2   # for less time
     python -m experiments.grid page                           # docs/intensity.md from the records
+    python -m experiments.grid predict-again                  # in the records, by today's model
 
 Every cell is one load, which the models take in turns at, and one record in --out, which has the
 prediction beside the measured times. The cheapest cells come first. A cell whose record is there is
@@ -15,55 +17,83 @@ is predicted alone. Quiet machines only: other work makes every figure worse.
 from __future__ import annotations
 
 import argparse
+import math
+import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import psutil
 
-from experiments.arguments import Parser, asked_threads, command, whole_number
+from experiments.arguments import Parser, asked_threads, command, list_of, whole_number
 from experiments.errors import ExperimentError
 from experiments.intensity import models, plans
-from experiments.intensity.campaign import Campaign, Settings
-from experiments.intensity.cells import needed_bytes
+from experiments.intensity.campaign import Campaign, Settings, predict_again, read_cells
+from experiments.intensity.cells import CLOSE, closeness, needed_bytes
 from experiments.intensity.machines import find_machine
-from experiments.intensity.page import RECORDS, write_page
-from experiments.measure.request import Dtype
+from experiments.intensity.page import write_page
+from experiments.measure.request import Dtype, refuse_doubled
 
-PAGE = "page"
+PAGE, PREDICT_AGAIN = "page", "predict-again"
 PLANS = ("grid", "table2", *(f"figure6-{preset}" for preset in plans.FIGURE_6))
+FOLDER = Path("outputs/intensity")  # with a folder for each device, which has one for each plan
 SHARE_OF_MEMORY = 0.85  # the rest is for Python, torch and whoever else is there
+# Options that some plans alone have a use for, by plan; the grid takes all but --records.
+_OF_ALL = {"plan", "out", "budget_minutes", "repeats", "device", "dtype", "dry_run"}
+_OF_RECORDS = {"plan", "device", "records"}
+_USED = {
+    PAGE: _OF_RECORDS,
+    PREDICT_AGAIN: _OF_RECORDS,
+    "table2": _OF_ALL,
+    **{f"figure6-{preset}": _OF_ALL | {"kv_heads", "decoder_layers"} for preset in plans.FIGURE_6},
+}
 
 
 def run(args: argparse.Namespace) -> None:
     """Carry out a plan, or make the page; raises ExperimentError, one line."""
-    if args.plan == PAGE:
-        for path in write_page(args.records):
+    if args.plan in (PAGE, PREDICT_AGAIN):
+        records = args.records or FOLDER / args.device
+        if args.plan == PREDICT_AGAIN:
+            for folder in sorted(path for path in records.glob("*") if path.is_dir()):
+                predict_again(folder)
+            return
+        for path in write_page(records):
             print(path)
         return
     campaign = Campaign(*_plan_and_settings(args))
     if args.dry_run:
         _show(campaign)
         return
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _end)
     campaign.run()
-    close = [one.is_close for record in campaign.done.values() for one in record.predictions]
+    close, count = closeness(campaign.done.values())
     missing = len(campaign.plan.cells) - len(campaign.done)
     print(
         f"{len(campaign.done)} cells measured, {missing} predicted alone; "
-        f"{sum(close)} of {len(close)} predictions are within 25 % of what was measured"
+        f"{close} of {count} predictions are within {CLOSE:.0%} of what was measured"
     )
 
 
 def _plan_and_settings(args: argparse.Namespace) -> tuple[plans.Plan, Settings]:
+    folder = args.out or FOLDER / args.device / args.plan
+    dtype: Dtype = args.dtype or ("float32" if args.device == "cpu" else "float16")
+    if args.plan == "grid":
+        _check_grid(args, dtype)
     machine = find_machine("here" if args.device == "cpu" else "here-cuda")
+    rates = sorted(kind for kind in machine.flops_per_s if kind != "int8")
+    if dtype not in rates:
+        raise ExperimentError(
+            f"--dtype {dtype}: {machine.name} has no rate for it: choose one of {', '.join(rates)}"
+        )
     memory = machine.memory_bytes if args.device == "cuda" else psutil.virtual_memory().available
     memory = int(SHARE_OF_MEMORY * memory)
-    dtype: Dtype = args.dtype or ("float32" if args.device == "cpu" else "float16")
     try:
-        plan = _plan(args, dtype, memory)
+        plan = _plan(args, dtype, memory, folder)
     except ValueError as error:
         raise ExperimentError(str(error)) from error
     return plan, Settings(
-        folder=args.out or Path("outputs/intensity") / args.plan,
+        folder=folder,
         machine=machine,
         memory_bytes=memory,
         budget_s=60 * args.budget_minutes,
@@ -74,38 +104,79 @@ def _plan_and_settings(args: argparse.Namespace) -> tuple[plans.Plan, Settings]:
     )
 
 
-def _plan(args: argparse.Namespace, dtype: str, memory: int) -> plans.Plan:
-    if args.plan == "table2":
-        return plans.table_2(dtype)
-    if args.plan != "grid":
-        return plans.figure_6(args.plan.removeprefix("figure6-"), dtype, memory)
-    weights = [dtype, "int8"] if (args.device, dtype) == ("cpu", "float32") else [dtype]
+def _check_grid(args: argparse.Namespace, dtype: Dtype) -> None:
+    """Refuse what no cell can be made of, before the machine is asked anything."""
+    for name in ("batches", "lengths", "beams", "kv_heads", "weights"):
+        refuse_doubled(f"--{name.replace('_', '-')}", getattr(args, name) or [])
+    if min(args.lengths) < 2:
+        raise ExperimentError(
+            "--lengths 1: a target has at least 2 tokens (one ends the sentence): give more"
+        )
+    longest = max(args.lengths)
+    if args.positions is not None and args.positions < longest:
+        raise ExperimentError(
+            f"--positions {args.positions}: the models of the grid learn a vector for each "
+            f"position, and lines have {longest:,} tokens: give at least as many"
+        )
+    weights = _weights(args, dtype)
     for kind in args.weights or []:
         if kind not in weights:
             raise ExperimentError(
                 f"--weights {kind} cannot be measured with {dtype} on {args.device}: choose of "
                 f"{', '.join(weights)}"
             )
+
+
+def _weights(args: argparse.Namespace, dtype: Dtype) -> list[str]:
+    """The types of weights that can be measured."""
+    return [dtype, "int8"] if (args.device, dtype) == ("cpu", "float32") else [dtype]
+
+
+def _plan(args: argparse.Namespace, dtype: Dtype, memory: int, folder: Path) -> plans.Plan:
+    if args.plan == "table2":
+        return plans.table_2(dtype)
+    if args.plan != "grid":
+        refuse_doubled("--kv-heads", args.kv_heads or [])
+        layers = args.decoder_layers or _measured_layers(folder)
+        preset = args.plan.removeprefix("figure6-")
+        return plans.figure_6(preset, dtype, memory, args.kv_heads, layers)
     return plans.grid(
         models.find_model(args)[1],
-        kv_heads=args.kv_heads,
+        kv_heads=args.kv_heads or plans.KV_HEADS,
         batches=args.batches,
         lengths=args.lengths,
         beams=args.beams,
-        weights=args.weights or weights,
+        weights=args.weights or _weights(args, dtype),
         cache=dtype,
-        positions=args.positions or plans.POSITIONS,
+        positions=plans.POSITIONS if args.positions is None else args.positions,
     )
 
 
+def _measured_layers(folder: Path) -> int | None:
+    """Those of the decoder in the first record: a plan goes on with as many as it began with.
+
+    How many fit depends on the memory that is free at the moment.
+    """
+    record = next(iter(read_cells(folder).values()), None)
+    return record.cell.architectures[0].decoder_layers if record else None
+
+
 def _show(campaign: Campaign) -> None:
-    """The cells in their order, with the time and the memory that each is expected to take."""
+    """The cells in their order, with the time and the memory that each is expected to take.
+
+    The budget also has to do for the starts of processes and the overheads.
+    """
     total = 0.0
+    within = {cell.name for cell in campaign.affordable()}
     for cell in campaign.to_do():
         cost = campaign.cost_s(cell)
         total += cost
         size = needed_bytes(cell) / 2**30
-        print(f"{cell.name:<32} {cost / 60:8.1f} min {total / 60:9.1f} min in all {size:7.1f} GiB")
+        beyond = "" if cell.name in within else "  beyond the budget"
+        print(
+            f"{cell.name:<32} {cost / 60:8.1f} min {total / 60:9.1f} min in all {size:7.1f} GiB"
+            f"{beyond}"
+        )
     for cell in campaign.plan.cells:
         if cell.name in campaign.done:
             print(f"{cell.name:<32} measured")
@@ -113,8 +184,30 @@ def _show(campaign: Campaign) -> None:
             print(f"{cell.name:<32} does not fit: {needed_bytes(cell) / 2**30:.1f} GiB")
 
 
-def _numbers(text: str) -> list[int]:
-    return [whole_number(part) for part in text.split(",")]
+def _minutes(text: str) -> float:
+    """An argparse type: a number that is not below 0."""
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = math.nan
+    if not 0 <= minutes < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of minutes")
+    return minutes
+
+
+def _refuse_unused(args: argparse.Namespace, parser: Parser) -> None:
+    """Refuse options that a plan would leave aside."""
+    used = _USED.get(args.plan, vars(args).keys() - {"records"})
+    for name, value in vars(args).items():
+        if name not in used and value != parser.get_default(name):
+            raise ExperimentError(
+                f"--{name.replace('_', '-')} has no use in {args.plan} (leave it out)"
+            )
+
+
+def _end(signal_number: int, frame: Any) -> None:
+    """Ends the measurement as an interrupt from the keyboard does."""
+    sys.exit(128 + signal_number)
 
 
 def _parser() -> Parser:
@@ -123,9 +216,11 @@ def _parser() -> Parser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("plan", choices=(*PLANS, PAGE))
-    parser.add_argument("--out", type=Path, help="records (default: outputs/intensity/PLAN)")
-    parser.add_argument("--budget-minutes", type=float, default=120.0, help="default %(default)s")
+    parser.add_argument("plan", choices=(*PLANS, PAGE, PREDICT_AGAIN))
+    parser.add_argument("--out", type=Path, help=f"records (default: {FOLDER}/DEVICE/PLAN)")
+    parser.add_argument(
+        "--budget-minutes", type=_minutes, default=120.0, help="default %(default)s"
+    )
     parser.add_argument("--repeats", type=whole_number, default=3, help="rounds (default 3)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument(
@@ -134,23 +229,24 @@ def _parser() -> Parser:
     )  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="list the cells in their order")
     parser.add_argument(
-        "--records", type=Path, default=RECORDS,
-        help="of the page: a folder with a folder of records for each plan (default %(default)s)",
+        "--records", type=Path,
+        help=f"of the page: a folder with a folder for each plan (default: {FOLDER}/DEVICE)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--kv-heads", type=list_of(whole_number),
+        help=f"of grid and figure6 (default: {','.join(map(str, plans.KV_HEADS))}; the figure's)",
     )  # fmt: skip
     grid = parser.add_argument_group("of the grid: each batch at each length with each beam")
     for name, default in (
         ("batches", plans.BATCHES),
         ("lengths", plans.LENGTHS),
         ("beams", plans.BEAMS),
-        ("kv-heads", plans.KV_HEADS),
     ):
         grid.add_argument(
-            f"--{name}", type=_numbers, default=list(default),
+            f"--{name}", type=list_of(whole_number), default=list(default),
             help=f"default {','.join(map(str, default))}",
         )  # fmt: skip
-    grid.add_argument(
-        "--weights", type=lambda text: text.split(","), help="default: DTYPE and, on a CPU, int8"
-    )
+    grid.add_argument("--weights", type=list_of(str), help="default: DTYPE and, on a CPU, int8")
     models.add_options(parser)
     return parser
 
@@ -158,7 +254,10 @@ def _parser() -> Parser:
 @command(resumes=True)
 def main(arguments: list[str] | None = None) -> int:
     """Carry out a plan; returns the exit code."""
-    run(_parser().parse_args(arguments))
+    parser = _parser()
+    args = parser.parse_args(arguments)
+    _refuse_unused(args, parser)
+    run(args)
     return 0
 
 

@@ -32,6 +32,7 @@ from experiments.stages.graph import Job, measurements_of, plan
 from experiments.stages.job import run_job
 from experiments.stages.measuring import measure
 from experiments.stages.runner import forget
+from experiments.stages.sweep import check_surroundings
 
 DIFFERENT = 3  # exit code
 
@@ -181,18 +182,22 @@ def _start_over(jobs: Sequence[Job]) -> None:
         JobFolder(job.folder).record_path.unlink(missing_ok=True)
 
 
-def _measure_again(jobs: Sequence[Job], records: Sequence[Path]) -> None:
-    """Measure the jobs side by side, and set that against the measurement of their records."""
+def _measured_before(records: dict[Path, Record]) -> Measurement | None:
+    """The newest measurement of all these records that lies beside them."""
     experiments = [path.absolute().parent.parent for path in records]
-    ids = {read_record(path).job.id for path in records}
+    ids = {record.job.id for record in records.values()}
     known = [m for m in find_measurements(experiments) if ids <= m.jobs]
+    return max(known, key=lambda measurement: measurement.created_utc, default=None)
+
+
+def _measure_again(jobs: Sequence[Job], then: Measurement | None) -> None:
+    """Measure the jobs side by side, and set that against the measurement of their records."""
     for stage, group in measurements_of(jobs):
         now = measure(stage, group)
-        if not known:
+        if then is None:
             print("no measurement of all these records lies beside them")
             continue
         print("decoder speed-up over MHA")
-        then = max(known, key=lambda measurement: measurement.created_utc)
         for line in speeds(then, now):
             print(f"  {line}")
 
@@ -220,6 +225,9 @@ def main(arguments: list[str] | None = None) -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _end)
     options = parser.parse_args(arguments)
+    for path in options.records:
+        if path.is_dir() and not (path / RECORD_NAME).exists():
+            raise ExperimentError(f"{path}: no {RECORD_NAME} in it (give the folder of a job)")
     paths = [path / RECORD_NAME if path.is_dir() else path for path in options.records]
     then = [read_record(path) for path in paths]
     jobs, _ = plan([job_again(record, options.outputs) for record in then])
@@ -228,12 +236,15 @@ def main(arguments: list[str] | None = None) -> int:
     for record, job in zip(then, jobs, strict=True):
         if job.id != record.job.id:
             print(f"{record.name}: its recipe, data or code's defaults have changed since")
+    check_surroundings([job.config for job in jobs])
+    # Before the work: a measurement that is refused then costs none.
+    before = _measured_before(dict(zip(paths, then, strict=True))) if len(jobs) > 1 else None
     if options.again:
         _start_over(jobs)
     now = [_run(job) for job in jobs]
     same = [report(*each) for each in zip(then, now, strict=True)]
     if len(jobs) > 1 and all(record.evaluation for record in now):
-        _measure_again(jobs, paths)
+        _measure_again(jobs, before)
     return 0 if all(same) else DIFFERENT
 
 

@@ -18,15 +18,19 @@ from experiments.stages.status.inventory import Outputs, in_bytes, size_of, stat
 def show(outputs: Outputs, *, disk: bool) -> None:
     """Print a line a job, a stage and a sweep; raises ExperimentError where there is nothing."""
     outputs.check()
-    rows = [("job", "/".join(job.parts[-2:]), state_of_job(job), job) for job in outputs.jobs()]
+    jobs = outputs.jobs()
+    rows = [("job", "/".join(job.parts[-2:]), state_of_job(job).line, job) for job in jobs]
     rows += [(s.kind, s.path.name, s.line, s.path) for s in outputs.stages()]
     if not rows:
-        raise ExperimentError(f"{outputs.path}: neither jobs nor stages in it (run an experiment)")
+        raise ExperimentError(
+            f"{outputs.path}: neither jobs nor stages in it (run an experiment, or give the folder "
+            "that has runs/ in it)"
+        )
     widths = max(len(row[0]) for row in rows), max(len(row[1]) for row in rows)
     for kind, name, state, path in rows:
         size = f"{in_bytes(size_of(path)):>8}  " if disk else ""
         print(f"{size}{kind:<{widths[0]}}  {name:<{widths[1]}}  {state}")
-    for sweep in sweeps(outputs.jobs()):
+    for sweep in sweeps(jobs):
         print(sweep.line)
     if disk:
         print(f"{in_bytes(size_of(outputs.path)):>8}  all of {outputs.path}")

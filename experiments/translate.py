@@ -18,6 +18,7 @@ import argparse
 import gc
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -131,7 +132,7 @@ def start(args: argparse.Namespace, files: ModelFiles) -> Translator:
     try:
         decode = msgspec.structs.replace(decode, **given)
     except ValueError as error:
-        raise ExperimentError(str(error)) from error
+        raise ExperimentError(_in_own_words(str(error))) from error
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     os.environ.update(compute_environment(files.threads or asked_threads()))
     gc.disable()  # half a second of the start, and all that is imported stays
@@ -148,6 +149,17 @@ def start(args: argparse.Namespace, files: ModelFiles) -> Translator:
         device=args.device or files.device,
         int8=args.int8,
     )
+
+
+def _in_own_words(refusal: str) -> str:
+    """What the config refuses, as this command's options are called; its engine is the job's."""
+    refusal = refusal.replace("decode.engine=stock", "the job's engine, stock,")
+    refusal = refusal.replace("(use decode.engine=gqa, or leave it out)", "(leave it out)")
+
+    def option(setting: re.Match[str]) -> str:
+        return "--" + setting[1].replace("_", "-") + (" " if setting[2] else "")
+
+    return re.sub(r"decode\.(?:options\.)?(\w+)(=?)", option, refusal)
 
 
 def translate(

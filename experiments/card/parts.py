@@ -9,6 +9,7 @@ from pathlib import Path
 
 from experiments.card.models import flops_of_an_update, predicted_peak_bytes
 from experiments.intensity.campaign import read_cells
+from experiments.intensity.cells import CLOSE, closeness
 from experiments.records.card import (
     AttentionCases,
     Checks,
@@ -111,11 +112,11 @@ def _of_memory(path: Path) -> str:
 
 
 def _of_prediction_cells(folder: Path) -> str:
-    errors = [one.error for r in read_cells(folder).values() for one in r.predictions]
-    known = [error for error in errors if error is not None]
-    close = sum(abs(error) <= 0.25 for error in known)
-    worst = max(known, key=abs)
-    return f"{close} of {len(known)} predictions within 25 %, the worst {worst:+.0%}"
+    records = read_cells(folder).values()
+    close, count = closeness(records)
+    errors = [one.error for record in records for one in record.predictions]
+    worst = max((error for error in errors if error is not None), key=abs)
+    return f"{close} of {count} predictions within {CLOSE:.0%}, the worst {worst:+.0%}"
 
 
 def _of_training(path: Path) -> str:
@@ -162,7 +163,7 @@ PARTS = (
     Part(
         "predicted",
         "does the machine's model predict what is measured?",
-        150,
+        180,
         "predicted",
         _of_prediction_cells,
     ),

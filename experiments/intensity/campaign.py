@@ -9,7 +9,8 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +20,7 @@ import msgspec
 from experiments.errors import ExperimentError
 from experiments.intensity.cells import (
     SCHEMA_VERSION,
+    STAND_IN,
     Cell,
     CellRecord,
     Prediction,
@@ -30,6 +32,8 @@ from experiments.intensity.cells import (
     rates_of,
     read_cell,
     stand_in_cell,
+    stand_ins,
+    whole_name,
     whole_seconds,
     write_cell,
 )
@@ -37,7 +41,7 @@ from experiments.intensity.plans import Plan
 from experiments.intensity.updates import training_command
 from experiments.measure.child import measure_in_process
 from experiments.measure.request import Dtype, Request, RequestedContender, RequestedTraining
-from experiments.records.checked import Checked, Device, Text
+from experiments.records.checked import Checked, Device, Seconds, Text
 from experiments.records.measurement import Measurement
 from experiments.records.storage import read_versioned, write_json
 from gqa_fairseq.roofline import Load, Machine, total_seconds
@@ -49,6 +53,8 @@ WARMUP_RUNS = 1
 # takes to start and to build its models.
 FIRST_SLOWDOWN, START_S = 1.5, 45.0
 CHUNK_S = 600.0  # cells of one process take about so long: a start is a small part of it
+STAND_IN_ROUNDS = 3  # at least: they are short, and all cells of as many rows rest on one
+TRIES = 2  # of a stand-in: without it none of its cells can be predicted
 Why = Literal["memory", "time", "failed"]
 Measure = Callable[[Request, Callable[[Measurement], None]], Measurement]
 
@@ -71,7 +77,8 @@ class NotMeasured(Checked, frozen=True, kw_only=True):
     """A cell that was predicted alone, and what it lacked.
 
     `rates` are medians of the cells that were measured, but for that of a step's products, which
-    is that of the stand-in with as many rows.
+    is that of the stand-in with as many rows, and for types that were not measured: those are the
+    machine's. `step_overhead_s` null: it is not known, and the prediction is without it.
     """
 
     name: Text
@@ -79,6 +86,7 @@ class NotMeasured(Checked, frozen=True, kw_only=True):
     load: Load
     is_training: bool
     why: Why
+    step_overhead_s: Seconds | None
     predictions: list[Prediction]
 
 
@@ -87,7 +95,6 @@ class Rest(Checked, frozen=True, kw_only=True):
 
     schema_version: int
     plan: Text
-    scale: int
     cells: list[NotMeasured]
 
 
@@ -96,10 +103,11 @@ class _BudgetSpentError(Exception):
 
 
 class Campaign:
-    """One plan in one folder.
+    """One plan in one folder. A cell is measured once the overhead of its steps is known.
 
     Raises:
-        ExperimentError: the folder has records of other models, or a damaged one.
+        ExperimentError: the folder has records of other models, of another device, type or number
+            of threads, or a damaged one.
     """
 
     def __init__(
@@ -113,18 +121,40 @@ class Campaign:
         self.plan, self.settings = plan, settings
         self._measure, self._clock, self._say = measure, clock, say
         self._deadline = clock() + settings.budget_s
-        self._failed: set[str] = set()
+        self._failed: Counter[str] = Counter()
+        self._failed_overheads: Counter[str] = Counter()
         self._slowdowns: dict[str, list[float]] = {}  # by the type of the weights
-        self.overheads = read_cells(settings.folder / OVERHEADS)
-        self.done = read_cells(settings.folder)
-        for cell in plan.cells:
-            found = self.done.get(cell.name)
-            if found and found.cell.architectures != cell.architectures:
-                raise ExperimentError(
-                    f"{settings.folder}: {cell.name}.json is of other models (choose another --out)"
-                )
+        needed = {
+            name: own for cell in plan.cells for name, own in stand_ins(cell, plan.scale).items()
+        }
+        self.overheads = self._known(settings.folder / OVERHEADS, needed)
+        self.done = self._known(settings.folder, {cell.name: cell for cell in plan.cells})
         for record in self.done.values():
             self._learn(record)
+
+    def _known(self, folder: Path, asked: Mapping[str, Cell]) -> dict[str, CellRecord]:
+        """Those of a folder's records that the plan asks for."""
+        found = read_cells(folder)
+        settings = self.settings
+        for name, record in found.items():
+            measured = record.measurement
+            threads = measured.provenance.threads
+            for what, its, asked_for in (
+                ("plan", record.plan, self.plan.name),
+                ("device", measured.device, settings.device),
+                ("dtype", measured.dtype, settings.dtype),
+                ("threads", threads, settings.threads),
+            ):
+                if its != asked_for:
+                    raise ExperimentError(
+                        f"{folder}: {name}.json has {what} {its}, not {asked_for} (choose another "
+                        "--out)"
+                    )
+            if name in asked and record.cell.architectures != asked[name].architectures:
+                raise ExperimentError(
+                    f"{folder}: {name}.json is of other models (choose another --out)"
+                )
+        return {name: record for name, record in found.items() if name in asked}
 
     def fits(self, cell: Cell) -> bool:
         return needed_bytes(cell) <= self.settings.memory_bytes
@@ -139,16 +169,21 @@ class Campaign:
         cells = [
             cell
             for cell in self.plan.cells
-            if cell.name not in self.done and cell.name not in self._failed and self.fits(cell)
+            if cell.name not in self.done and self.fits(cell) and not self._has_failed(cell)
         ]
         return sorted(cells, key=self.cost_s)
 
     def run(self) -> None:
-        """Measure what the budget allows, and predict the rest."""
-        self._measure_overheads()
-        while cells := self._next():
-            self._measure_cells(cells, self._take)
-        self.write_rest()
+        """Measure what the budget allows, and predict the rest, also when it is interrupted."""
+        try:
+            while cells := self._next():
+                if lacking := self._first_lacking(cells):
+                    self._measure_cells(lacking, self._take_overhead, self._failed_overheads)
+                else:
+                    named = {cell.name: cell for cell in cells}
+                    self._measure_cells(named, self._take, self._failed)
+        finally:
+            self.write_rest()
 
     def write_rest(self) -> None:
         """Predict the cells that were not measured, with the medians of those that were."""
@@ -158,11 +193,10 @@ class Campaign:
         machine = self.settings.machine
         rates = Rates(bytes_per_s=machine.bytes_per_s, flops_per_s=dict(machine.flops_per_s))
         if self.done:
-            rates = _rates(self.done.values())
+            rates = _rates(self.done.values(), machine.flops_per_s)
         found = Rest(
             schema_version=SCHEMA_VERSION,
             plan=self.plan.name,
-            scale=self.plan.scale,
             cells=[_predicted(cell, why, rates, self.overheads) for cell, why in lacking],
         )
         write_json(self.settings.folder / REST_NAME, found)
@@ -170,14 +204,25 @@ class Campaign:
     def _why(self, cell: Cell) -> Why:
         if not self.fits(cell):
             return "memory"
-        return "failed" if cell.name in self._failed else "time"
+        return "failed" if self._has_failed(cell) else "time"
+
+    def _has_failed(self, cell: Cell) -> bool:
+        """The cell itself, or what its overhead is measured with."""
+        tried = (self._failed_overheads[name] for name in self._lacking(cell))
+        return cell.name in self._failed or any(count >= TRIES for count in tried)
+
+    def _lacking(self, cell: Cell) -> dict[str, Cell]:
+        """The stand-ins of a cell that are not measured yet."""
+        needed = stand_ins(cell, self.plan.scale)
+        return {name: own for name, own in needed.items() if name not in self.overheads}
 
     def _is_late(self) -> bool:
         return self._clock() >= self._deadline
 
     def _predicted_s(self, cell: Cell) -> float:
         steps = cell.steps * len(cell.architectures)
-        one = whole_seconds(cell, self.settings.machine) + steps * _overhead_s(cell, self.overheads)
+        overhead = _overhead_s(cell, self.overheads) or 0.0
+        one = whole_seconds(cell, self.settings.machine) + steps * overhead
         return (WARMUP_RUNS + self.settings.repeats) * one
 
     def _learn(self, record: CellRecord) -> None:
@@ -189,62 +234,80 @@ class Campaign:
         self._slowdowns.setdefault(record.load.weights, []).append(slowdown)
 
     def _next(self) -> list[Cell]:
-        """The cheapest cell, and the next ones of its models that one process can do as well."""
-        left = self._deadline - self._clock() - START_S
+        """The cheapest cell, and what one process can do as well of all that the time allows."""
         chosen: list[Cell] = []
         taken = 0.0
-        for cell in self.to_do():
+        for cell in self.affordable():
             if chosen and not _is_alike(cell, chosen[0]):
                 continue
-            cost = self.cost_s(cell)
-            if taken + cost > (min(left, CHUNK_S) if chosen else left):
+            taken += self.cost_s(cell)
+            if chosen and taken > CHUNK_S:
                 break
             chosen.append(cell)
-            taken += cost
         return chosen
 
-    def _measure_overheads(self) -> None:
-        """A stand-in for every beam, batch and type of weights that a cell needs."""
-        needed = {
-            own.name: own
-            for own in (stand_in_cell(cell) for cell in self.plan.cells if not cell.is_training)
-            if own.name not in self.overheads
-        }
-        while needed and not self._is_late():
-            first = next(iter(needed.values()))
-            alike = [cell for cell in needed.values() if _is_alike(cell, first)]
-            self._measure_cells(alike, self._take_overhead)
-            for cell in alike:
-                del needed[cell.name]
+    def affordable(self) -> list[Cell]:
+        """The cheapest cells that the time which is left allows, with all that they need."""
+        left = self._deadline - self._clock()
+        found: list[Cell] = []
+        taken: dict[str, Cell] = {}  # stand-ins
+        processes: list[Cell] = []  # a cell of each
+        for cell in self.to_do():
+            more = {name: own for name, own in self._lacking(cell).items() if name not in taken}
+            left -= sum(map(self.cost_s, (*more.values(), cell)))
+            for own in (*more.values(), cell):
+                if not any(_is_alike(own, other) for other in processes):
+                    processes.append(own)
+                    left -= START_S
+            if left < 0:
+                break
+            found.append(cell)
+            taken |= more
+        return found
+
+    def _first_lacking(self, cells: Iterable[Cell]) -> dict[str, Cell]:
+        """Stand-ins that some cells lack: as many as one process can do."""
+        lacking: dict[str, Cell] = {}
+        for cell in cells:
+            lacking |= self._lacking(cell)
+        first = next(iter(lacking.values()), None)
+        return {name: own for name, own in lacking.items() if first and _is_alike(own, first)}
 
     def _measure_cells(
-        self, cells: Sequence[Cell], take: Callable[[Cell, Measurement], None]
+        self,
+        cells: Mapping[str, Cell],
+        take: Callable[[str, Cell, Measurement], None],
+        failed: Counter[str],
     ) -> None:
         """Hand each cell to `take` when it is done; a process that fails costs its cell."""
+        names = list(cells)
         seen = 0
 
         def on_measured(measured: Measurement) -> None:
             nonlocal seen
             for timing in measured.timings[seen:]:
-                take(cells[seen], msgspec.structs.replace(measured, timings=[timing]))
+                name = names[seen]
+                take(name, cells[name], msgspec.structs.replace(measured, timings=[timing]))
                 seen += 1
             if seen < len(cells) and self._is_late():
                 raise _BudgetSpentError
 
         try:
             with tempfile.TemporaryDirectory() as words:
-                self._measure(self._request(cells, Path(words)), on_measured)
+                self._measure(self._request(list(cells.values()), Path(words)), on_measured)
         except _BudgetSpentError:
             pass
         except ExperimentError as error:
-            if seen == len(cells):
-                raise
-            self._failed.add(cells[seen].name)
-            self._say(f"{cells[seen].name}: failed: {error}")
+            what = "the overhead of " if failed is self._failed_overheads else ""
+            name = names[min(seen, len(names) - 1)]
+            self._say(f"{what}{name}: failed: {error}")
+            failed.update(names[seen : seen + 1])  # none where all were done before it failed
 
-    def _request(self, cells: Sequence[Cell], words: Path) -> Request:
+    def _request(self, cells: list[Cell], words: Path) -> Request:
         """Of cells that are alike; of training, `words` is a folder for the dictionary."""
         first, settings = cells[0], self.settings
+        is_stand_in = len(first.architectures) == 1 and first.architectures[0].name == STAND_IN
+        repeats = max(settings.repeats, STAND_IN_ROUNDS) if is_stand_in else settings.repeats
         contenders = [
             RequestedContender(architecture=own, engine=first.engine) for own in first.architectures
         ]
@@ -273,7 +336,7 @@ class Campaign:
             ]
         return Request(
             warmup_runs=WARMUP_RUNS,
-            repeats=settings.repeats,
+            repeats=repeats,
             memory=False,
             step_rates=not first.is_training,
             device=settings.device,
@@ -282,14 +345,14 @@ class Campaign:
             **what,
         )
 
-    def _take_overhead(self, cell: Cell, measured: Measurement) -> None:
+    def _take_overhead(self, name: str, cell: Cell, measured: Measurement) -> None:
         record = compared(self.plan.name, cell.load, 0.0, measured)
-        write_cell(self.settings.folder / OVERHEADS, record)
-        self.overheads[cell.name] = record
-        self._say(f"{cell.name}: {1e3 * overhead_s(record):.2f} ms of overhead a step")
+        write_cell(self.settings.folder / OVERHEADS, record, name)
+        self.overheads[name] = record
+        self._say(f"{name}: {1e3 * overhead_s(record):.2f} ms of overhead a step")
 
-    def _take(self, cell: Cell, measured: Measurement) -> None:
-        record = compared(self.plan.name, cell.load, _overhead_s(cell, self.overheads), measured)
+    def _take(self, name: str, cell: Cell, measured: Measurement) -> None:
+        record = _compared(self.plan.name, self.plan.scale, cell, self.overheads, measured)
         write_cell(self.settings.folder, record)
         self.done[cell.name] = record
         self._learn(record)
@@ -321,18 +384,18 @@ def predict_again(folder: Path) -> None:
     overheads = read_cells(folder / OVERHEADS)
     for name, record in overheads.items():
         overheads[name] = compared(record.plan, record.load, 0.0, record.measurement)
-        write_cell(folder / OVERHEADS, overheads[name])
+        write_cell(folder / OVERHEADS, overheads[name], name)
     done = read_cells(folder)
     for record in done.values():
-        overhead = _overhead_s(record.cell, overheads)
-        write_cell(folder, compared(record.plan, record.load, overhead, record.measurement))
+        made = _compared(record.plan, record.scale, record.cell, overheads, record.measurement)
+        write_cell(folder, made)
     if done and (rest := read_rest(folder)):
-        rates, (any_record, *_) = _rates(done.values()), done.values()
+        (any_record, *_) = done.values()
         cells = [
             _predicted(
                 Cell(any_record.cell.architectures, one.load, one.is_training),
                 one.why,
-                rates,
+                _rates(done.values(), one.rates.flops_per_s),
                 overheads,
             )
             for one in rest.cells
@@ -340,16 +403,40 @@ def predict_again(folder: Path) -> None:
         write_json(folder / REST_NAME, msgspec.structs.replace(rest, cells=cells))
 
 
-def _rates(records: Iterable[CellRecord]) -> Rates:
-    """Medians over all rounds."""
+def _compared(
+    plan: str,
+    scale: int,
+    cell: Cell,
+    overheads: Mapping[str, CellRecord],
+    measured: Measurement,
+) -> CellRecord:
+    """The record of a cell; raises ExperimentError where its stand-in was not measured."""
+    own = _overhead_s(cell, overheads)
+    whole = None
+    if scale > 1 and not cell.is_training:
+        found = overheads.get(whole_name(stand_in_cell(cell)))
+        whole = overhead_s(found) if found else None
+    if own is None or (scale > 1 and not cell.is_training and whole is None):
+        raise ExperimentError(
+            f"{cell.name}: the overhead of its steps is not known (carry out the plan again)"
+        )
+    return compared(plan, cell.load, own, measured, scale, whole)
+
+
+def _rates(records: Iterable[CellRecord], others: Mapping[str, float]) -> Rates:
+    """Medians over all rounds; `others` are rates of types that were not measured."""
     found = list(records)
-    return rates_of([record.timing for record in found], found[0].measurement.dtype)
+    rates = rates_of([record.timing for record in found], found[0].measurement.dtype)
+    flops = {kind: rate for kind, rate in others.items() if kind not in rates.flops_per_s}
+    return msgspec.structs.replace(rates, flops_per_s=rates.flops_per_s | flops)
 
 
-def _overhead_s(cell: Cell, overheads: Mapping[str, CellRecord]) -> float:
-    """Of a step; 0 until it is measured, and for training."""
-    found = None if cell.is_training else overheads.get(stand_in_cell(cell).name)
-    return overhead_s(found) if found else 0.0
+def _overhead_s(cell: Cell, overheads: Mapping[str, CellRecord]) -> float | None:
+    """Of a step; None until it is measured, and 0 for training, which has none."""
+    if cell.is_training:
+        return 0.0
+    found = overheads.get(stand_in_cell(cell).name)
+    return overhead_s(found) if found else None
 
 
 def _predicted(
@@ -358,7 +445,8 @@ def _predicted(
     found = None if cell.is_training else overheads.get(stand_in_cell(cell).name)
     of_steps = found.rates.step_flops_per_s if found else None
     rates = msgspec.structs.replace(rates, step_flops_per_s=of_steps)
-    machine = rates.machine(_overhead_s(cell, overheads))
+    overhead = _overhead_s(cell, overheads)
+    machine = rates.machine(overhead or 0.0)
     predictions = []
     for own in cell.architectures:
         parts = parts_of(own, cell.load, machine, cell.is_training)
@@ -371,6 +459,7 @@ def _predicted(
         load=cell.load,
         is_training=cell.is_training,
         why=why,
+        step_overhead_s=overhead,
         predictions=predictions,
     )
 

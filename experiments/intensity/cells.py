@@ -7,16 +7,17 @@ its overhead a step is that of a tiny model (`stand_in`), measured apart: nothin
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
 from msgspec import Meta
 
+from experiments.measure.request import DTYPES
 from experiments.records.checked import Checked, Positive, Seconds, Text, require, require_close
 from experiments.records.measurement import Measurement, Timing, TrainingUpdates
-from experiments.records.parts import search_name
+from experiments.records.parts import Precision, search_name
 from experiments.records.storage import read_versioned, write_json
 from gqa_fairseq.architecture import Architecture, Heads
 from gqa_fairseq.costs import step_matrix_elements, training_memory_bytes
@@ -34,9 +35,9 @@ from gqa_fairseq.roofline import (
 
 SCHEMA_VERSION = 1
 CLOSE = 0.25  # a prediction is to be within this share of what was measured
-STAND_IN_TOKENS = 32
+STAND_IN, STAND_IN_TOKENS = "tiny", 32
 ENGINES = {"int8": "gqa+int8"}  # by the type of the weights; any other is the plugin's own
-PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}  # as costs.py names them
+PRECISIONS: dict[str, Precision] = {dtype: name for name, dtype in DTYPES.items()}  # of costs.py
 Rate = Annotated[float, Meta(gt=0)]
 
 
@@ -103,13 +104,19 @@ class Prediction(Checked, frozen=True, kw_only=True):
 
 
 class CellRecord(Checked, frozen=True, kw_only=True):
-    """A measured cell. Models are in the order of the predictions; so are the samples."""
+    """A measured cell. Models are in the order of the predictions; so are the samples.
+
+    The published model has `scale` times as many layers. Where that is not 1,
+    `whole_step_overhead_s` is the overhead of a step with all of them, measured apart as well.
+    """
 
     schema_version: int
     plan: Text
+    scale: Positive = 1
     load: Load
     rates: Rates
     step_overhead_s: Seconds
+    whole_step_overhead_s: Seconds | None = None
     predictions: Annotated[list[Prediction], Meta(min_length=1)]
     measurement: Measurement
 
@@ -118,6 +125,11 @@ class CellRecord(Checked, frozen=True, kw_only=True):
         require(
             len(self.predictions) == len(self.timing.samples),
             "there are not as many predictions as models",
+        )
+        is_scaled = self.scale > 1 and not self.cell.is_training
+        require(
+            is_scaled == (self.whole_step_overhead_s is not None),
+            "whole_step_overhead_s goes with a scale above 1",
         )
 
     @property
@@ -130,7 +142,14 @@ class CellRecord(Checked, frozen=True, kw_only=True):
         return Cell(own, self.load, is_training(self.timing))
 
 
-def compared(plan: str, load: Load, step_overhead_s: float, measured: Measurement) -> CellRecord:
+def compared(
+    plan: str,
+    load: Load,
+    step_overhead_s: float,
+    measured: Measurement,
+    scale: int = 1,
+    whole_step_overhead_s: float | None = None,
+) -> CellRecord:
     """The record of a cell that was measured: its prediction is made of its own rates."""
     (timing,) = measured.timings
     rates = rates_of([timing], measured.dtype)
@@ -153,12 +172,20 @@ def compared(plan: str, load: Load, step_overhead_s: float, measured: Measuremen
     return CellRecord(
         schema_version=SCHEMA_VERSION,
         plan=plan,
+        scale=scale,
         load=load,
         rates=rates,
         step_overhead_s=step_overhead_s,
+        whole_step_overhead_s=whole_step_overhead_s,
         predictions=predictions,
         measurement=measured,
     )
+
+
+def closeness(records: Iterable[CellRecord]) -> tuple[int, int]:
+    """How many predictions are within CLOSE of what was measured, and of how many."""
+    close = [one.is_close for record in records for one in record.predictions]
+    return sum(close), len(close)
 
 
 def is_training(timing: Timing) -> bool:
@@ -189,15 +216,36 @@ def stand_in(own: Architecture) -> Architecture:
     """A tiny model with as many decoder layers and words: nearly nothing but overhead."""
     heads = Heads(2, 16, 2)
     return replace(
-        own, name="tiny", d_model=heads.query_width, encoder_heads=heads, decoder_heads=heads,
+        own, name=STAND_IN, d_model=heads.query_width, encoder_heads=heads, decoder_heads=heads,
         encoder_layers=1, encoder_d_ff=32, decoder_d_ff=32, residual=0,
     )  # fmt: skip
 
 
-def stand_in_cell(cell: Cell) -> Cell:
-    """What measures the overhead of a cell's steps: few steps of as many rows."""
+def stand_in_cell(cell: Cell, scale: int = 1) -> Cell:
+    """What measures the overhead of a cell's steps: few steps of as many rows.
+
+    With `scale` times as many decoder layers.
+    """
     load = replace(cell.load, source_tokens=STAND_IN_TOKENS, target_tokens=STAND_IN_TOKENS)
-    return Cell((stand_in(cell.architectures[0]),), load)
+    tiny = stand_in(cell.architectures[0])
+    return Cell((replace(tiny, decoder_layers=scale * tiny.decoder_layers),), load)
+
+
+def stand_ins(cell: Cell, scale: int = 1) -> dict[str, Cell]:
+    """All that a cell of a plan with `scale` needs, by the names of their records.
+
+    An update has no steps, and needs none.
+    """
+    if cell.is_training:
+        return {}
+    own = stand_in_cell(cell)
+    whole = {whole_name(own): stand_in_cell(cell, scale)} if scale > 1 else {}
+    return {own.name: own} | whole
+
+
+def whole_name(own: Cell) -> str:
+    """The name of the record of a stand-in with all layers of the published model."""
+    return f"{own.name}-all-layers"
 
 
 def overhead_s(record: CellRecord) -> float:
@@ -253,6 +301,6 @@ def read_cell(path: Path) -> CellRecord:
     return read_versioned(path, CellRecord, SCHEMA_VERSION, "measure it again")
 
 
-def write_cell(folder: Path, record: CellRecord) -> None:
-    """Whole or not at all."""
-    write_json(folder / f"{record.cell.name}.json", record)
+def write_cell(folder: Path, record: CellRecord, name: str | None = None) -> None:
+    """Whole or not at all; by the name of its cell unless another is given."""
+    write_json(folder / f"{name or record.cell.name}.json", record)

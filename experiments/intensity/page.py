@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,15 +15,15 @@ from experiments.intensity.campaign import (
     NotMeasured,
     Rest,
     Why,
-    predict_again,
     read_cells,
     read_rest,
 )
-from experiments.intensity.cells import CLOSE, CellRecord, Prediction, rates_of
+from experiments.intensity.cells import CLOSE, CellRecord, Prediction, closeness, rates_of
 from experiments.intensity.published import ARXIV, TABLE
 from experiments.measure.tables import machine as machine_line
 from experiments.records.measurement import Ratio, Samples, search_label, speed_up
 from experiments.records.storage import write_bytes, write_text
+from experiments.report.cells import markdown_rows
 from experiments.report.papers.reference import find_table, read_papers
 from experiments.report.pictures.drawing import GREY, picture, style
 from gqa_fairseq.roofline import Load, decoding_per_sentence
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-RECORDS = Path("results/measurements/intensity")
 DOCUMENT = Path("docs/intensity.md")
 MARKS = "<!-- measured -->\n", "<!-- /measured -->"
 SPEED_UPS, ERRORS, SAMPLES = "intensity-measured.png", "intensity-errors.png", "intensity-heads.png"
@@ -58,7 +57,14 @@ class Found:
 
     @property
     def unmeasured(self) -> list[NotMeasured]:
-        return self.rest.cells if self.rest else []
+        """Predicted alone: cells that were measured since are not."""
+        found = self.rest.cells if self.rest else []
+        return [cell for cell in found if cell.name not in self.cells]
+
+    @property
+    def scale(self) -> int:
+        """How many times as many layers the published model has."""
+        return self.records[0].scale
 
 
 def read_found(folder: Path) -> dict[str, Found]:
@@ -71,21 +77,22 @@ def read_found(folder: Path) -> dict[str, Found]:
     return {name: one for name, one in found.items() if one.cells}
 
 
-def write_page(records: Path = RECORDS, document: Path = DOCUMENT) -> list[Path]:
+def write_page(records: Path, document: Path = DOCUMENT) -> list[Path]:
     """Write the block between the marks, and the pictures beside the document.
 
-    The records' predictions are made anew first: what is shown is what the model says today.
+    Records are read and stay as they are.
 
     Returns the files that were written.
 
     Raises:
         ExperimentError: no record is there, or the document has no marks.
     """
-    for folder in sorted(path for path in records.glob("*") if path.is_dir()):
-        predict_again(folder)
     found = read_found(records)
     if not found:
-        raise ExperimentError(f"{records}: no records (measure first: experiments.grid grid --out)")
+        raise ExperimentError(
+            f"{records}: no records (measure first: python -m experiments.grid grid --out "
+            f"{records}/grid)"
+        )
     text = document.read_text(encoding="utf-8")
     start, end = MARKS
     if text.count(start) != 1 or text.count(end) != 1:
@@ -146,17 +153,15 @@ def _most_and_fewest(predictions: Sequence[Prediction]) -> tuple[Prediction, Pre
     return ordered[0], ordered[-1]
 
 
+def _heads(one: Prediction) -> str:
+    return "1 key/value head" if one.num_kv_heads == 1 else f"{one.num_kv_heads} key/value heads"
+
+
 def _ends(record: CellRecord) -> tuple[Samples, Samples]:
     ordered = sorted(
         record.timing.samples, key=lambda one: -one.contender.architecture.num_kv_heads
     )
     return ordered[0], ordered[-1]
-
-
-def closeness(records: Iterable[CellRecord]) -> tuple[int, int]:
-    """How many predictions are within CLOSE of what was measured, and of how many."""
-    close = [one.is_close for record in records for one in record.predictions]
-    return sum(close), len(close)
 
 
 # Tables.
@@ -179,6 +184,8 @@ def _about(found: Found) -> str:
     if lacking:
         memory = lacking.count("memory")
         left = f" {len(lacking)} more are predicted alone; {memory} of them do not fit the memory."
+        if unknown := sum(cell.step_overhead_s is None for cell in found.unmeasured):
+            left += f" The overhead of a step is not known for {unknown}, and left out of these."
     return (
         f"**{found.name}**: {len(found.cells)} loads with {', '.join(map(str, heads))} key/value "
         f"heads in turn.{left} Between the rounds: {read[0]:.1f} to {read[-1]:.1f} GB/s, {rates}. "
@@ -215,10 +222,10 @@ def _factors(grid: Found) -> str:
     most, fewest = _most_and_fewest(grid.predictions)
     heading = ["weights", "search", "batch", *(f"{n:,} tokens" for n in lengths)]
     return (
-        f"Decoding with {fewest.num_kv_heads} key/value head over {most.num_kv_heads}, times as "
-        "fast: measured, and predicted in brackets; in italics predicted alone (†: does not fit "
-        "the memory). The limit is that of large batches, whose sentences still have their own "
-        f"arithmetic.\n\n{_table(heading, rows, text=2)}"
+        f"Decoding with {_heads(fewest)} over {most.num_kv_heads}, times as fast: measured, and "
+        "predicted in brackets; in italics predicted alone (†: does not fit the memory, ‡: its "
+        "measurement failed). The limit is that of large batches, whose sentences still have "
+        f"their own arithmetic.\n\n{markdown_rows(heading, rows, text=2)}\n"
     )
 
 
@@ -244,7 +251,7 @@ def _closeness(grid: Found) -> str:
         "weights", "search", "predictions", f"within {CLOSE:.0%}", "median error", "worst",
         "median error of the factor",
     ]  # fmt: skip
-    return f"Predicted over measured time, less 1:\n\n{_table(heading, rows, text=2)}"
+    return f"Predicted over measured time, less 1:\n\n{markdown_rows(heading, rows, text=2)}\n"
 
 
 def _errors_of(records: Sequence[CellRecord]) -> Iterator[str]:
@@ -302,12 +309,12 @@ def _protocol_of_table_2(found: Found) -> str:
     ]  # fmt: skip
     return (
         "Shazeer 2019, table 2, source and target of 128: measured, and predicted in brackets.\n\n"
-        + _table(heading, rows, text=1)
+        + f"{markdown_rows(heading, rows)}\n"
     )
 
 
 def _protocol_of_figure_6(found: Found) -> str:
-    scale = found.rest.scale if found.rest else 1
+    scale = found.scale
     rows = []
     for record in sorted(found.records, key=lambda each: -each.load.source_tokens):
         most = _most_and_fewest(record.predictions)[0]
@@ -321,7 +328,7 @@ def _protocol_of_figure_6(found: Found) -> str:
                     str(one.num_kv_heads),
                     f"{one.measured_s / batch:.3g}",
                     f"{one.predicted_s / batch:.3g}",
-                    f"{scaled_s(one, scale) / batch:.3g}",
+                    f"{scaled_s(record, one) / batch:.3g}",
                     f"{most.measured_s / one.measured_s:.2f}",
                     f"{most.predicted_s / one.predicted_s:.2f}",
                 ]
@@ -337,25 +344,30 @@ def _protocol_of_figure_6(found: Found) -> str:
         f"{own.decoder_layers} layers of {scale * own.decoder_layers}, ungated feed-forward layers "
         f"of {own.decoder_d_ff:,}; {found.records[0].load.batch} samples a batch, greedy, the "
         "decoder alone. The time of all layers is that of these, scaled by their count, with one "
-        f"output layer as predicted.\n\n{_table(heading, rows, text=1)}"
+        "output layer as predicted and the overhead of a step as measured apart.\n\n"
+        + f"{markdown_rows(heading, rows)}\n"
     )
 
 
-def scaled_s(one: Prediction, scale: int) -> float:
-    """Seconds with `scale` times as many layers: all but the output layer grows with them."""
+def scaled_s(record: CellRecord, one: Prediction) -> float:
+    """Seconds of one of the record's models with `scale` times as many layers.
+
+    All grows with them but the output layer, which is as predicted, and the overhead of a step,
+    which is measured with the layers that there are and with all of them.
+    """
     assert one.measured_s is not None
     output = sum(part.seconds for part in one.parts if part.name == "output")
-    return scale * max(0.0, one.measured_s - output) + output
+    if record.whole_step_overhead_s is None:
+        return one.measured_s
+    own, whole = (
+        record.load.target_tokens * each + output
+        for each in (record.step_overhead_s, record.whole_step_overhead_s)
+    )
+    return record.scale * max(0.0, one.measured_s - own) + whole
 
 
 def _shape(load: Load) -> str:
     return f"{load.batch}x{load.source_tokens}x{load.target_tokens}"
-
-
-def _table(heading: Sequence[str], rows: Sequence[Sequence[str]], text: int) -> str:
-    """Markdown; the first `text` columns are words."""
-    ruler = [*["---"] * text, *["---:"] * (len(heading) - text)]
-    return "".join(f"| {' | '.join(row)} |\n" for row in [heading, ruler, *rows])
 
 
 # Pictures.
@@ -373,7 +385,7 @@ def _draw_speed_ups(figure: Figure, grid: Found) -> None:
         axes.set_title(f"{kind[0]} weights, {search_label(kind[1])}")
         axes.set_xlabel("batch (sentences)")
     most, fewest = _most_and_fewest(grid.predictions)
-    row[0].set_ylabel(f"times as fast, {fewest.num_kv_heads} KV head over {most.num_kv_heads}")
+    row[0].set_ylabel(f"times as fast, {_heads(fewest)} over {most.num_kv_heads}")
     row[0].legend(title="tokens; line: predicted, point: measured", fontsize="small")
 
 
@@ -428,9 +440,9 @@ def _draw_samples(figure: Figure, figures: Sequence[Found]) -> None:
     for axes, found in zip(row, figures, strict=True):
         for i, record in enumerate(sorted(found.records, key=lambda each: each.load.source_tokens)):
             colour, marker = style(i)
-            batch, scale = record.load.batch, found.rest.scale if found.rest else 1
+            batch = record.load.batch
             ordered = sorted(record.predictions, key=lambda each: each.num_kv_heads)
-            measured = [(one.num_kv_heads, scaled_s(one, scale) / batch) for one in ordered]
+            measured = [(one.num_kv_heads, scaled_s(record, one) / batch) for one in ordered]
             label = f"{record.load.source_tokens:,} / {record.load.target_tokens:,}"
             axes.plot(*_columns(measured), marker=marker, color=colour, label=label)
         axes.set_xscale("log", base=2)

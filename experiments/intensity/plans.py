@@ -67,17 +67,34 @@ FIGURE_6_LENGTHS = ((2048, 512), (512, 256))
 FIGURE_6 = {"t5-large": (4, (16, 8, 4, 2, 1)), "t5-xxl": (4, (64, 8, 1))}
 
 
-def figure_6(preset: str, cache: str, memory_bytes: int) -> Plan:
+def figure_6(
+    preset: str,
+    cache: str,
+    memory_bytes: int,
+    kv_heads: Sequence[int] | None = None,
+    asked_layers: int | None = None,
+) -> Plan:
     """Time of a sample over key/value heads, with as many of the decoder's layers as fit.
 
     The number of layers divides that of the published model, so that times can be scaled by the
     count. The encoder, whose time is not in a sample's here, has one layer. T5's gated feed-forward
     layers stand as ungated ones of 1.5 times the width: as many bytes and operations.
+
+    Raises ValueError for layers that do not divide the model's, and for key/value heads that do not
+    divide its heads.
     """
-    batch, kv_heads = FIGURE_6[preset]
+    batch, usual_kv_heads = FIGURE_6[preset]
+    kv_heads = kv_heads or usual_kv_heads
     whole = architecture_of(PRESETS[preset])
     layers = whole.decoder_layers
     counts = [n for n in range(layers, 0, -1) if layers % n == 0]
+    if asked_layers:
+        if asked_layers not in counts:
+            raise ValueError(
+                f"--decoder-layers {asked_layers} does not divide the {layers} of {preset}: choose "
+                f"one of {', '.join(map(str, counts))}"
+            )
+        counts = [asked_layers]
     positions = max(max(lengths) for lengths in FIGURE_6_LENGTHS)
     for count in counts:
         own = replace(whole, decoder_layers=count, encoder_layers=1)

@@ -15,9 +15,11 @@ from experiments.engines import ENGINES, find_engine
 from experiments.errors import ExperimentError
 from experiments.records.checked import Checked, Device, Positive, Sha256, Text
 from experiments.records.measurement import FixedLengths, RealText, TrainingUpdates, Workload
+from experiments.records.parts import Precision
 from gqa_fairseq.architecture import Architecture, distinct_names
 
 Dtype = Literal["float32", "bfloat16", "float16"]
+DTYPES: dict[Precision, Dtype] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 # Sentences, source tokens and target tokens, end of sentence included.
 FixedShape = tuple[int, int, int]
 FixedSearch = tuple[int, int, int, int]  # the same, and a beam
@@ -123,8 +125,8 @@ def check_request(request: Request) -> list[str]:
         ["x".join(map(str, shape)) for shape in asked]
         for asked in (request.shapes, request.searches)
     )
-    _refuse_doubled("shapes", shapes)
-    _refuse_doubled("searches", searches)
+    refuse_doubled("shapes", shapes)
+    refuse_doubled("searches", searches)
     for shape, (batch, source, target, *beam) in zip(
         [*shapes, *searches], [*request.shapes, *request.searches], strict=True
     ):
@@ -135,11 +137,11 @@ def check_request(request: Request) -> list[str]:
             )
     if decodes and not request.beams:
         raise ExperimentError("beams is empty: give at least one, such as 4 or 1 (greedy)")
-    _refuse_doubled("beams", request.beams)
+    refuse_doubled("beams", request.beams)
     if min(request.beams, default=1) < 1:
         raise ExperimentError(f"beams: {min(request.beams)} is not a whole number above 0")
     names = distinct_names(c.architecture for c in request.contenders)
-    _refuse_doubled(
+    refuse_doubled(
         "contenders", [f"{names[c.architecture]}, {c.engine}" for c in request.contenders]
     )
     for contender in request.contenders:
@@ -153,7 +155,7 @@ def check_request(request: Request) -> list[str]:
     if request.training:
         if request.training.text and request.memory:
             raise ExperimentError("memory is measured at fixed lengths, not on real batches")
-        _refuse_doubled("trainers", request.training.trainers)
+        refuse_doubled("trainers", request.training.trainers)
         for name in request.training.trainers:
             if name not in TRAINERS:
                 raise ExperimentError(f"trainer {name!r} is unknown: {', '.join(TRAINERS)}")
@@ -246,7 +248,8 @@ def _refusal(contender: RequestedContender, request: Request) -> str | None:
     return engine.refusal(contender.architecture, request.device, request.dtype)
 
 
-def _refuse_doubled(name: str, values: Sequence[Any]) -> None:
+def refuse_doubled(name: str, values: Sequence[Any]) -> None:
+    """Raise ExperimentError, one line, where a value is there twice."""
     for value in values:
         if values.count(value) > 1:
             raise ExperimentError(f"{name}: {value} is there twice (remove one)")

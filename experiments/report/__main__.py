@@ -75,16 +75,20 @@ def main(arguments: list[str] | None = None) -> int:
         )
     found = document(groups, read_papers(), refused)
     write_markdown(found, options.out)
-    path = options.out / NAME
-    write_page(found, archive, shown, path)
-    with_text, _ = all_side_by_side(groups, archive, options.data)
+    pages = {options.out / NAME: shown}
+    private = options.out / PRIVATE_NAME
+    with_text, _ = all_side_by_side(groups, archive, options.data) if options.data else (shown, [])
     if any(each.is_private for each in with_text.values()):
-        path = options.out / PRIVATE_NAME
-        write_page(found, archive, with_text, path)
+        pages[private] = with_text
+    else:
+        private.unlink(missing_ok=True)  # it would show what these records are not
+    for path, translations in pages.items():
+        write_page(found, archive, translations, path)
     console = console_of(wraps=True)
     for group in groups:
         console.print(terminal_table(group))
-    console.print(f"report: {path}", soft_wrap=True)
+    for path in pages:
+        console.print(f"report: {path}", soft_wrap=True)
     return 2 if refused else 0
 
 

@@ -1,18 +1,18 @@
 """The answer in sentences, one a variant: what it costs, what it gains, and how sure that is.
 
-Every sentence is made from tests and measurements. What they leave open is said as well.
+Every sentence is made from tests and measurements. What they leave open is said as well, and which
+trainings diverged.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from experiments.metrics import METRICS
-from experiments.records.measurement import Measurement, Ratio, search_label
+from experiments.records.measurement import Measurement, Ratio, search_label, speed_up
+from experiments.records.record import Diverged, Record
 from experiments.records.significance import LEVEL, MARGINS, MetricTests
-from experiments.records.speed import decoder_speed_up
 from experiments.report.cells import (
     NOT_APPLICABLE,
     NOT_MEASURED,
@@ -21,13 +21,13 @@ from experiments.report.cells import (
     mebibytes,
 )
 from experiments.report.exhibits.exhibit import ENOUGH_SEEDS
-from experiments.report.exhibits.uptrained import CONTROL
-from experiments.report.groups import Group, Row
+from experiments.report.exhibits.uptrained import CONTROL, longest_of
+from experiments.report.groups import Group, Row, source_of
 from experiments.report.made_by import distinct, made_by
 from experiments.report.papers.wmt14 import is_eligible
 from experiments.report.quality.comparisons import Pair, pairs
 from experiments.report.quality.statistics import holm
-from experiments.report.quality.verdicts import difference_cell
+from experiments.report.quality.verdicts import difference_cell, shown_margin
 from experiments.report.selection import (
     HEADLINE_METRIC,
     headline_kind,
@@ -39,9 +39,17 @@ from experiments.report.selection import (
     timed_shapes,
 )
 from experiments.report.tables import overview
+from gqa_fairseq.architecture import Architecture
 
 # Fewer target tokens than this are seen in minutes: a model learns what its text repeats.
 TOY_BELOW_TOKENS = 2_000_000
+SCALES = ("paper", "small", "unknown", "toy")
+READING = (
+    "A difference is the variant's score minus that of the model with all heads. Where its "
+    f"{LEVEL:.0%} interval holds 0, these data do not say whether quality is lost. A loss of less "
+    f"than {MARGINS[HEADLINE_METRIC.name]:g} {HEADLINE_METRIC.label} was called small before any "
+    "result was seen. Speed is a gain where its interval is above 1."
+)
 
 
 @dataclass(frozen=True)
@@ -54,7 +62,10 @@ class Answer:
 
 
 def scale(group: Group) -> str:
-    """`paper` where runs may stand beside Shazeer's rows, `toy` where training took minutes."""
+    """`paper` where runs may stand beside Shazeer's rows, `toy` where training took minutes.
+
+    `unknown` where no record has a training that ended.
+    """
     if all(map(is_eligible, group.records)):
         return "paper"
     seen = [
@@ -63,17 +74,25 @@ def scale(group: Group) -> str:
         for record in group.records
         if record.training
     ]
-    return "toy" if max(seen, default=0) < TOY_BELOW_TOKENS else "small"
+    if not seen:
+        return "unknown"
+    return "toy" if max(seen) < TOY_BELOW_TOKENS else "small"
 
 
 def in_order(groups: Sequence[Group]) -> list[Group]:
     """Those at the largest scale first, and of one scale those from scratch first."""
-    scales = ["paper", "small", "toy"]
-    return sorted(groups, key=lambda group: (scales.index(scale(group)), not group.from_scratch))
+    return sorted(groups, key=lambda group: (SCALES.index(scale(group)), not group.from_scratch))
 
 
 def answers(group: Group) -> list[Answer]:
-    """One a variant: from scratch all, of what was uptrained those that were trained on longest."""
+    """One a variant: from scratch all, of what was uptrained those that were trained on longest.
+
+    Trainings that diverged are told of with their variant, and have an answer of their own where it
+    has none.
+    """
+    diverged: dict[str, list[Record]] = {}
+    for record in group.diverged:
+        diverged.setdefault(record.variant, []).append(record)
     found = []
     for table in _headline_tables(group):
         tested = {p.variant.name: tests for p in table if (tests := _tests(group, p))}
@@ -83,34 +102,22 @@ def answers(group: Group) -> list[Answer]:
             name = pair.variant.name
             quality = "Quality is not tested."
             if name in tested:
-                quality = _quality(tested[name], adjusted[name])
-            sentence = f"{_heads(pair)} {quality} {_speed(group, pair)}"
-            found.append(Answer(name, sentence, pair.variant.source))
+                quality = _quality(pair, tested[name], adjusted[name], len(tested))
+            sentences = [_heads(pair), quality, _speed(group, pair)]
+            if lost := diverged.pop(name, None):
+                sentences.append(_diverged(lost, len(pair.variant.records)))
+            found.append(Answer(name, " ".join(sentences), pair.variant.source))
+    finished = {row.name: len(row.records) for row in group.rows}
+    for name, lost in diverged.items():
+        said = f"{_counted(lost[0].architecture)}. {_diverged(lost, finished.get(name, 0))}"
+        found.append(Answer(name, said, source_of(lost[0])))
     return found
 
 
 def open_questions(group: Group) -> list[str]:
     """What these records cannot say, in sentences."""
-    said = []
-    seeds = {record.seed for record in group.finished}
-    if len(seeds) == 1:
-        said.append("One seed: nothing is said of other trainings, which differ by chance.")
-    elif len(seeds) < ENOUGH_SEEDS:
-        said.append(f"{len(seeds)} seeds are few: the intervals are wide for that.")
-    said += _below_a_baseline(group)
-    split = next(iter(test_splits(group)), None)
-    widths = [
-        tests.half_width
-        for table in _headline_tables(group)
-        for pair in table
-        if (tests := _tests(group, pair))
-    ]
-    if widths:
-        said.append(
-            f"Differences below about {max(widths):.1f} {HEADLINE_METRIC.label} cannot be told "
-            f"apart by these seeds and the {group.first.lines(split or 'test'):,} lines of "
-            f"{split}."
-        )
+    said = [*_few_seeds(group), *_below_a_baseline(group), *_told_apart(group)]
+    said += _corrected_together(group)
     if group.measurement is None:
         said.append("Speed was not measured.")
     else:
@@ -118,7 +125,66 @@ def open_questions(group: Group) -> list[str]:
             f"Times are of one machine ({_machine(group.measurement)}); another has other ratios."
         )
     if scale(group) != "paper":
-        said.append("Model and data are far smaller than the papers'.")
+        largest = max(record.architecture.parameters for record in group.records)
+        said.append(
+            f"Model or data are not the papers': {largest:,} parameters and "
+            f"{group.first.data.splits['train'].kept:,} training pairs here."
+        )
+    return said
+
+
+def _few_seeds(group: Group) -> list[str]:
+    """How few runs stand behind an answer, and which: those that both sides of a pair have."""
+    shown = [pair for table in _headline_tables(group) for pair in trained_longest(table)]
+    runs = {pair.variant.name: len(pair.runs) for pair in shown}
+    runs = runs or {row.name: len(row.records) for row in group.rows}
+    fewest = min(runs.values(), default=ENOUGH_SEEDS)
+    if fewest >= ENOUGH_SEEDS:
+        return []
+    names = [name for name, count in runs.items() if count == fewest]
+    whose = f" of {', '.join(names)}" if len(names) < len(runs) else ""
+    if fewest == 1:
+        return [f"One seed{whose}: nothing is said of other trainings, which differ by chance."]
+    return [f"{fewest} seeds{whose} are few: the intervals are wide for that."]
+
+
+def _told_apart(group: Group) -> list[str]:
+    """How large a difference must be to be seen: by variant, as wide as its interval is."""
+    found = [
+        (pair, tests)
+        for table in _headline_tables(group)
+        for pair in trained_longest(table)
+        if (tests := _tests(group, pair))
+    ]
+    if not found:
+        return []
+    split = found[0][0].split
+    halves = [f"{tests.half_width:.2f}" for _, tests in sorted(found, key=_half_width)]
+    ends = " to ".join(distinct([halves[0], halves[-1]]))
+    return [
+        f"A {HEADLINE_METRIC.label} difference can be told from none where it is larger than about "
+        f"half of its interval: with these seeds and the {group.first.lines(split):,} lines of "
+        f"{split} that is {ends}{' by variant' if len(found) > 1 else ''}."
+    ]
+
+
+def _half_width(each: tuple[Pair, MetricTests]) -> float:
+    return each[1].half_width
+
+
+def _corrected_together(group: Group) -> list[str]:
+    """Of how many variants the p-values for the margin are corrected together."""
+    said = []
+    for table in _headline_tables(group):
+        count = sum(_tests(group, pair) is not None for pair in table)
+        if count > 1:
+            how = "uptrained " if table[0].variant.uptraining else ""
+            said.append(
+                f"That the loss is less than {MARGINS[HEADLINE_METRIC.name]:g} "
+                f"{HEADLINE_METRIC.label} is tested for {count} {how}variants, and these {count} "
+                "p-values are corrected together (Holm); intervals and other margins are of each "
+                "variant by itself."
+            )
     return said
 
 
@@ -214,16 +280,17 @@ def lead(group: Group) -> str | None:
             f"takes {us:,.1f} µs in the decoder for a token (batch {batch}, {source} source and "
             f"{target} target tokens)"
         )
-    heads = row.architecture.num_kv_heads
+    what = f"with {_counted(row.architecture)}"
+    if row.uptraining:
+        what += " and trained on like the others"
     said = " and ".join(parts)
-    return f"{row.name}, with {heads} key/value heads, {said}." if parts else None
+    return f"{row.name}, {what}, {said}." if parts else None
 
 
 def trained_longest(table: Sequence[Pair]) -> list[Pair]:
-    """Of what was uptrained the pairs with the largest alpha; all that are from scratch."""
-    alphas = [pair.variant.uptraining.alpha for pair in table if pair.variant.uptraining]
-    longest = max(alphas, default=None)
-    return [p for p in table if not p.variant.uptraining or p.variant.uptraining.alpha == longest]
+    """All that are from scratch; of each attention and method that of the largest alpha."""
+    longest = {row.source for row in longest_of([pair.variant for pair in table])}
+    return [pair for pair in table if pair.variant.source in longest]
 
 
 def headline_pairs(group: Group) -> list[Pair]:
@@ -247,40 +314,72 @@ def _tests(group: Group, pair: Pair) -> MetricTests | None:
 def _heads(pair: Pair) -> str:
     """What the variant is, and what it is set against."""
     own, rival = pair.variant.architecture, pair.baseline.architecture
-    said = f"{own.num_kv_heads} key/value head{'s' if own.num_kv_heads > 1 else ''}"
+    said = _counted(own)
     if own.num_kv_heads != rival.num_kv_heads:
         said += f" in place of {rival.num_kv_heads}"
     if how := pair.variant.uptraining:
-        said += f", made by {how.method} and trained on for {how.alpha:.0%} of the updates"
+        said += f", converted with the method {how.method} and "
+        if how.alpha == 0:
+            return f"{said}not trained on, against the model that was converted."
+        said += f"trained on for {100 * how.alpha:.3g}% of the updates"
         return f"{said}, against the model with all heads that was trained on alike."
     return f"{said}, against {pair.baseline.name}."
 
 
-def _quality(tests: MetricTests, p_holm: float) -> str:
-    label, margin = METRICS[tests.metric].label, MARGINS[tests.metric]
-    interval = tests.together.interval
-    is_shown = tests.is_non_inferior and p_holm <= 1 - LEVEL
-    if interval.high < 0:
-        lost = "It costs quality" + (f", but less than {margin:g} {label}" if is_shown else "")
-    elif interval.low > 0:
-        lost = "It gains quality"
-    elif is_shown:
-        lost = f"Quality is no worse than {margin:g} {label} below"
+def _counted(architecture: Architecture) -> str:
+    heads = architecture.num_kv_heads
+    return f"{heads} key/value head{'s' if heads > 1 else ''}"
+
+
+def _diverged(records: Sequence[Record], finished: int) -> str:
+    """Which trainings of a variant diverged, beside so many that finished."""
+    ends = [
+        f"seed {record.seed} after update {record.result.after_update:,}"
+        for record in records
+        if isinstance(record.result, Diverged)
+    ]
+    if finished:
+        trainings = f"{len(records)} of its {len(records) + finished} trainings"
+        rest = "what is said of quality leaves those out"
     else:
-        lost = "Whether it costs quality is open"
+        trainings = "Its training" if len(records) == 1 else f"All its {len(records)} trainings"
+        rest = "so it has neither quality nor speed"
+    return f"{trainings} diverged ({', '.join(ends)}): {rest}."
+
+
+def _quality(pair: Pair, tests: MetricTests, p_holm: float, variants: int) -> str:
+    """What it costs; `p_holm` is corrected for as many `variants`."""
+    label, margin = METRICS[tests.metric].label, MARGINS[tests.metric]
+    interval, seeds = tests.together.interval, len(pair.seeds)
+    is_shown = tests.is_non_inferior and p_holm <= 1 - LEVEL
+    less = f"less than {margin:g} {label}"
+    alone, over = (" for this seed", "") if seeds == 1 else ("", f" over {seeds} seeds")
+    if interval.high < 0:
+        lost = f"It costs quality{alone}"
+        if is_shown:
+            lost += f", but {less}"
+        elif interval.high < -margin:
+            lost += f", more than {margin:g} {label}"
+    elif interval.low > 0:
+        lost = f"It gains quality{alone}"
+    elif is_shown:
+        lost = f"If it costs quality{alone}, it is {less}"
+    else:
+        lost = f"Whether it costs quality{alone} is open"
     said = (
-        f"{lost}: {label} {tests.together.difference:+.2f}, {interval.level:.0%} interval "
+        f"{lost}: {label} {tests.together.difference:+.2f}{over}, {interval.level:.0%} interval "
         f"{interval.low:+.2f} to {interval.high:+.2f}."
     )
-    if not is_shown and interval.low <= 0:
-        # Rounded up: what is said can be shown.
-        smallest = math.floor(tests.smallest_margin * 100 + 1) / 100
-        why = "not shown" if not tests.is_non_inferior else "not shown for all variants together"
-        said += (
-            f" That it loses less than {margin:g} {label} is {why}"
-            f"{f' (less than {smallest:.2f} is)' if not tests.is_non_inferior else ''}."
+    if is_shown or interval.low > 0:
+        return said
+    if tests.is_non_inferior:
+        return (
+            f"{said} By itself its test shows that it loses {less}, but not with Holm's correction "
+            f"for the {variants} variants that are tested together."
         )
-    return said
+    but = "" if interval.high < -margin else f", but not that it loses {less}"
+    smallest = f"{shown_margin(tests):.2f} {label}"
+    return f"{said} These data show that it loses less than {smallest}{but}."
 
 
 def _speed(group: Group, pair: Pair) -> str:
@@ -288,10 +387,9 @@ def _speed(group: Group, pair: Pair) -> str:
     for beam in reversed(searches(group)):
         timing = headline_timing(group, beam)
         own, rival = pair.variant.samples(timing), pair.baseline.samples(timing)
-        if timing is None or own is None or rival is None:
+        if own is None or rival is None:
             continue
-        ratio = decoder_speed_up(timing, own)
-        if ratio is not None:
+        if ratio := speed_up(rival, own, "decoder"):
             search = "greedily" if beam == 1 else f"with {search_label(beam)}"
             parts.append(f"{_times(ratio)} {search}")
     if not parts:
@@ -303,7 +401,7 @@ def _speed(group: Group, pair: Pair) -> str:
 def _times(ratio: Ratio) -> str:
     said = f"{ratio.median:.2f} times as fast"
     if ratio.confidence > 0:
-        said += f" ({ratio.low:.2f} to {ratio.high:.2f})"
+        said += f" ({ratio.confidence:.0%} interval {ratio.low:.2f} to {ratio.high:.2f})"
     return said
 
 

@@ -67,18 +67,22 @@ def in_words(path: Path) -> str:
 
 
 def _each_once(found: dict[Path, Record]) -> tuple[dict[Path, Record], list[str]]:
-    """A job has one record: of several the newest counts; a copy needs no word."""
-    by_job: dict[str, Path] = {}
+    """A job has one record in each of its experiments: of several the newest counts.
+
+    Experiments may share a job, whose id says what it is and not whose. A copy needs no word.
+    """
+    by_job: dict[tuple[str, str], Path] = {}
     doubled = []
     for path, record in found.items():
-        first = by_job.setdefault(record.job.id, path)
+        job = record.job.experiment, record.job.id
+        first = by_job.setdefault(job, path)
         other = found[first]
         if first == path or other == record:
             continue
         newer, older = path, first
         if other.job.started_utc > record.job.started_utc:
             newer, older = first, path
-        by_job[record.job.id] = newer
+        by_job[job] = newer
         doubled.append(
             f"{older}: {in_words(newer)} is of the same job and says something else (remove the "
             "one that is wrong)"

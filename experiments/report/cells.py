@@ -34,6 +34,18 @@ class Table:
         return found if isinstance(found, str) else found[column]
 
 
+def markdown_rows(columns: Sequence[str], rows: Sequence[Sequence[str]], text: int = 1) -> str:
+    """A table in Markdown, without the end of its last line: the first `text` columns are words.
+
+    Words are to the left, numbers to the right.
+    """
+    rule = [*["---"] * text, *["---:"] * (len(columns) - text)]
+    return "\n".join(
+        "| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |"
+        for line in [columns, rule, *rows]
+    )
+
+
 def number(estimate: Estimate | None, digits: int) -> str:
     """Mean, with ± the standard deviation where there are several runs."""
     if estimate is None:

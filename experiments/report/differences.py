@@ -30,7 +30,7 @@ from experiments.report.cells import (
 from experiments.report.groups import Row
 from experiments.report.made_by import made_by
 from experiments.report.page.translations import system_of, text_of
-from experiments.report.quality.comparisons import Pair
+from experiments.report.quality.comparisons import Pair, common_runs, scored
 from experiments.report.quality.testing import Kept, compared
 from experiments.report.quality.verdicts import difference_cell
 from experiments.report.selection import HEADLINE_METRIC, ScoreKind, score_kind, score_value
@@ -160,9 +160,9 @@ def _tests(
     settings: Settings,
 ) -> Comparison | str:
     """The tests, those that are at hand or made now; or why there are none."""
-    runs = _runs(baseline, side)
+    runs = _runs(baseline, side, split, kind)
     if not runs:
-        return "no seed is on both sides"
+        return "no seed has this score on both sides"
     if {one.data.checksum for one, _ in runs} != {other.data.checksum for _, other in runs}:
         return "they were trained on other data"
     pair = Pair(split, kind, side.row, baseline.row, runs)
@@ -178,13 +178,14 @@ def _tests(
         return str(error)
 
 
-def _runs(baseline: Side, side: Side) -> tuple[tuple[Record, Record], ...]:
+def _runs(
+    baseline: Side, side: Side, split: str, kind: ScoreKind
+) -> tuple[tuple[Record, Record], ...]:
     """By seed; two single runs of different seeds are a pair as well."""
-    theirs = {record.seed: record for record in baseline.records}
-    runs = tuple((theirs[r.seed], r) for r in side.records if r.seed in theirs)
-    if not runs and len(theirs) == len(side.records) == 1:
-        return ((baseline.records[0], side.records[0]),)
-    return runs
+    if len(baseline.records) == len(side.records) == 1:
+        own, theirs = (scored(each.records, split, kind) for each in (side, baseline))
+        return tuple(zip(theirs.values(), own.values(), strict=True))
+    return common_runs(side.row, baseline.row, split, kind)
 
 
 def speed_table(sides: Sequence[Side], archive: Archive) -> Table:

@@ -9,6 +9,7 @@ import msgspec
 
 from experiments.records.record import Diverged
 from experiments.report.answers import (
+    READING,
     Answer,
     answers,
     headline_table,
@@ -74,6 +75,7 @@ class Document:
     wmt14: list[Table]
     papers: list[Table]
     refused: list[str] = field(default_factory=list)
+    reading: str = READING
 
     @property
     def record_count(self) -> int:

@@ -11,6 +11,7 @@ averaged.
 
 from __future__ import annotations
 
+import hashlib
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -61,8 +62,9 @@ class Estimate:
 
 
 def source_of(record: Record) -> str:
-    """The name of a record's place."""
-    return f"job-{record.job.id[:8]}"
+    """The name of a record's place: its job's, and its experiment's, which may share the job."""
+    experiment = hashlib.sha256(record.job.experiment.encode()).hexdigest()
+    return f"job-{record.job.id[:8]}{experiment[:8]}"
 
 
 @dataclass(frozen=True)

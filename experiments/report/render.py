@@ -7,7 +7,7 @@ import rich.box
 import rich.table
 
 from experiments.records.storage import write_bytes, write_text
-from experiments.report.cells import NOT_MEASURED, Table
+from experiments.report.cells import NOT_MEASURED, Table, markdown_rows
 from experiments.report.document import Document, document, group_heading
 from experiments.report.groups import Group
 from experiments.report.made_by import made_by
@@ -57,11 +57,7 @@ def write_markdown(found: Document, out: Path) -> Path:
 
 def markdown_table(table: Table) -> str:
     """A Markdown table, text to the left and numbers to the right."""
-    rule = ["---", *["---:"] * (len(table.columns) - 1)]
-    lines = [table.columns, rule, *table.rows]
-    return "\n".join(
-        "| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines
-    )
+    return markdown_rows(table.columns, table.rows)
 
 
 def terminal_table(group: Group) -> rich.table.Table:

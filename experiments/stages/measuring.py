@@ -12,7 +12,7 @@ from experiments.config import SuiteConfig
 from experiments.environment import usable_cores
 from experiments.errors import ExperimentError
 from experiments.measure.request import (
-    Dtype,
+    DTYPES,
     Request,
     RequestedContender,
     RequestedTraining,
@@ -31,7 +31,6 @@ from gqa_fairseq.architecture import Architecture, distinct_names
 
 # By decode.engine: `stock` is this plugin's model under fairseq's search.
 ENGINES_OF = {"gqa": "gqa", "stock": "gqa+stock"}
-DTYPES: dict[str, Dtype] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 class Measured(Checked, frozen=True, kw_only=True):

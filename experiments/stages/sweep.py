@@ -189,11 +189,7 @@ def start(configs: list[SuiteConfig]) -> list[Job]:
     if any(config.dry_run for config in configs):
         print_plan(jobs, stages)
         sys.exit(0)
-    for config in configs:
-        check_account(config.tracking.mode)
-        check_gpus(config)
-        for metric in METRICS.values():
-            metric.scorer(config.data.target_lang)
+    check_surroundings(configs)
     for job in jobs:
         if job.config.rerun == "prepare":
             prepare_data(job.config, job.prepare, again=True)
@@ -213,6 +209,18 @@ def start(configs: list[SuiteConfig]) -> list[Job]:
         if not job_folder.record_path.exists():
             job_folder.write_links(job.config, {s.name: s.folder for s in job.stages})
     return jobs
+
+
+def check_surroundings(configs: Sequence[SuiteConfig]) -> None:
+    """Raise ExperimentError, one line, where this machine lacks what a job needs in the end.
+
+    That is an account of wandb, GPUs, and what the scores of its target language are made with.
+    """
+    for config in configs:
+        check_account(config.tracking.mode)
+        check_gpus(config)
+        for metric in METRICS.values():
+            metric.scorer(config.data.target_lang)
 
 
 def finish(jobs: Sequence[Job], *, is_sweep: bool) -> None:

@@ -11,9 +11,8 @@ from typing import get_args
 
 from experiments.arguments import Parser, command
 from experiments.errors import ExperimentError
-from experiments.records.record import RECORD_NAME, Record, read_record
-from experiments.records.significance import find_comparisons
-from experiments.records.speed import find_measurements
+from experiments.records.record import RECORD_NAME
+from experiments.report.archive import read_archive
 from experiments.report.groups import group_records
 from experiments.tracking import workspace
 from experiments.tracking.means import differences_of_seeds, log_means
@@ -26,18 +25,33 @@ def main(arguments: list[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     if given[:1] == ["workspace"]:
         return workspace.main(given[1:])
-    log_folder(_options(given))
-    return 0
+    return log_folder(_options(given))
 
 
-def log_folder(options: argparse.Namespace) -> None:
-    """A run for each record, and one for each group of records that can be compared."""
-    records = _read(options.records)
-    measurements = find_measurements([options.records], options.measurements)
-    comparisons = find_comparisons([options.records], options.tests)
-    groups = group_records(records.values(), measurements, comparisons)
-    tested = {job: values for g in groups for job, values in differences_of_seeds(g).items()}
-    wanted = {p: r for p, r in records.items() if not options.only or r.name in options.only}
+def log_folder(options: argparse.Namespace) -> int:
+    """A run for each record, and one for each group of records that can be compared.
+
+    Files that cannot be read are named and left out; returns the exit code.
+    """
+    archive = read_archive([options.records], options.measurements, options.tests)
+    for line in archive.refused:
+        print(f"error: left out: {line}", file=sys.stderr)
+    if not archive.records:
+        raise ExperimentError(
+            f"{options.records}: no {RECORD_NAME} in it that can be read (run an experiment)"
+        )
+    measurements = list(archive.measurements.values())
+    groups = group_records(archive.records.values(), measurements, archive.tests)
+    tested = {
+        (group.first.job.experiment, job): values  # several may share a job
+        for group in groups
+        for job, values in differences_of_seeds(group).items()
+    }
+    wanted = {
+        path: record
+        for path, record in archive.records.items()
+        if not options.only or record.name in options.only
+    }
     if unknown := set(options.only) - {record.name for record in wanted.values()}:
         raise ExperimentError(f"{options.records}: no record of {min(unknown)} in it")
     where = options.mode, options.dir, options.project
@@ -47,7 +61,7 @@ def log_folder(options: argparse.Namespace) -> None:
             record,
             *where,
             measurements,
-            more=tested.get(record.job.id),
+            more=tested.get((record.job.experiment, record.job.id)),
             hypotheses=hypotheses if hypotheses.is_dir() else None,
         )
         print(f"{record.name}: {options.mode}")
@@ -56,15 +70,7 @@ def log_folder(options: argparse.Namespace) -> None:
             print(f"{log_means(group, *where)}: {options.mode}")
     if options.mode == "offline":
         print(how_to_sync(options.dir))
-
-
-def _read(folder: Path) -> dict[Path, Record]:
-    if not folder.is_dir():
-        raise ExperimentError(f"{folder}: no such folder of records (run an experiment first)")
-    found = {path: read_record(path) for path in sorted(folder.rglob(RECORD_NAME))}
-    if not found:
-        raise ExperimentError(f"{folder}: no {RECORD_NAME} in it (run an experiment)")
-    return found
+    return 2 if archive.refused else 0
 
 
 def _options(arguments: Sequence[str]) -> argparse.Namespace:

@@ -1,6 +1,6 @@
 """What a run in wandb holds, by the keys of docs/tracking.md; nothing here imports wandb."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -55,28 +55,33 @@ def flat_config(variant: str, architecture: Architecture, seed: int, data: str) 
 def curve(points: Sequence[TrainPoint]) -> list[tuple[int, dict[str, float]]]:
     """Update number and values of each point of a training curve."""
     found = []
-    for index, point in enumerate(points):
+    for point, target_tokens_per_s in zip(points, _rates(points), strict=True):
         values = {
             "train/nll_nats_per_token": point.train_nll_nats_per_token,
             "dev/nll_nats_per_token": point.dev_nll_nats_per_token,
             "train/learning_rate": point.learning_rate,
             "train/grad_norm": point.grad_norm,
             "train/target_tokens": point.target_tokens,
-            "train/target_tokens_per_s": _rate(points[: index + 1]),
+            "train/target_tokens_per_s": target_tokens_per_s,
             "train/wall_s": point.wall_s,
         }
         found.append((point.update, {k: v for k, v in values.items() if v is not None}))
     return found
 
 
-def _rate(points: Sequence[TrainPoint]) -> float | None:
-    """Target tokens a second up to the last point, over the fewest points that last long enough."""
-    last = points[-1]
+def _rates(points: Sequence[TrainPoint]) -> Iterator[float | None]:
+    """Target tokens a second up to each point, over the fewest points that last long enough.
+
+    Points follow each other in time, so the place to count from never goes back.
+    """
     starts = [(0.0, 0), *((point.wall_s, point.target_tokens) for point in points)]
-    for wall_s, tokens in reversed(starts):
-        if last.wall_s - wall_s >= RATE_OVER_S:
-            return (last.target_tokens - tokens) / (last.wall_s - wall_s)
-    return None
+    first = 0
+    for point in points:
+        while point.wall_s - starts[first + 1][0] >= RATE_OVER_S:
+            first += 1
+        wall_s, tokens = starts[first]
+        took_s = point.wall_s - wall_s
+        yield (point.target_tokens - tokens) / took_s if took_s >= RATE_OVER_S else None
 
 
 def summary(record: Record) -> dict[str, float]:

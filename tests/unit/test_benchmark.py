@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -258,3 +260,9 @@ def test_the_measurement_starts_with_that_environment(monkeypatch: pytest.Monkey
     with pytest.raises(ExperimentError, match="stop"):
         benchmark.measure_in_process(request(threads=3), lambda measured: None)
     assert (seen["GOMP_SPINCOUNT"], seen["OMP_NUM_THREADS"]) == (SPIN_COUNT, "3")
+
+
+def test_a_job_with_options_of_the_search_is_refused_with_what_can_be_given() -> None:
+    job = SimpleNamespace(name="a job", decode=SimpleNamespace(options={"min_len": 3}))
+    with pytest.raises(ExperimentError, match="compared without: give another --job, or --shapes"):
+        benchmark._request_of_job(argparse.Namespace(), cast(Any, job))

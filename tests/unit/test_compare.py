@@ -14,6 +14,7 @@ from experiments import compare
 from experiments.records.record import Record, read_record, write_record
 from experiments.records.significance import Settings
 from experiments.report.archive import Archive, read_archive
+from experiments.report.cells import Table
 from experiments.report.differences import (
     apart,
     config_table,
@@ -80,6 +81,18 @@ def test_the_config_that_differs_is_shown_and_no_other(archive: Archive) -> None
     assert table.notes == []
 
 
+def test_many_sides_are_lines_and_not_columns() -> None:
+    few = Table("t", ["setting", "A", "B"], [["seed", "1", "2"]], ["a note"])
+    assert compare.turned(few) is few
+    sides = list("ABCDEF")
+    values = [f"{side}1" for side in sides]
+    many = Table("t", ["setting", *sides], [["seed", *values], ["heads", *sides]], ["a note"])
+    turned = compare.turned(many)
+    assert turned.columns == ["", "seed", "heads"]
+    assert turned.rows == [[side, f"{side}1", side] for side in sides]
+    assert turned.notes == ["a note"]
+
+
 def test_other_code_is_named(tmp_path: Path) -> None:
     made = synthetic.provenance()
     other = replace(made, versions=made.versions | {"torch": "2.11.0"})
@@ -126,6 +139,26 @@ def test_what_cannot_be_tested_says_why(tmp_path: Path) -> None:
     assert line.endswith("its translations are not kept, or of other data")
 
 
+def test_a_run_without_the_score_is_left_out_of_its_tests(tmp_path: Path) -> None:
+    records = [synthetic.record(heads, seed) for heads in (8, 1) for seed in (1, 2)]
+    scores = synthetic.finished(records[3]).evaluation.scores
+    greedy = [score for score in scores if score.beam == 1]
+    records[3] = synthetic.with_evaluation(records[3], scores=greedy)
+    found = saved(tmp_path, *records)
+    sides = compare.sides_of(found, [str(tmp_path)])
+    _, both, one = score_tables(sides, found, Kept([tmp_path]), Settings())
+    first = {
+        beam: next(
+            score.hypotheses_sha256[:12]
+            for score in synthetic.finished(records[0]).evaluation.scores
+            if (score.metric, score.beam) == ("bleu", beam)
+        )
+        for beam in (1, 4)
+    }
+    assert first[1] in both.notes[0]
+    assert first[4] in one.notes[0]
+
+
 def test_speed_is_of_one_measurement(archive: Archive, tmp_path: Path) -> None:
     table = speed_table(compare.sides_of(archive, [str(QUICKSTART)]), archive)
     assert table.columns == ["workload", "A: µs/token", "B: µs/token", "C: µs/token"]
@@ -157,6 +190,7 @@ def test_the_lines_that_differ_most_come_with_their_source(archive: Archive) -> 
         (["variant=mha"], "variant=mha: 1 variant with a finished job: two are compared"),
         (["colour=red"], "colour=red: no record has a colour (variant, seed, experiment, or a key"),
         ([str(ROOT / "docs")], "no record that can be read (give the folder of a job"),
+        ([str(ROOT / "README.md")], "README.md: no record.json (give a job's folder or its record"),
     ],
 )
 def test_bad_arguments_are_one_line(

@@ -21,7 +21,7 @@ from experiments.records.record import read_records
 from experiments.stages.evaluation.translation import make_search
 from experiments.stages.graph import inputs_of, job_of
 from experiments.stages.sweep import check_overrides, with_search_options
-from experiments.translate import _add_option, _parser
+from experiments.translate import ModelFiles, _add_option, _parser, start
 from gqa_fairseq.decoding.options import Option
 from gqa_fairseq.decoding.rules import OPTIONS, OWN_OPTIONS
 from gqa_fairseq.decoding.search import GroupedQueryGenerator
@@ -149,6 +149,47 @@ def test_fairseqs_search_is_asked_only_for_what_it_does(quickstart: SuiteConfig)
     assert changed(stock, {"decode.options": {"min_len": 3}}).decode.options == {"min_len": 3}
     with pytest.raises(ExperimentError, match="engine=stock finds no repetition without"):
         changed(stock, {"decode.options": {"no_repeat_ngram_size": 3}})
+
+
+def test_a_shortest_translation_needs_positions_before_any_work(quickstart: SuiteConfig) -> None:
+    positions = quickstart.model.max_positions
+    words = rf"min_len={positions} and the end of the sentence exceed model.max_positions="
+    with pytest.raises(ExperimentError, match=words):
+        changed(
+            quickstart,
+            {"decode.options": {"min_len": positions}, "decode.max_len_b": positions},
+        )
+    model = build(VOCABULARY, seed=3)
+    positions = model.max_positions()[1]
+    limits = {"max_len_b": positions, "options": {"min_len": positions - 1}}
+    decode = msgspec.structs.replace(quickstart.decode, **limits)
+    assert make_search(model, VOCABULARY, decode, 4, "fairseq").min_len == positions - 1
+    decode = msgspec.structs.replace(decode, options={"min_len": positions})
+    with pytest.raises(ExperimentError, match=f"model's {positions} positions"):
+        make_search(model, VOCABULARY, decode, 4, "fairseq")
+
+
+@pytest.mark.parametrize(
+    ("engine", "given", "words"),
+    [
+        ("gqa", ["--min-len", "900"], "--min-len 900 is above --max-len-b "),
+        (
+            "stock",
+            ["--no-repeat-ngram-size", "3"],
+            "--no-repeat-ngram-size: the job's engine, stock, finds no repetition",
+        ),
+    ],
+)
+def test_translating_refuses_in_the_words_that_were_typed(
+    quickstart: SuiteConfig, engine: str, given: list[str], words: str
+) -> None:
+    decode = msgspec.structs.replace(quickstart.decode, engine=engine, length_penalties=["fairseq"])
+    none = Path("none")
+    files = ModelFiles(none, none, none, decode, "cpu", None)
+    with pytest.raises(ExperimentError) as caught:
+        start(_parser().parse_args(["job", *given]), files)
+    assert str(caught.value).startswith(words)
+    assert "decode" not in str(caught.value)
 
 
 def test_an_option_is_an_input_of_the_evaluation_alone(quickstart: SuiteConfig) -> None:

@@ -114,6 +114,17 @@ def test_few_seeds_are_called_few() -> None:
     assert "One seed is few: a difference may be chance." in " ".join(exhibit.table.notes)
 
 
+def test_a_variant_with_fewer_seeds_than_the_others_is_called_few() -> None:
+    found = [trained(8, seed, 0.5) for seed in (1, 2, 3)] + [trained(1, 1, 0.5)]
+    exhibit = stability(group_of(*found))
+    assert exhibit is not None
+    assert "One seed is few: a difference may be chance." in " ".join(exhibit.table.notes)
+    kept = [r for r in uptrained_records() if not r.variant.startswith("mqa") or r.seed == 1]
+    of_alpha = alpha(group_of(*kept))
+    assert of_alpha is not None
+    assert "One seed is few: a difference may be chance." in " ".join(of_alpha.table.notes)
+
+
 def test_spikes_and_divergence_are_drawn_where_they_are() -> None:
     exhibit = stability(unstable())
     assert exhibit is not None
@@ -385,6 +396,22 @@ def test_uptrained_models_stand_against_time_with_the_largest_alpha() -> None:
         ("mqa", "from scratch"),
         ("mqa-ff768", "mean, alpha 0.1"),
         ("mqa-ff768", "svd-product, alpha 0.1"),
+    ]
+
+
+def test_a_method_that_was_trained_on_less_stands_with_its_own_largest_alpha() -> None:
+    records = [
+        record
+        for record in uptrained_records()
+        if (how := record.uptraining) is None
+        or (how.method, record.architecture.num_kv_heads) != ("mean", 1)
+        or how.alpha == 0
+    ]
+    [exhibit] = trade_offs(measured([*records, synthetic.record(8), synthetic.record(1)]))
+    made = [name for _, name in by(exhibit.table, "model", "made")]
+    assert sorted(name for name in made if "mean" in name) == [
+        "mean, alpha 0",
+        "mean, alpha 0.1",
     ]
 
 

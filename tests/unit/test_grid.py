@@ -18,6 +18,7 @@ from experiments.intensity import plans
 from experiments.intensity.campaign import (
     OVERHEADS,
     REST_NAME,
+    STAND_IN_ROUNDS,
     START_S,
     Campaign,
     Settings,
@@ -28,6 +29,7 @@ from experiments.intensity.campaign import (
 from experiments.intensity.cells import (
     Cell,
     CellRecord,
+    closeness,
     compared,
     needed_bytes,
     overhead_s,
@@ -41,12 +43,10 @@ from experiments.intensity.page import (
     DOCUMENT,
     ERRORS,
     MARKS,
-    RECORDS,
     SAMPLES,
     SPEED_UPS,
     Found,
     block,
-    closeness,
     read_found,
     scaled_s,
     write_page,
@@ -65,6 +65,7 @@ from gqa_fairseq.roofline import (
 )
 
 ROOT = Path(__file__).resolve().parents[2]
+COMMITTED = ROOT / "results/measurements/intensity"
 PAPER = architecture_of(PRESETS["paper"])
 TINY = replace(
     PAPER, d_model=32, encoder_heads=Heads(4, 8, 4), decoder_heads=Heads(4, 8, 4), encoder_layers=1,
@@ -234,6 +235,30 @@ def test_layers_are_fewer_where_memory_ends() -> None:
     assert (least.scale, least.cells[0].architectures[0].decoder_layers) == (24, 1)
 
 
+def test_a_figure_goes_on_with_the_layers_that_it_began_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """However much memory is free now."""
+    monkeypatch.setattr(grid, "find_machine", lambda *_: MACHINE)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    begun = plans.figure_6("t5-large", "float32", 2**62, asked_layers=6)
+    own = settings(tmp_path, memory_bytes=2**62, machine=replace(MACHINE, bytes_per_s=1e12))
+    Bench().campaign(replace(begun, cells=begun.cells[1:]), own).run()
+    asked = ["figure6-t5-large", "--dry-run", "--out", str(tmp_path)]
+    assert grid.main(asked) == 0
+    assert "greedy-float32-4x512x256         measured" in capsys.readouterr().out
+    assert grid.main([*asked, "--decoder-layers", "12"]) == 2
+    assert "is of other models" in capsys.readouterr().err
+
+
+def test_a_figure_may_have_fewer_layers_and_heads() -> None:
+    plan = plans.figure_6("t5-xxl", "float32", 2**62, (64, 1), 2)
+    assert plan.scale == 12
+    for cell in plan.cells:
+        assert [own.num_kv_heads for own in cell.architectures] == [64, 1]
+        assert {own.decoder_layers for own in cell.architectures} == {2}
+
+
 def test_memory_counts_all_models_and_the_largest_load() -> None:
     one, other = small_grid().cells[0].architectures
     load = Load(4, 6, 6, 2)
@@ -338,7 +363,10 @@ def test_an_interrupted_plan_goes_on_where_it_was(tmp_path: Path) -> None:
     bench = Bench(break_at=stand_ins + 3, error=KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
         bench.campaign(plan, settings(tmp_path)).run()
-    kept = {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
+    rest = read_rest(tmp_path)
+    assert rest is not None
+    assert len(rest.cells) == len(plan.cells) - 3
+    kept = {path: path.read_bytes() for path in tmp_path.rglob("*.json") if path.name != REST_NAME}
     assert len(read_cells(tmp_path)) == 3
     assert len(read_cells(tmp_path / OVERHEADS)) == stand_ins
     again = Bench()
@@ -372,10 +400,138 @@ def test_a_process_that_fails_costs_its_cell(tmp_path: Path) -> None:
     assert f"{lost.name}: failed: out of memory" in lines
 
 
-def test_records_of_other_models_are_refused(tmp_path: Path) -> None:
-    Bench().campaign(small_grid(), settings(tmp_path)).run()
-    with pytest.raises(ExperimentError, match=r"is of other models \(choose another --out\)"):
-        Bench().campaign(small_grid(positions=9), settings(tmp_path))
+def without_stand_in(bench: Bench, search: tuple[int, ...], fails: int) -> Any:
+    """The bench's measurement, whose stand-in for `search` fails so many times."""
+    left = fails
+
+    def measure(request: Request, on_measured: Callable[[Measurement], None]) -> Measurement:
+        nonlocal left
+        is_stand_in = request.contenders[0].architecture.name == "tiny"
+        if is_stand_in and search in request.searches and left:
+            left -= 1
+            bench.break_at = bench.cells + request.searches.index(search)
+            bench.error = ExperimentError("out of memory")
+        try:
+            return bench.measure(request, on_measured)
+        finally:
+            bench.break_at = -1
+
+    return measure
+
+
+def test_a_stand_in_that_fails_costs_its_cells_alone_and_is_tried_again(tmp_path: Path) -> None:
+    # 32 tokens: a cell has the name of its stand-in.
+    plan = small_grid(weights=("float32",), lengths=(3, 32), positions=32)
+    bench, lines = Bench(), list[str]()
+    measure = without_stand_in(bench, (4, 32, 32, 1), fails=2)
+    Campaign(plan, settings(tmp_path), measure, bench.clock, lines.append).run()
+    lost = {"greedy-float32-4x3x3", "greedy-float32-4x32x32"}
+    done, rest = read_cells(tmp_path), read_rest(tmp_path)
+    assert set(done) == {cell.name for cell in plan.cells} - lost
+    assert all(record.step_overhead_s > 0 for record in done.values())
+    assert rest is not None
+    assert {cell.name: (cell.why, cell.step_overhead_s) for cell in rest.cells} == dict.fromkeys(
+        lost, ("failed", None)
+    )
+    line = "the overhead of greedy-float32-4x32x32: failed: out of memory"
+    assert lines.count(line) == 2
+    Bench().campaign(plan, settings(tmp_path)).run()
+    done = read_cells(tmp_path)
+    assert set(done) == {cell.name for cell in plan.cells}
+    assert all(record.step_overhead_s > 0 for record in done.values())
+
+
+def test_a_stand_in_that_fails_once_costs_nothing(tmp_path: Path) -> None:
+    plan, bench = small_grid(weights=("float32",)), Bench()
+    measure = without_stand_in(bench, (4, 32, 32, 1), fails=1)
+    Campaign(plan, settings(tmp_path), measure, bench.clock, lambda line: None).run()
+    assert set(read_cells(tmp_path)) == {cell.name for cell in plan.cells}
+
+
+def test_a_small_budget_takes_the_cheapest_of_all_kinds(tmp_path: Path) -> None:
+    """The 8-bit ones are cheaper, and one process could fill the time with them."""
+    plan = small_grid(lengths=(3, 6, 12, 24, 48), positions=48, kv_heads=(1,))
+    bench = Bench()
+    campaign = bench.campaign(plan, settings(tmp_path, budget_s=12 * START_S))
+    cheapest = [cell.name for cell in campaign.to_do()]
+    campaign.run()
+    done = set(read_cells(tmp_path))
+    assert 2 < len(done) < len(plan.cells)
+    assert {cell.load.weights for cell in plan.cells if cell.name in done} == {"float32", "int8"}
+    # What is learnt of a kind while it is measured may move its costlier cells back a little.
+    assert done & set(cheapest[: len(done) // 2]) == set(cheapest[: len(done) // 2])
+
+
+def test_a_type_that_was_not_measured_has_the_rate_of_the_machine(tmp_path: Path) -> None:
+    Bench().campaign(one_cell(), settings(tmp_path)).run()
+    plan = one_cell(weights=("float32", "int8"))
+    Bench().campaign(plan, settings(tmp_path, budget_s=0.0)).run()
+    rest = read_rest(tmp_path)
+    assert rest is not None
+    assert {cell.load.weights for cell in rest.cells} == {"int8"}
+    assert all(cell.rates.flops_per_s == MACHINE.flops_per_s for cell in rest.cells)
+    predict_again(tmp_path)
+    assert read_rest(tmp_path) == rest
+
+
+def test_a_cell_measured_since_is_no_longer_predicted_alone(tmp_path: Path) -> None:
+    plan = small_grid(weights=("float32",))
+    Bench().campaign(plan, settings(tmp_path / "grid", budget_s=0.0)).run()
+    rest = read_rest(tmp_path / "grid")
+    assert rest is not None
+    bench = Bench(break_at=4 + 3, error=KeyboardInterrupt())
+    campaign = bench.campaign(plan, settings(tmp_path / "grid"))
+    campaign.write_rest = lambda: None  # type: ignore[method-assign]  # as after a kill
+    with pytest.raises(KeyboardInterrupt):
+        campaign.run()
+    assert read_rest(tmp_path / "grid") == rest
+    found = read_found(tmp_path)["grid"]
+    assert len(found.cells) == 3
+    names = {cell.name for cell in found.unmeasured}
+    assert names == {cell.name for cell in plan.cells} - set(found.cells)
+
+
+def one_cell(**changes: Any) -> plans.Plan:
+    alone: dict[str, Any] = {
+        "batches": (1,), "lengths": (3,), "beams": (1,), "weights": ("float32",)
+    }  # fmt: skip
+    return small_grid(**(alone | changes))
+
+
+@pytest.mark.parametrize(
+    ("plan", "changes", "problem"),
+    [
+        (one_cell(positions=9), {}, "is of other models"),
+        (one_cell(), {"device": "cuda"}, "has device cpu, not cuda"),
+        (one_cell(), {"dtype": "bfloat16"}, "has dtype float32, not bfloat16"),
+        (one_cell(), {"threads": 2}, "has threads 1, not 2"),
+        (replace(one_cell(), name="table2"), {}, "has plan grid, not table2"),
+    ],
+)
+def test_records_of_something_else_are_refused(
+    tmp_path: Path, plan: plans.Plan, changes: dict[str, Any], problem: str
+) -> None:
+    Bench().campaign(one_cell(), settings(tmp_path)).run()
+    (cell,) = read_cells(tmp_path)
+    problem = rf"{problem} \(choose another --out\)"
+    with pytest.raises(ExperimentError, match=problem):
+        Bench().campaign(plan, settings(tmp_path, **changes))
+    (tmp_path / f"{cell}.json").unlink()
+    with pytest.raises(ExperimentError, match=problem):  # the stand-in alone
+        Bench().campaign(plan, settings(tmp_path, **changes))
+
+
+def test_one_round_of_a_cell_is_not_one_of_its_overhead(tmp_path: Path) -> None:
+    bench = Bench()
+    bench.campaign(one_cell(), settings(tmp_path, repeats=1)).run()
+    assert [request.repeats for request in bench.requests] == [STAND_IN_ROUNDS, 1]
+
+
+def test_only_cells_of_the_plan_are_counted(tmp_path: Path) -> None:
+    Bench().campaign(one_cell(batches=(1, 4)), settings(tmp_path)).run()
+    plan = one_cell(batches=(4,))
+    campaign = Bench().campaign(plan, settings(tmp_path))
+    assert set(campaign.done) == {cell.name for cell in plan.cells}
 
 
 # A record.
@@ -483,13 +639,25 @@ def test_the_tables_are_the_records(tmp_path: Path) -> None:
     assert text.split("| greedy | 2 | ")[1].split("\n")[0].endswith("| 12.11 |")  # 46 / 3.8
 
 
-def test_times_are_scaled_by_the_layers_and_not_the_output(tmp_path: Path) -> None:
-    (record,) = all_plans(tmp_path)["figure6-small"].records
+def test_times_are_scaled_by_the_layers_and_not_the_output_or_the_overhead(
+    tmp_path: Path,
+) -> None:
+    found = all_plans(tmp_path)
+    (record,) = found["figure6-small"].records
     one = record.predictions[0]
     assert one.measured_s is not None
     output = next(part.seconds for part in one.parts if part.name == "output")
-    assert scaled_s(one, 1) == pytest.approx(one.measured_s)
-    assert scaled_s(one, 3) == pytest.approx(3 * one.measured_s - 2 * output)
+    layers, whole = (stand_in_cell(record.cell, n).architectures[0].decoder_layers for n in (1, 3))
+    assert (layers, whole) == (2, 6)
+    assert record.whole_step_overhead_s is not None
+    assert record.whole_step_overhead_s > record.step_overhead_s > 0
+    own, all_of_them = (6 * s for s in (record.step_overhead_s, record.whole_step_overhead_s))
+    of_layers = one.measured_s - output - own
+    assert of_layers > 0
+    assert scaled_s(record, one) == pytest.approx(3 * of_layers + output + all_of_them)
+    greedy = found["table2"].records[0]
+    unscaled = greedy.predictions[0]
+    assert scaled_s(greedy, unscaled) == unscaled.measured_s
 
 
 def test_one_command_makes_the_page_and_its_pictures(
@@ -498,9 +666,11 @@ def test_one_command_makes_the_page_and_its_pictures(
     found = all_plans(tmp_path / "records")
     document = tmp_path / "page.md"
     start, end = MARKS
+    records = {path: path.stat().st_mtime_ns for path in (tmp_path / "records").rglob("*")}
     document.write_text(f"before\n{start}old\n{end}\nafter\n", encoding="utf-8")
     written = write_page(tmp_path / "records", document)
     assert document.read_text(encoding="utf-8") == f"before\n{start}{block(found)}{end}\nafter\n"
+    assert {path: path.stat().st_mtime_ns for path in records} == records  # are only read
     first = {path: path.read_bytes() for path in written}
     assert [path.name for path in written] == ["page.md", SPEED_UPS, ERRORS, SAMPLES]
     assert all(
@@ -508,8 +678,9 @@ def test_one_command_makes_the_page_and_its_pictures(
     )
     write_page(tmp_path / "records", document)
     assert {path: path.read_bytes() for path in written} == first
-    assert grid.main(["page", "--records", str(tmp_path / "none")]) == 2
-    assert "no records (measure first" in capsys.readouterr().err
+    none = tmp_path / "none"
+    assert grid.main(["page", "--records", str(none)]) == 2
+    assert f"{none}: no records (measure first" in capsys.readouterr().err
     document.write_text("no marks", encoding="utf-8")
     with pytest.raises(ExperimentError, match="no single place between"):
         write_page(tmp_path / "records", document)
@@ -532,7 +703,7 @@ def test_predictions_are_made_anew_of_the_samples(tmp_path: Path) -> None:
 
 def test_the_page_shows_what_the_records_hold() -> None:
     """Numbers are generated: `python -m experiments.grid page` writes all between the two marks."""
-    found = read_found(ROOT / RECORDS)
+    found = read_found(COMMITTED)
     text = (ROOT / DOCUMENT).read_text(encoding="utf-8")
     start, end = MARKS
     assert text.split(start)[1].split(end)[0] == block(found)
@@ -544,7 +715,7 @@ def test_the_page_shows_what_the_records_hold() -> None:
 
 def test_records_hold_what_the_model_predicts_today() -> None:
     """Where the model was mended, making the page makes the records' predictions anew."""
-    for one in read_found(ROOT / RECORDS).values():
+    for one in read_found(COMMITTED).values():
         for record in one.records:
             again = compared(
                 record.plan, record.load, record.step_overhead_s, record.measurement
@@ -605,6 +776,20 @@ def test_a_plan_carried_out_by_the_one_measurement(
         (["cube"], "invalid choice: 'cube'"),
         (["grid", "--kv-heads", "3"], "num_kv_heads 3 does not divide 8"),
         (["grid", "--batches", "0"], "'0' is not a whole number above 0"),
+        (["grid", "--batches", "1,4,1"], "--batches: 1 is there twice"),
+        (["grid", "--weights", "int8,int8"], "--weights: int8 is there twice"),
+        (["grid", "--lengths", "1"], "--lengths 1: a target has at least 2 tokens"),
+        (["grid", "--positions", "0"], "--positions 0: the models of the grid learn"),
+        (["grid", "--positions", "100"], "and lines have 1,024 tokens: give at least as many"),
+        (["grid", "--budget-minutes", "nan"], "'nan' is not a number of minutes"),
+        (["grid", "--dtype", "float16"], "has no rate for it: choose one of float32"),
+        (["grid", "--records", "x"], "--records has no use in grid (leave it out)"),
+        (["table2", "--batches", "4"], "--batches has no use in table2 (leave it out)"),
+        (["table2", "--model", "base"], "--model has no use in table2 (leave it out)"),
+        (["figure6-t5-xxl", "--kv-heads", "64,64"], "--kv-heads: 64 is there twice"),
+        (["figure6-t5-xxl", "--kv-heads", "3"], "num_kv_heads 3 does not divide 64"),
+        (["figure6-t5-xxl", "--decoder-layers", "5"], "5 does not divide the 24 of t5-xxl"),
+        (["page"], "--out has no use in page (leave it out)"),
         (["grid", "--model", "huge"], "huge"),
         (["grid", "--weights", "int4"], "int4"),
         (["grid", "--device", "cuda", "--weights", "int8"], "int8"),
@@ -629,4 +814,7 @@ def test_a_dry_run_lists_the_cells_and_measures_nothing(
     out = capsys.readouterr().out.strip().split("\n")
     assert len(out) == 80
     assert any(line.startswith("beam4-int8-256x1024x1024 ") for line in out)
+    ordered = [line.endswith("  beyond the budget") for line in out if " in all " in line]
+    assert any(ordered)
+    assert ordered == sorted(ordered)  # the budget takes the first of them
     assert not (tmp_path / "none").exists()

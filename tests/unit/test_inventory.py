@@ -6,10 +6,12 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import synthetic_records as synthetic
 from finished_stages import diverge, finish_data, finish_evaluation, finish_training
 from suite_configs import compose_config
 
 from experiments import clean, status
+from experiments.records.record import write_record
 from experiments.stages.folders import JobFolder, ModelFolder
 from experiments.stages.graph import Job, job_of
 from experiments.stages.status.inventory import Outputs, in_bytes, size_of
@@ -51,7 +53,7 @@ def finished(job: Job) -> Job:
     whole(ModelFolder(job.train.folder).average)
     whole(ModelFolder(job.train.folder).last, 2000)
     finish_evaluation(job)
-    JobFolder(job.folder).record_path.write_text("{}")
+    write_record(JobFolder(job.folder).record_path, synthetic.record())
     return job
 
 

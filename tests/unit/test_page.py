@@ -13,17 +13,18 @@ from pathlib import Path
 import msgspec
 import pytest
 import synthetic_records as synthetic
+from synthetic_comparisons import pairs_of
 
 from experiments.records.hypotheses import COUNTS
 from experiments.records.measurement import write_measurement
 from experiments.records.record import RECORD_NAME, Record, write_record
 from experiments.report.__main__ import main
-from experiments.report.answers import answers, in_order, open_questions, scale
+from experiments.report.answers import answers, in_order, lead, open_questions, scale
 from experiments.report.document import document
 from experiments.report.groups import Group, group_records, source_of
 from experiments.report.page.page import NAME, PRIVATE_NAME
 from experiments.report.page.svg import inline
-from experiments.report.page.translations import marked
+from experiments.report.page.translations import chosen_runs, marked
 from experiments.report.papers.reference import read_papers
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -129,6 +130,10 @@ def test_every_table_has_a_caption_and_every_header_says_whose_it_is() -> None:
         assert table["without scope"] == 0
     assert len(page.images) >= 4
     assert all(image["role"] == "img" and image["aria-label"] for image in page.images)
+    text = (ROOT / "results" / "report" / NAME).read_text(encoding="utf-8")
+    regions = re.findall(r'role="region" aria-label="([^"]*)"', text)
+    assert len(regions) > 20
+    assert len(regions) == len(set(regions))
 
 
 def test_every_number_of_a_run_leads_to_its_record() -> None:
@@ -175,7 +180,10 @@ def test_an_answer_without_tests_and_speed_says_so() -> None:
         "measured beside."
     )
     (answer,) = answers(group_of([synthetic.record(8), synthetic.record(1)]))
-    assert "Its decoder is 2.16 times as fast (2.16 to 2.17) with beam 4" in answer.sentence
+    assert (
+        "Its decoder is 2.16 times as fast (94% interval 2.16 to 2.17) with beam 4"
+        in answer.sentence
+    )
     assert "MiB of keys and values in place of" in answer.sentence
 
 
@@ -187,10 +195,15 @@ def test_the_answer_on_an_uptrained_model_says_how_it_was_made() -> None:
         for alpha in (0.0, 0.05)
     ]
     (answer,) = answers(group_of(records, measured=False))
+    said = lead(group_of(records)) or ""
+    assert said.startswith(
+        "mha-identity-0.05, with 8 key/value heads and trained on like the others, has "
+    )
     assert answer.variant == "mqa-ff768-mean-0.05"
     assert answer.sentence.startswith(
-        "1 key/value head in place of 8, made by mean and trained on for 5% of the updates, "
-        "against the model with all heads that was trained on alike. Quality is not tested."
+        "1 key/value head in place of 8, converted with the method mean and trained on for 5% of "
+        "the updates, against the model with all heads that was trained on alike. Quality is not "
+        "tested."
     )
 
 
@@ -210,6 +223,134 @@ def test_what_is_open_is_said() -> None:
         line.startswith("No model here translates well: the translation of the nearest training")
         for line in open_questions(group_of(beaten))
     )
+
+
+def group_tested(records: list[Record], ends: dict[str, tuple[float, float, float]]) -> Group:
+    """Variants by name with the 90 % interval of their difference and p_worse."""
+    found = {}
+    for pair in (pair for table in pairs_of(records) for pair in table):
+        tests = synthetic.comparison(pair, *ends[pair.variant.name])
+        found[tests.key] = tests
+    (group,) = group_records(records, [], found)
+    return group
+
+
+@pytest.mark.parametrize(
+    ("ends", "said"),
+    [
+        (
+            (-1.3, -0.7, 0.9),
+            "It costs quality, more than 0.5 BLEU: BLEU -1.00 over 3 seeds, 95% "
+            "interval -1.40 to -0.60. These data show that it loses less than 1.31 BLEU. ",
+        ),
+        (
+            (-1.3, -0.3, 0.9),
+            "It costs quality: BLEU -0.80 over 3 seeds, 95% interval -1.40 to "
+            "-0.20. These data show that it loses less than 1.31 BLEU, but not that it loses less "
+            "than 0.5 BLEU. ",
+        ),
+        (
+            (-0.4, -0.2, 0.01),
+            "It costs quality, but less than 0.5 BLEU: BLEU -0.30 over 3 seeds, "
+            "95% interval -0.50 to -0.10. Its",
+        ),
+        (
+            (-0.4, 0.2, 0.01),
+            "If it costs quality, it is less than 0.5 BLEU: BLEU -0.10 over 3 "
+            "seeds, 95% interval -0.50 to +0.30. Its",
+        ),
+        (
+            (-0.4, 0.2, 0.04),
+            "Whether it costs quality is open: BLEU -0.10 over 3 seeds, 95% "
+            "interval -0.50 to +0.30. By itself its test shows that it loses less than 0.5 "
+            "BLEU, but not with Holm's correction for the 2 variants that are tested together. ",
+        ),
+        (
+            (-0.9, 0.2, 0.2),
+            "Whether it costs quality is open: BLEU -0.35 over 3 seeds, 95% "
+            "interval -1.00 to +0.30. These data show that it loses less than 0.91 BLEU, but "
+            "not that it loses less than 0.5 BLEU. ",
+        ),
+        (
+            (0.2, 0.4, 0.001),
+            "It gains quality: BLEU +0.30 over 3 seeds, 95% interval +0.10 to +0.50. Its",
+        ),
+    ],
+)
+def test_an_answer_says_what_is_lost_and_what_is_shown(
+    ends: tuple[float, float, float], said: str
+) -> None:
+    records = [synthetic.record(heads, seed) for heads in (8, 2, 1) for seed in (1, 2, 3)]
+    _, answer = answers(group_tested(records, {"gqa2": (-0.9, 0.2, 0.2), "mqa": ends}))
+    assert f"against mha. {said}" in answer.sentence
+
+
+def test_what_can_be_told_apart_is_said_by_variant() -> None:
+    """Consistent with each answer: 0 is outside an interval where half of it is exceeded."""
+    records = [synthetic.record(heads, seed) for heads in (8, 2, 1) for seed in (1, 2, 3)]
+    group = group_tested(records, {"gqa2": (-0.6, -0.2, 0.01), "mqa": (-3.0, 1.0, 0.9)})
+    (said,) = [line for line in open_questions(group) if "told from none" in line]
+    assert said.endswith("and the 500 lines of test that is 0.30 to 2.10 by variant.")
+    (said,) = [line for line in open_questions(group) if "Holm" in line]
+    assert "is tested for 2 variants, and these 2 p-values are corrected together" in said
+    alone = open_questions(group_tested(records[:3] + records[6:], {"mqa": (-3.0, 1.0, 0.9)}))
+    assert any(line.endswith("lines of test that is 2.10.") for line in alone)
+    assert "Holm" not in "".join(alone)
+
+
+def test_a_variant_with_one_seed_among_several_is_of_that_seed() -> None:
+    records = [synthetic.record(heads, seed) for heads in (8, 2) for seed in (1, 2, 3)]
+    records.append(synthetic.record(1, 2))
+    group = group_tested(records, dict.fromkeys(("gqa2", "mqa"), (-0.9, 0.2, 0.2)))
+    gqa, mqa = answers(group)
+    assert "Whether it costs quality is open: BLEU -0.35 over 3 seeds" in gqa.sentence
+    assert "Whether it costs quality for this seed is open: BLEU -0.35, 95%" in mqa.sentence
+    assert open_questions(group)[0] == (
+        "One seed of mqa: nothing is said of other trainings, which differ by chance."
+    )
+    pairs = [synthetic.record(heads, seed) for heads in (8, 1) for seed in (1, 2)]
+    assert open_questions(group_of(pairs))[0].startswith("2 seeds are few: ")
+
+
+def test_answers_name_the_trainings_that_diverged() -> None:
+    records = [synthetic.record(8, seed) for seed in (1, 2)] + [synthetic.record(1, 1)]
+    records += [synthetic.record(1, seed, diverged_after=150) for seed in (2, 3)]
+    records += [synthetic.record(8, 3, diverged_after=90), synthetic.record(2, diverged_after=60)]
+    found = {answer.variant: answer for answer in answers(group_of(records))}
+    assert list(found) == ["mqa", "mha", "gqa2"]
+    assert found["mqa"].sentence.endswith(
+        "2 of its 3 trainings diverged (seed 2 after update 150, seed 3 after update 150): what is "
+        "said of quality leaves those out."
+    )
+    assert found["mha"].sentence.startswith("8 key/value heads. 1 of its 3 trainings diverged ")
+    assert found["mha"].source == source_of(records[-2])
+    assert found["gqa2"].sentence == (
+        "2 key/value heads. Its training diverged (seed 1 after update 60): so it has neither "
+        "quality nor speed."
+    )
+
+
+def test_each_conversion_answers_with_its_own_longest_uptraining() -> None:
+    made = {("identity", 8): (0.05, 0.1), ("mean", 1): (0.05, 0.1), ("first", 1): (0.05,)}
+    records = [
+        synthetic.record(heads, uptrained=(method, alpha))
+        for (method, heads), alphas in made.items()
+        for alpha in alphas
+    ]
+    records.append(synthetic.record(1, uptrained=("first", 0.1), diverged_after=30))
+    found = [answer.variant for answer in answers(group_of(records))]
+    assert sorted(found[:2]) == ["mqa-ff768-first-0.05", "mqa-ff768-mean-0.1"]
+    assert found[2:] == ["mqa-ff768-first-0.1"]
+
+
+def test_without_a_training_that_ended_no_scale_is_known() -> None:
+    group = group_of([synthetic.record(8, diverged_after=9)], measured=False)
+    assert scale(group) == "unknown"
+    said = " ".join(open_questions(group))
+    assert f"{group.first.architecture.parameters:,} parameters and 9,900 training pairs" in said
+    assert "smaller" not in said
+    alone = group_of([synthetic.record(1, uptrained=("mean", 0.0))], measured=False)
+    assert scale(alone) == "unknown"
 
 
 def test_scales_are_told_apart_and_the_largest_comes_first() -> None:
@@ -253,6 +394,23 @@ def test_each_experiment_has_a_section_of_its_own() -> None:
     one, other = synthetic.record(8), synthetic.record(1)
     other = replace(other, job=replace(other.job, experiment="another"))
     assert len(group_records([one, other])) == 2
+
+
+def test_translations_side_by_side_are_of_one_seed_and_one_baseline() -> None:
+    records = [synthetic.record(heads, seed) for heads in (8, 2) for seed in (1, 2)]
+    (_, table) = pairs_of([*records, synthetic.record(1, 2)])
+    shown = [(record.variant, record.seed) for _, record in chosen_runs(table)]
+    assert shown == [("mha", 2), ("gqa2", 2), ("mqa", 2)]
+    made = {("identity", 8): (0.05, 0.1), ("mean", 2): (0.1,), ("mean", 1): (0.05,)}
+    made[("first", 1)] = (0.1,)
+    records = [
+        synthetic.record(heads, uptrained=(method, alpha))
+        for (method, heads), alphas in made.items()
+        for alpha in alphas
+    ]
+    shown_names = [record.variant for _, record in chosen_runs(pairs_of(records)[-1])]
+    assert shown_names == ["mha-identity-0.1", "gqa2-ff768-mean-0.1", "mqa-ff768-first-0.1"]
+    assert chosen_runs([]) == []
 
 
 def test_words_that_the_baseline_has_not_are_marked() -> None:
@@ -313,16 +471,20 @@ def test_other_text_is_on_a_page_of_its_own_where_it_lies_here(
     assert b"a reference of line" not in alone
     assert b"<mark>" in alone
     assert not (results / "results" / "report" / PRIVATE_NAME).exists()
+    capsys.readouterr()
     assert make(results, "--data", "data", monkeypatch=monkeypatch) == 0
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        f"report: results/report/{name}" for name in (NAME, PRIVATE_NAME)
+    ]
     assert (results / "results" / "report" / NAME).read_bytes() == alone
     private = (results / "results" / "report" / PRIVATE_NAME).read_text(encoding="utf-8")
     assert "a reference of line" in private
     assert "This page holds text that must not be redistributed." in private
     capsys.readouterr()
     (data / "text" / "test.de").write_text("another\n", encoding="utf-8")
-    (results / "results" / "report" / PRIVATE_NAME).unlink()
     assert make(results, "--data", "data", monkeypatch=monkeypatch) == 0
     assert not (results / "results" / "report" / PRIVATE_NAME).exists()
+    assert capsys.readouterr().out.splitlines()[-1] == f"report: results/report/{NAME}"
 
 
 # Bad input
@@ -405,6 +567,32 @@ def test_of_two_records_of_one_job_that_differ_the_newer_counts(
     old.unlink()  # two copies of one record are no contradiction
     assert main(arguments) == 0
     assert new.is_file()
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_job_that_two_experiments_share_has_a_record_in_each(tmp_path: Path) -> None:
+    """Each section's numbers lead to the record of its own experiment."""
+    shared = [synthetic.record(8), synthetic.record(1)]
+    for experiment in ("one", "other"):
+        records = [replace(r, job=replace(r.job, experiment=experiment)) for r in shared]
+        save(tmp_path / "runs" / experiment, *records)
+    assert main(["--records", str(tmp_path / "runs"), "--out", str(tmp_path / "report")]) == 0
+    path = tmp_path / "report" / NAME
+    ids = Page(path).ids
+    assert len(ids) == len(set(ids))
+    text = path.read_text(encoding="utf-8")
+    sections = re.findall(r'<section id="section-\d+"(.*?)</section>', text, re.S)
+    assert len(sections) == 2
+    shown = set()
+    for section in sections:
+        linked = set(re.findall(r'href="#(job-[0-9a-f]+)"', section))
+        assert linked == set(re.findall(r'<tbody id="(job-[0-9a-f]+)"', section))
+        assert len(linked) == 2
+        (heading,) = re.findall(r"<h2[^>]*>\d+\. (\w+): ", section)
+        found = re.findall(r'href="\.\./runs/(\w+)/job(\d)/record\.json"', section)
+        assert found == [(heading, "0"), (heading, "1")]
+        shown.add(heading)
+    assert shown == {"one", "other"}
 
 
 @pytest.mark.usefixtures("no_pictures")

@@ -207,6 +207,25 @@ def test_make_passes_on_what_it_is_given() -> None:
     assert "--mirror '/a folder'" in done.stdout
 
 
+def test_make_study_runs_a_seed_and_its_uptraining_before_the_next_seed() -> None:
+    done = make("study", "DRY_RUN=1", "SEEDS=2,3", "MIRROR=/a folder", "ARGS=train.dropout=0.3")
+    assert done.returncode == 0, done.stderr
+    found = [block.folder for block in blocks(done.stdout) if block.name in {"train", "uptrain"}]
+    kinds = [folder.split("-seed") for folder in found]
+    assert [(seed[0], name) for name, seed in kinds] == [
+        (seed, name)
+        for seed in "23"
+        for name in (
+            "mha", "gqa2", "mqa", "mha", "mha-identity",
+            *(f"{variant}-ff512-{method}" for variant in ("gqa2", "mqa")
+              for method in ("mean", "first", "random", "svd-product")),
+        )
+    ]  # fmt: skip
+    # The parent of the uptraining is the seed's own multi-head model, trained once.
+    assert found[0] == found[3]
+    assert "--mirror '/a folder'" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

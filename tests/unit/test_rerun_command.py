@@ -150,6 +150,7 @@ def test_a_job_that_fails_and_bad_arguments_are_one_line(
         ([str(folder)], "no memory"),
         ([str(tmp_path / "absent")], "absent: cannot be read"),
         ([str(folder), str(folder)], "two of the records are of one job: give each job once"),
+        ([str(QUICKSTART)], "quickstart: no record.json in it (give the folder of a job)"),
         ([], "the following arguments are required: RECORD"),
     ):
         assert rerun.main([*given, *out]) == 2
@@ -157,6 +158,43 @@ def test_a_job_that_fails_and_bad_arguments_are_one_line(
         assert shown.err.startswith("error: ")
         assert message in shown.err
         assert shown.err.count("\n") == 1
+
+
+def test_gpus_that_the_machine_lacks_are_missed_before_anything_is_removed_or_run(
+    run_again: dict[str, Record], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = committed("mqa")
+    hardware = record.config["hardware"] | {"device": "cuda", "devices": 4096}
+    record = replace(record, config=record.config | {"hardware": hardware})
+    write_record(tmp_path / "record.json", record)
+    job = job_of(job_again(record, tmp_path))
+    run_again[job.id] = record
+    kept = job.train.folder / "result.json"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("{}")
+    arguments = [str(tmp_path / "record.json"), "--again", "--outputs", str(tmp_path)]
+    assert rerun.main(arguments) == 2
+    assert capsys.readouterr().err.startswith("error: hardware.devices=4096 GPUs are wanted, ")
+    assert kept.exists()
+    assert not JobFolder(job.folder).record_path.exists()
+
+
+def test_a_measurement_that_is_refused_is_named_before_anything_is_run(
+    run_again: dict[str, Record], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = []
+    for variant in ("mha", "mqa"):
+        record = committed(variant)
+        run_again[record.job.id] = record
+        paths.append(str(tmp_path / "runs" / "quickstart" / variant / "record.json"))
+        write_record(Path(paths[-1]), record)
+    bad = tmp_path / "measurements" / "quickstart" / "measurement.json"
+    bad.parent.mkdir(parents=True)
+    bad.write_text("{")
+    out = tmp_path / "again"
+    assert rerun.main([*paths, "--outputs", str(out)]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {bad}: not JSON")
+    assert not list(out.rglob("record.json"))
 
 
 def test_the_help_comes_without_torch() -> None:

@@ -187,7 +187,7 @@ def test_intervals_and_alarms_at_length(seeds: int, of_seed: float) -> None:
 @pytest.mark.parametrize("metric", TESTED)
 def test_alarms_on_real_translations(metric: str) -> None:
     """Each line's two translations change sides at random: then nothing differs in truth."""
-    records = {record.variant: record for record in read_records(RESULTS / "runs")}
+    records = {record.variant: record for record in read_records(RESULTS / "runs" / "quickstart")}
     (pair,) = (p for p in pairs_of(list(records.values()))[0] if p.variant.name == "mqa")
     kept = Kept([RESULTS / "runs"])
     one, other = (kept.counts(pair, records[name], metric)[:300] for name in ("mha", "mqa"))

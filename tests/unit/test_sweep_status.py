@@ -5,21 +5,29 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from finished_stages import finish_data, finish_evaluation, finish_training
+import synthetic_records as synthetic
+from finished_stages import (
+    diverge,
+    finish_conversion,
+    finish_data,
+    finish_evaluation,
+    finish_training,
+)
 from suite_configs import compose_config
 
 from experiments import status
+from experiments.records.record import write_record
 from experiments.records.storage import write_json
 from experiments.stages import sweep
 from experiments.stages.folders import JobFolder, ModelFolder
-from experiments.stages.graph import Job
+from experiments.stages.graph import Job, StageName
 from experiments.stages.runner import TRIES_NAME, Tries, Try
 from experiments.stages.status.expected import sweeps
 from experiments.stages.status.inventory import Outputs
 
 FOLDERS = ("data", "stages", "runs", "measurements", "report")
 LOG = "2026-11-24 10:00:00 | INFO | train_inner | "
-UPDATE = '{"num_updates": "275", "nll_loss": "5", "lr": "1", "wpb": "9", "wps": "9", "wall": "1"}\n'
+UPDATE = '{"num_updates": "%s", "nll_loss": "5", "lr": "1", "wpb": "9", "wps": "9", "wall": "1"}\n'
 
 
 @pytest.fixture
@@ -27,15 +35,16 @@ def outputs(tmp_path: Path) -> Path:
     return tmp_path / "outputs"
 
 
+def started(outputs: Path, experiment: str, *options: str) -> list[Job]:
+    """The jobs of a sweep that has begun and done nothing; each has one of the options more."""
+    paths = [f"paths.{name}={outputs}/{name}" for name in FOLDERS]
+    wanted = [f"experiment={experiment}", *paths]
+    return sweep.start([compose_config(*wanted, option) for option in options])
+
+
 @pytest.fixture
 def jobs(outputs: Path) -> list[Job]:
-    """The jobs of a sweep that has begun and done nothing."""
-    paths = [f"paths.{name}={outputs}/{name}" for name in FOLDERS]
-    configs = [
-        compose_config("experiment=quickstart", f"attention.num_kv_heads={heads}", *paths)
-        for heads in (8, 2, 1)
-    ]
-    return sweep.start(configs)
+    return started(outputs, "quickstart", *(f"attention.num_kv_heads={n}" for n in (8, 2, 1)))
 
 
 def line_of(outputs: Path) -> str:
@@ -43,21 +52,21 @@ def line_of(outputs: Path) -> str:
     return found.line
 
 
-def begin(job: Job, wall_s: float) -> None:
-    """A training of 550 updates that has done 275 of them."""
-    log = ModelFolder(job.train.folder).log("train")
+def begin(job: Job, wall_s: float, name: StageName = "train", update: int = 275) -> None:
+    """A training whose log comes to that update: half of a quickstart's 550."""
+    stage = job.stage(name)
+    assert stage is not None
+    log = ModelFolder(stage.folder).log(name)
     log.parent.mkdir(parents=True)
-    log.write_text(LOG + UPDATE)
+    log.write_text(LOG + UPDATE % update)
     started = datetime(2026, 11, 1, tzinfo=UTC)
-    write_json(
-        job.train.folder / TRIES_NAME, Tries(tries=[Try(started_utc=started, wall_s=wall_s)])
-    )
+    write_json(stage.folder / TRIES_NAME, Tries(tries=[Try(started_utc=started, wall_s=wall_s)]))
 
 
 def finish(job: Job) -> None:
     finish_training(job)
     finish_evaluation(job)
-    JobFolder(job.folder).record_path.write_text("{}")
+    write_record(JobFolder(job.folder).record_path, synthetic.record())
 
 
 def test_all_jobs_of_a_sweep_are_there_before_the_first_works(
@@ -94,6 +103,66 @@ def test_what_is_left_takes_as_long_as_what_is_done_took(jobs: list[Job], output
     finish(jobs[1])
     finish(jobs[2])
     assert line_of(outputs) == "sweep quickstart: 3 jobs: 3 done"
+    JobFolder(jobs[2].folder).record_path.unlink()
+    assert line_of(outputs) == "sweep quickstart: 3 jobs: 2 done, 1 left"
+
+
+def test_an_uptraining_counts_from_its_parents_last_update(outputs: Path) -> None:
+    """22 of the 55 updates that follow the parent's 550 took 40 s: 60 s are left."""
+    jobs = started(outputs, "uptrain", "uptrain.alpha=0.05", "uptrain.alpha=0.1")
+    finish_data(jobs[0])
+    finish_training(jobs[0])
+    finish_conversion(jobs[0])
+    begin(jobs[0], 40.0, "uptrain", update=572)
+    assert line_of(outputs) == (
+        "sweep uptrain: 2 jobs: 2 left; about 60 s of work, one job at a time, and 2 × evaluate"
+    )
+
+
+def test_a_job_that_diverged_is_not_done(
+    jobs: list[Job], outputs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before its record is written and after it."""
+    finish_data(jobs[0])
+    finish(jobs[0])
+    finish(jobs[1])
+    diverge(jobs[2])
+    expected = "sweep quickstart: 3 jobs: 2 done, 1 diverged"
+    assert line_of(outputs) == expected
+    diverged = synthetic.record(1, diverged_after=100)
+    write_record(JobFolder(jobs[2].folder).record_path, diverged)
+    assert line_of(outputs) == expected
+    assert status.main(["--outputs", str(outputs)]) == 0
+    (line,) = [each for each in capsys.readouterr().out.splitlines() if f"/{jobs[2].name}" in each]
+    assert line.endswith("  train diverged, after update 100")
+
+
+def test_damaged_files_leave_the_others_their_lines(
+    jobs: list[Job], outputs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its command makes a job again whose record is refused: that one is left."""
+    finish_data(jobs[0])
+    for job in jobs:
+        finish(job)
+    damaged = [
+        JobFolder(jobs[0].folder).record_path,
+        jobs[1].train.folder / "result.json",
+        jobs[1].evaluate.folder / "result.json",
+        JobFolder(jobs[2].folder).links_path,
+        JobFolder(jobs[2].folder).record_path,
+    ]
+    JobFolder(jobs[1].folder).record_path.unlink()
+    for path in damaged:
+        path.write_bytes(path.read_bytes()[:20])
+    assert status.main(["--outputs", str(outputs)]) == 0
+    *lines, last = capsys.readouterr().out.splitlines()
+    states = {line.split()[1]: line.split(maxsplit=2)[2] for line in lines if line[:3] == "job"}
+    assert states == {
+        f"quickstart/{jobs[0].name}": "record.json cannot be read",
+        f"quickstart/{jobs[1].name}": "train unfinished, result.json cannot be read",
+        f"quickstart/{jobs[2].name}": "record.json cannot be read",
+    }
+    assert last.startswith("sweep quickstart: 3 jobs: 3 left; about ")
 
 
 def test_one_job_is_no_sweep(jobs: list[Job]) -> None:

@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import pytest
@@ -121,6 +123,31 @@ def test_tokens_a_second_are_those_of_the_last_points() -> None:
     assert found[:3] == [None] * 3
     assert found[3:6] == [pytest.approx(40_000.0)] * 3
     assert found[6] == pytest.approx(50 * 4000 / 20)
+
+
+@pytest.mark.parametrize("step_s", [0.001, 1.0, 30.0])
+def test_a_curve_is_gone_through_once_however_long_it_is(step_s: float) -> None:
+    looks = 0
+
+    class Point(SimpleNamespace):
+        """A point that counts how often its time is asked for."""
+
+        @property
+        def wall_s(self) -> float:
+            nonlocal looks
+            looks += 1
+            return self.update * step_s
+
+    [template] = synthetic.curve()[:1]
+    values = {name: getattr(template, name) for name in template.__struct_fields__}
+    del values["wall_s"]
+    points: list[Any] = [Point(**values | {"update": n, "target_tokens": n}) for n in range(1, 501)]
+    found = curve(points)
+    assert looks <= 5 * len(points)
+    rates = [values.get("train/target_tokens_per_s") for _, values in found]
+    timed = [n * step_s >= 20.0 for n in range(1, 501)]
+    assert [rate is not None for rate in rates] == timed
+    assert [r for r in rates if r] == pytest.approx([1 / step_s] * sum(timed))
 
 
 def test_the_record_is_an_artifact_and_the_translations_are_a_table(tmp_path: Path) -> None:

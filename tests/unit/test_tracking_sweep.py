@@ -3,10 +3,12 @@
 import statistics
 import sys
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 import synthetic_records as synthetic
 from synthetic_records import comparison
@@ -23,6 +25,8 @@ from experiments.tracking.keys import curve, speed_summary, summary
 from experiments.tracking.means import TABLE, differences_of_seeds, means
 from experiments.tracking.runs import PROJECT
 from experiments.tracking.workspace import make_workspace
+
+replace = msgspec.structs.replace
 
 
 @pytest.fixture
@@ -126,6 +130,58 @@ def test_the_command_logs_tests_and_sums_the_sweep_up(
 
     assert main([*asked, "--only", "nobody"]) == 2
     assert capsys.readouterr().err.endswith("no record of nobody in it\n")
+
+
+def test_a_damaged_file_is_named_and_the_others_are_logged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good, bad = synthetic.record(8), synthetic.record(1)
+    for record in (good, bad):
+        write_record(tmp_path / "runs" / record.name / "record.json", record)
+    path = tmp_path / "runs" / bad.name / "record.json"
+    path.write_bytes(path.read_bytes()[:100])
+    measured = tmp_path / "measurements" / "bad.json"
+    measured.parent.mkdir()
+    measured.write_text("{}")
+    asked = ["--records", str(tmp_path / "runs"), "--mode", "none"]
+    assert main(asked) == 2
+    shown = capsys.readouterr()
+    assert shown.out == f"{good.name}: none\n"
+    first, second = shown.err.splitlines()
+    assert first.startswith(f"error: left out: {path}: not JSON")
+    assert second.startswith(f"error: left out: {measured}: ")
+    good_path = tmp_path / "runs" / good.name / "record.json"
+    good_path.unlink()
+    assert main(asked) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.endswith("no record.json in it that can be read (run an experiment)")
+
+
+def test_each_experiment_has_the_tests_of_its_own_of_a_job_that_they_share(
+    records: dict[tuple[int, int], Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logged: dict[tuple[str, str], Any] = {}
+
+    def log(record: Record, *_: object, more: Mapping[str, float], **__: object) -> None:
+        logged[record.job.experiment, record.name] = more
+
+    monkeypatch.setattr("experiments.tracking.__main__.log_record", log)
+    for experiment, seeds in (("short", (1,)), ("whole", (1, 2, 3))):
+        own = {
+            (heads, seed): replace(record, job=replace(record.job, experiment=experiment))
+            for (heads, seed), record in records.items()
+            if seed in seeds
+        }
+        for record in own.values():
+            write_record(tmp_path / "runs" / experiment / record.name / "record.json", record)
+        [plain] = group_records(own.values())
+        for pair in chain.from_iterable(pairs(plain)):
+            made = comparison(pair, -0.1 * len(seeds), 0.2)
+            write_comparison(tmp_path / "tests", made)
+    assert main(["--records", str(tmp_path / "runs"), "--mode", "none"]) == 0
+    name = records[1, 1].name
+    differences = [logged[each, name]["test/bleu_beam4_difference"] for each in ("short", "whole")]
+    assert differences == pytest.approx([0.05, -0.05])
 
 
 class Made(SimpleNamespace):

@@ -95,8 +95,9 @@ def _table(found: Sequence[Trainings]) -> Table:
         )
     records = [record for each in found for record in each.records]
     seeds = sorted({record.seed for record in records})
+    fewest = min(len(each.records) for each in found)
     notes = [
-        f"Trainings by seed ({', '.join(map(str, seeds))}). {few(len(seeds))}".strip(),
+        f"Trainings by seed ({', '.join(map(str, seeds))}). {few(fewest)}".strip(),
         f"A spike is one or more points in a row whose train loss is at least {DEVIATIONS:g} "
         f"standard deviations above the mean of the {WINDOW} points before that are in no spike; "
         "its size is from that mean to its highest point. A point is the mean of the updates "

@@ -24,7 +24,7 @@ from experiments.report.cells import (
     times_as_fast,
 )
 from experiments.report.exhibits.exhibit import Exhibit, few, rounds_beyond, us_per_token
-from experiments.report.exhibits.uptrained import CONTROL, seeds_of
+from experiments.report.exhibits.uptrained import CONTROL, longest_of, seeds_of
 from experiments.report.groups import Group, Row, shared_config
 from experiments.report.made_by import made_by
 from experiments.report.pictures.drawing import MARKERS, style
@@ -97,10 +97,8 @@ def _exhibit(groups: Sequence[Group], searched: Sequence[Search], count: int) ->
 
 
 def shown_rows(groups: Sequence[Group]) -> list[Row]:
-    """Rows from scratch, and of what was uptrained those with the largest alpha."""
-    rows = [row for group in groups for row in group.rows]
-    largest = max((row.uptraining.alpha for row in rows if row.uptraining), default=0.0)
-    return [row for row in rows if row.uptraining is None or row.uptraining.alpha == largest]
+    """Rows from scratch, and of each attention and method that was uptrained the largest alpha."""
+    return longest_of([row for group in groups for row in group.rows])
 
 
 def _searches(groups: Sequence[Group]) -> list[Search]:

@@ -72,6 +72,20 @@ def control_of(found: Sequence[Converted], alpha: float) -> Row | None:
     return next(filter(None, rows), None)
 
 
+def longest_of(rows: Sequence[Row]) -> list[Row]:
+    """All that are from scratch; of each attention and method that of the largest alpha."""
+    longest: dict[tuple[Architecture, Conversion], float] = {}
+    for row in rows:
+        if how := row.uptraining:
+            key = row.architecture, how.method
+            longest[key] = max(how.alpha, longest.get(key, 0.0))
+    return [
+        row
+        for row in rows
+        if (how := row.uptraining) is None or how.alpha == longest[row.architecture, how.method]
+    ]
+
+
 def records_of(found: Sequence[Converted]) -> list[Record]:
     return [record for each in found for row in each.by_alpha.values() for record in row.records]
 
@@ -118,6 +132,7 @@ def notes_on(group: Group, found: Sequence[Converted]) -> list[str]:
     records = records_of(found)
     parents = sorted({r.uptraining.parent_updates for r in records if r.uptraining})
     seeds = {record.seed for record in records}
+    fewest = min(len(row.records) for each in found for row in each.by_alpha.values())
     sizes = dict.fromkeys(
         f"{each.architecture.name} {each.architecture.parameters:,}" for each in own
     )
@@ -132,7 +147,7 @@ def notes_on(group: Group, found: Sequence[Converted]) -> list[str]:
         f"Trained from {', '.join(f'{number:,}' for number in parents)} updates on, with the "
         "recipe and the schedule that they had.",
         f"Seeds: {', '.join(map(str, sorted(seeds)))}; cells are mean ± standard deviation. "
-        f"{few(len(seeds))}".strip(),
+        f"{few(fewest)}".strip(),
         *(
             f"{diverged_name(record)} (seed {record.seed}) is in no mean."
             for record in group.diverged

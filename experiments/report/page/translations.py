@@ -95,7 +95,7 @@ def side_by_side(group: Group, archive: Archive, folders: Sequence[Path] = ()) -
 
     Raises ExperimentError when those that are kept are not those of the records.
     """
-    chosen = _chosen(headline_pairs(group))
+    chosen = chosen_runs(headline_pairs(group))
     if not chosen:
         return None
     systems = [
@@ -127,15 +127,24 @@ def side_by_side(group: Group, archive: Archive, folders: Sequence[Path] = ()) -
     )
 
 
-def _chosen(pairs: Sequence[Pair]) -> list[tuple[Pair, Record]]:
-    """Runs of the baseline, a grouped and a multi-query variant of it: the first of each."""
+def chosen_runs(pairs: Sequence[Pair]) -> list[tuple[Pair, Record]]:
+    """Of one seed runs of a baseline, a grouped and a multi-query variant of it, the first each."""
     shown = trained_longest(pairs)
     grouped = [p for p in shown if p.variant.architecture.num_kv_heads > 1]
     single = [p for p in shown if p.variant.architecture.num_kv_heads == 1]
-    variants = [*grouped[:1], *single[:1]]
-    if not variants:
+    if not shown:
         return []
-    return [(variants[0], variants[0].runs[0][0]), *((p, p.runs[0][1]) for p in variants)]
+    first = (grouped or single)[0]
+    beside = [
+        pair
+        for pair in single
+        if pair.baseline is first.baseline and set(pair.seeds) & set(first.seeds)
+    ]
+    variants = [*grouped[:1], *beside[:1]]
+    seed = min(set.intersection(*(set(pair.seeds) for pair in variants)))
+    runs = [pair.runs[pair.seeds.index(seed)] for pair in variants]
+    own = [(pair, variant) for pair, (_, variant) in zip(variants, runs, strict=True)]
+    return [(first, runs[0][0]), *own]
 
 
 def system_of(record: Record, split: str, kind: ScoreKind, archive: Archive) -> System | None:

@@ -12,8 +12,8 @@ from experiments.report.cells import NOT_APPLICABLE, Table
 REFERENCE_FOLDER = Path(__file__).resolve().parents[3] / "results" / "reference"
 NOT_COMPARABLE = (
     "As published. Vocabularies, hardware, training and, but for WMT14, the corpora differ from "
-    "the runs above: the values must not be compared, beyond what the section before this one "
-    "sets side by side."
+    "the runs of this report: the values must not be compared, beyond what the tables of WMT14 "
+    "set side by side."
 )
 
 Cell = str | int | float | None

@@ -89,7 +89,7 @@ def pairs(group: Group) -> list[list[Pair]]:
         [
             Pair(split, kind, row, rival, runs)
             for row, rival in members
-            if (runs := _runs(row, rival, split, kind))
+            if (runs := common_runs(row, rival, split, kind))
         ]
         for members in (from_scratch, uptrained)
         for split in test_splits(group)
@@ -108,10 +108,14 @@ def _rival(group: Group, row: Row) -> Row | None:
     return None if rival is row else rival
 
 
-def _runs(row: Row, rival: Row, split: str, kind: ScoreKind) -> tuple[tuple[Record, Record], ...]:
-    own, theirs = (_scored(each.records, split, kind) for each in (row, rival))
+def common_runs(
+    row: Row, rival: Row, split: str, kind: ScoreKind
+) -> tuple[tuple[Record, Record], ...]:
+    """(rival's run, row's run) of each seed for which both have the score."""
+    own, theirs = (scored(each.records, split, kind) for each in (row, rival))
     return tuple((theirs[seed], own[seed]) for seed in sorted(own) if seed in theirs)
 
 
-def _scored(records: Iterable[Record], split: str, kind: ScoreKind) -> dict[int, Record]:
+def scored(records: Iterable[Record], split: str, kind: ScoreKind) -> dict[int, Record]:
+    """By seed, those that have the score."""
     return {record.seed: record for record in records if Pair.found(record, split, kind, kind.name)}

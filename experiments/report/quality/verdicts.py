@@ -52,10 +52,8 @@ def verdict(pair: Pair, tests: MetricTests, p_holm: float, variants: int) -> str
     alone = " for this seed" if len(pair.seeds) == 1 else ""
     shown = f"no worse than {margin}{alone}: "
     if not tests.is_non_inferior:
-        # Rounded up: what is said can be shown.
-        smallest = math.floor(tests.smallest_margin * 100 + 1) / 100
         shown += "not shown; the smallest margin that this data can show is "
-        shown += f"{smallest:.2f} {unit}"
+        shown += f"{shown_margin(tests):.2f} {unit}"
     else:
         shown += "shown"
         if p_holm > 1 - LEVEL:
@@ -67,6 +65,11 @@ def verdict(pair: Pair, tests: MetricTests, p_holm: float, variants: int) -> str
         f"{pair.variant.name} against {pair.baseline.name}: {unit} {difference}, half-width "
         f"{tests.half_width:.2f}; {shown}."
     )
+
+
+def shown_margin(tests: MetricTests) -> float:
+    """The smallest margin of two digits that these tests show by themselves: rounded up."""
+    return math.floor(tests.smallest_margin * 100 + 1) / 100
 
 
 def _table(group: Group, table: Sequence[Pair]) -> Table | None:
@@ -114,6 +117,9 @@ def _notes(tested: Tested) -> list[str]:
         for (pair, tests), p_holm in zip(tested, holm(p_worse), strict=True):
             notes.append(verdict(pair, tests.of(metric), p_holm, len(tested)))
     runs = [len(pair.seeds) for pair, _ in tested]
+    family = ""
+    if len(tested) > 1:
+        family = f", corrected together for the {len(tested)} variants of this table"
     lines = {tests.of(metric).lines for _, tests in tested for metric in TESTED}
     over = "over lines alone for one seed, which says nothing of another training"
     if max(runs) > 1:
@@ -126,10 +132,12 @@ def _notes(tested: Tested) -> list[str]:
         "difference is significant does not show that there is none: no worse than a margin is "
         f"shown where the lower bound of the one-sided {LEVEL:.0%} interval is above minus that "
         "margin.",
-        f"p-values are those of sacrebleu's paired tests with {Settings().resamples:,} resamples; "
-        "in brackets after Holm's correction for the variants of the table. Randomization is "
-        "two-sided; sacrebleu's bootstrap is below 0.05 twice as often as it should be where "
-        "nothing differs. No verdict rests on p-values of either.",
+        f"p-values are those of sacrebleu's paired tests with {Settings().resamples:,} resamples. "
+        "Randomization is two-sided; sacrebleu's bootstrap is below 0.05 twice as often as it "
+        "should be where nothing differs. In brackets is the same p-value after Holm's correction, "
+        "which takes together what one column has for one seed: a p-value for each variant.",
+        f"The verdicts rest on the p-value of being worse by the margin{family}. Intervals and the "
+        "smallest margins are of each variant by itself.",
     ]
     notes.append(
         "Dev loss is kept for each seed as a whole, not for its lines: its interval is Student's t "

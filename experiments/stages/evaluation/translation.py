@@ -55,7 +55,16 @@ def make_search(
     beam: int,
     penalty: LengthPenalty,
 ) -> SequenceGenerator:
-    """The engine's search with the config's limits and options, this beam and length penalty."""
+    """The engine's search with the config's limits and options, this beam and length penalty.
+
+    Raises ExperimentError, one line, where the model has no positions for the shortest translation.
+    """
+    positions = model.max_positions()[1]
+    if decode.options.get("min_len", 0) >= positions:
+        raise ExperimentError(
+            f"at least {decode.options['min_len']} words and the end of the sentence exceed the "
+            f"model's {positions} positions (lower the shortest length)"
+        )
     option = {"fairseq": "len_penalty", "gnmt": "gnmt_alpha"}[penalty]
     return GENERATORS[decode.engine](
         [model],

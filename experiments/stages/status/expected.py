@@ -7,7 +7,6 @@ training takes as long as its own updates so far say.
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -15,9 +14,9 @@ from experiments.errors import ExperimentError
 from experiments.progress import in_words
 from experiments.records.parts import updates_more
 from experiments.records.storage import read_json
-from experiments.stages.folders import RESULT_NAME, JobFolder
+from experiments.stages.folders import RESULT_NAME, Converted, Done, JobFolder
 from experiments.stages.runner import TRIES_NAME, Tries
-from experiments.stages.status.inventory import StageFolder, stages_of
+from experiments.stages.status.inventory import StageFolder, stages_of, state_of_job
 
 
 class Sweep(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,7 +44,7 @@ class Sweep(msgspec.Struct, frozen=True, kw_only=True):
         }
         shown = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
         line = f"sweep {self.experiment}: {sum(counts.values())} jobs: {shown}"
-        if not self.running + self.left:
+        if self.left_s is None and not self.unknown:  # nothing but a record is left, if that
             return line
         if self.left_s is None:
             return f"{line}; how long it takes is known when the first stage is done"
@@ -53,10 +52,14 @@ class Sweep(msgspec.Struct, frozen=True, kw_only=True):
         return line + (f", and {', '.join(self.unknown)}" if self.unknown else "")
 
 
+class _Info(msgspec.Struct):
+    wall_s: float
+
+
 class _Done(msgspec.Struct):
     """What is asked of the result of any stage."""
 
-    info: dict[str, Any]
+    info: _Info
 
 
 def sweeps(jobs: Sequence[Path]) -> list[Sweep]:
@@ -73,17 +76,12 @@ def _sweep(experiment: str, jobs: Sequence[Path]) -> Sweep:
     owners: dict[Path, JobFolder] = {}
     unfinished: set[Path] = set()
     for path in jobs:
-        job = JobFolder(path)
+        job, state = JobFolder(path), state_of_job(path).state
         own = stages_of(job)
-        states = {stage.state for stage in own}
         stages |= {stage.path: stage for stage in own}
         owners |= {stage.path: job for stage in own}
-        if job.record_path.exists():
-            counts["done"] += 1
-        elif "diverged" in states:
-            counts["diverged"] += 1
-        else:
-            counts["running" if "running" in states else "left"] += 1
+        counts[state] += 1
+        if state in ("running", "left"):
             unfinished |= {stage.path for stage in own if stage.state != "done"}
     took: dict[str, list[float]] = {}
     for stage in stages.values():
@@ -106,30 +104,43 @@ def _sweep(experiment: str, jobs: Sequence[Path]) -> Sweep:
 
 def _wall_s(stage: StageFolder) -> float | None:
     """What a stage that is done took; None for data, which keeps no time."""
-    path = stage.path / RESULT_NAME
-    return float(read_json(path, _Done).info["wall_s"]) if path.exists() else None
+    try:
+        return read_json(stage.path / RESULT_NAME, _Done).info.wall_s
+    except ExperimentError:  # not there, or damaged
+        return None
 
 
 def _expected_s(stage: StageFolder, job: JobFolder, took: Sequence[float]) -> float | None:
     """What is left of a stage, in seconds."""
-    done, of = _progress(stage, job)
-    share = done / of if of else 0.0
+    share = _share(stage, job)
     if took:
         return statistics.fmean(took) * (1 - share)
-    tries = stage.path / TRIES_NAME
-    if not share or not tries.exists():
+    try:
+        tries = read_json(stage.path / TRIES_NAME, Tries)
+    except ExperimentError:  # not there, or damaged
         return None
-    return read_json(tries, Tries).wall_s * (1 - share) / share
+    return tries.wall_s * (1 - share) / share if share else None
 
 
-def _progress(stage: StageFolder, job: JobFolder) -> tuple[int, int]:
-    """Updates of a training so far, and of all of it; 0 of 0 for another stage."""
+def _share(stage: StageFolder, job: JobFolder) -> float:
+    """How much of the updates of a training are done; 0 of another stage.
+
+    The log of an uptraining goes on from the parent's last update.
+    """
+    if not stage.updates:
+        return 0.0
     try:
         config = job.config()
+        before = _parent_updates(job) if stage.kind == "uptrain" else 0
     except ExperimentError:  # of other code: its updates are not known
-        return 0, 0
-    updates = {
-        "train": config.train.max_updates,
-        "uptrain": updates_more(max(config.uptrain.points), config.train.max_updates),
-    }
-    return stage.updates, updates.get(stage.kind, 0)
+        return 0.0
+    updates = config.train.max_updates
+    if stage.kind == "uptrain":
+        updates = updates_more(max(config.uptrain.points), before)
+    return min(max(stage.updates - before, 0) / updates, 1.0)
+
+
+def _parent_updates(job: JobFolder) -> int:
+    """Updates of the model that is trained on; raises ExperimentError where it is not known."""
+    [converted] = [stage.path for stage in stages_of(job) if stage.kind == "convert"]
+    return read_json(converted / RESULT_NAME, Done[Converted]).result.parent_updates

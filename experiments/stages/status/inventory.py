@@ -5,7 +5,7 @@ It reads what the stages left, and needs no config of the command that made them
 
 import fcntl
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -66,28 +66,49 @@ class Outputs(msgspec.Struct, frozen=True):
         return [job for experiment in experiments for job in _folders(experiment)]
 
 
-def state_of_job(folder: Path) -> str:
-    """How far a job is, in words: `done`, or its stages that are not."""
-    job = JobFolder(folder)
+class JobState(NamedTuple):
+    """How far a job is; `line` says it in words: `done`, or its stages that are not."""
+
+    state: Literal["done", "diverged", "running", "left"]
+    line: str
+
+
+def state_of_job(folder: Path) -> JobState:
+    """How far the job of a folder is.
+
+    What its record says counts. A record that is refused is made again by the job's command, so the
+    job is not done.
+    """
+    job, left = JobFolder(folder), []
+    stages = stages_of(job)
     if job.record_path.exists():
-        return "done"
-    if not job.links_path.exists():
-        return f"no {RECORD_NAME} and no links to stages"
-    left = []
-    for stage in stages_of(job):
+        try:
+            record = job.record()
+        except ExperimentError:
+            left.append(f"{RECORD_NAME} cannot be read")
+        else:
+            if isinstance(record.result, Diverged):
+                where, update = record.stages[-1].name, record.result.after_update
+                return JobState("diverged", f"{where} diverged, after update {update}")
+            return JobState("done", "done")
+    elif not stages:
+        left.append(f"no {RECORD_NAME} and no links to stages")
+    for stage in stages:
         if stage.state == "diverged":
-            return f"{stage.kind} {stage.line}"
+            return JobState("diverged", f"{stage.kind} {stage.line}")
         if stage.state != "done":
             begun = stage.path.exists()
             left.append(f"{stage.kind} {stage.line}" if begun else f"{stage.kind} not begun")
-    return "; ".join(left) or "record not written"
+    is_running = any(stage.state == "running" for stage in stages)
+    return JobState("running" if is_running else "left", "; ".join(left) or "record not written")
 
 
 def stages_of(job: JobFolder) -> list[StageFolder]:
-    """The stages of a job, in their order; none where it has no links to them."""
-    if not job.links_path.exists():
+    """The stages of a job, in their order; none where it has no links that can be read."""
+    try:
+        links = msgspec.structs.asdict(read_json(job.links_path, Links))
+    except ExperimentError:
         return []
-    links = msgspec.structs.asdict(read_json(job.links_path, Links))
     return [
         _look_at("prepare" if name == "data" else name, (job.path / path).resolve())
         for name, path in links.items()
@@ -127,26 +148,27 @@ def is_held(folder: Path) -> bool:
 
 def _look_at(kind: str, path: Path) -> StageFolder:
     names = {"prepare": MANIFEST_NAME, "measure": MEASUREMENT_NAME}
-    state: State | None = "running" if is_held(path) else None
-    if state is None and not (path / names.get(kind, RESULT_NAME)).exists():
-        state = "unfinished"
-    if state:
-        updates = _updates(kind, path)
-        note = f"update {updates}" if updates else ""
-        return StageFolder(kind=kind, path=path, state=state, note=note, updates=updates)
-    if kind in ("train", "uptrain"):
-        result = read_json(path / RESULT_NAME, Done[ModelResult]).result
-        if isinstance(result, Diverged):
-            note = f"after update {result.after_update}"
-            return StageFolder(kind=kind, path=path, state="diverged", note=note)
-    return StageFolder(kind=kind, path=path, state="done")
-
-
-def _updates(kind: str, path: Path) -> int:
-    """The last update in the log of a training, 0 where there is none."""
     trains = kind in ("train", "uptrain")
-    events = read_events(path / "logs" / f"{kind}.log") if trains else []
-    updates = [event.update for event in events if isinstance(event, TrainUpdates)]
+    state: State = "running" if is_held(path) else "unfinished"
+    note = ""
+    if state == "unfinished" and (path / names.get(kind, RESULT_NAME)).exists():
+        try:
+            result = read_json(path / RESULT_NAME, Done[ModelResult]).result if trains else None
+        except ExperimentError:  # then the stage is done again
+            note = f"{RESULT_NAME} cannot be read"
+        else:
+            if isinstance(result, Diverged):
+                note = f"after update {result.after_update}"
+                return StageFolder(kind=kind, path=path, state="diverged", note=note)
+            return StageFolder(kind=kind, path=path, state="done")
+    updates = _updates(path / "logs" / f"{kind}.log") if trains else 0
+    note = note or (f"update {updates}" if updates else "")
+    return StageFolder(kind=kind, path=path, state=state, note=note, updates=updates)
+
+
+def _updates(log: Path) -> int:
+    """The last update in the log of a training, 0 where there is none."""
+    updates = [event.update for event in read_events(log) if isinstance(event, TrainUpdates)]
     return updates[-1] if updates else 0
 
 
