@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import multiprocessing
+import os
 import tempfile
+from collections.abc import Callable
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -12,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from experiments.engines.engine import Engine, Inputs, Translator, multi_head_only
 from experiments.errors import ExperimentError
 from experiments.records.checked import Device
+from experiments.stages.tied import tie_to
 from gqa_fairseq.architecture import Architecture
 
 if TYPE_CHECKING:
@@ -83,7 +86,7 @@ class CTranslate2Translator(Translator):
             self.pool = ThreadPoolExecutor(1, initializer=start)
         else:
             context = multiprocessing.get_context("spawn")
-            self.pool = ProcessPoolExecutor(1, mp_context=context, initializer=start)
+            self.pool = ProcessPoolExecutor(1, context, _start_tied, (os.getpid(), start))
 
     def load(self, inputs: Inputs) -> None:
         self.inputs = inputs
@@ -136,6 +139,11 @@ def _arguments(
 
 
 _running: Any = None  # CTranslate2's translator of this process
+
+
+def _start_tied(parent: int, start: Callable[[], None]) -> None:
+    tie_to(parent)
+    start()
 
 
 def _start(folder: str, **options: Any) -> None:

@@ -410,6 +410,7 @@ def _draw_lines(axes: Axes, grid: Found, kind: tuple[str, int]) -> None:
             label = f"{length:,}" if look == "-" else None
             axes.plot(*_columns(points), look, color=colour, label=label)
     axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.axhline(1, color=GREY, linewidth=0.8)
 
 
@@ -446,6 +447,7 @@ def _draw_samples(figure: Figure, figures: Sequence[Found]) -> None:
             label = f"{record.load.source_tokens:,} / {record.load.target_tokens:,}"
             axes.plot(*_columns(measured), marker=marker, color=colour, label=label)
         axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.set_ylim(bottom=0)
         axes.set_title(found.name.removeprefix("figure6-"))
         axes.set_xlabel("key/value heads")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import multiprocessing
+import os
 import resource
 import sys
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from typing import Any
 
 from experiments.errors import ExperimentError
 from experiments.records.checked import MemoryKind
+from experiments.stages.tied import tie_to
 
 _PROC = Path("/proc/self")
 
@@ -35,7 +37,7 @@ class Peak:
 def in_fresh_process(
     name: str, peaks_of: Callable[..., list[Peak]], arguments: tuple[Any, ...], workloads: Sequence
 ) -> list[Peak]:
-    """The peak of each workload: `peaks_of(*arguments, workloads)` in a new process.
+    """The peak of each workload: `peaks_of(*arguments, workloads)` in a new process, tied to this one.
 
     Where the system cannot start the count again (`can_restart_peak`), `peaks_of` returns the first
     workload's peak alone, and the next one gets a new process.
@@ -47,7 +49,7 @@ def in_fresh_process(
     peaks: list[Peak] = []
     while len(peaks) < len(workloads):
         try:
-            with ProcessPoolExecutor(1, mp_context=context) as pool:
+            with ProcessPoolExecutor(1, context, tie_to, (os.getpid(),)) as pool:
                 rest = list(workloads[len(peaks) :])
                 peaks += pool.submit(peaks_of, *arguments, rest).result()
         except BrokenProcessPool:

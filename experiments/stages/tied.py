@@ -14,13 +14,18 @@ import sys
 PR_SET_PDEATHSIG = 1
 
 
-def main(arguments: list[str]) -> None:
-    """Tie this process to its parent and become the command."""
-    parent, command = int(arguments[0]), arguments[1:]
+def tie_to(parent: int) -> None:
+    """Let Linux end this process when `parent`, which started it, ends."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it ended before this process was tied to it
         sys.exit(1)
+
+
+def main(arguments: list[str]) -> None:
+    """Tie this process to its parent and become the command."""
+    parent, command = int(arguments[0]), arguments[1:]
+    tie_to(parent)
     os.execvp(command[0], command)
 
 

@@ -153,6 +153,29 @@ def test_a_command_dies_with_its_parent_even_by_sigkill(tmp_path: Path) -> None:
             os.kill(child, signal.SIGKILL)
 
 
+# The process that measures becomes an endless one.
+MEASURING = """
+import os, sys
+from experiments.measure.memory import in_fresh_process
+in_fresh_process("x", os.execv, (sys.executable,), [sys.executable, "-c", sys.argv[1]])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a child with its parent")
+def test_the_process_that_measures_memory_dies_with_the_measurement() -> None:
+    command = [*python(MEASURING), ENDLESS]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout
+        child = int(parent.stdout.readline())
+        assert runs(child)
+        parent.kill()
+    try:
+        wait_until(lambda: not runs(child))
+    finally:
+        if runs(child):
+            os.kill(child, signal.SIGKILL)
+
+
 def test_a_command_whose_parent_is_gone_does_not_start(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "experiments.stages.tied", "1", "touch", str(tmp_path / "started")],

@@ -1,5 +1,6 @@
 """The README's tables of results say what the committed records say."""
 
+import itertools
 import re
 from collections import defaultdict
 from pathlib import Path
@@ -28,3 +29,26 @@ def test_the_table_of_uptraining_has_the_means_of_the_records() -> None:
         all_heads = (8,) if method == "identity" else (1, 2)
         values = [mean(losses[method, h, at]) for h in all_heads for at in (0.0, 0.05, 0.1)]
         assert cells == " | ".join(f"{value:.3f}" for value in values)
+
+
+def test_the_first_table_is_that_of_the_report() -> None:
+    """Its columns are some of the report's overview of the quickstart, cell by cell."""
+    report = (ROOT / "results/report/report.md").read_text(encoding="utf-8")
+    whole = rows_after(report, "### Overview")
+    shown = rows_after((ROOT / "README.md").read_text(encoding="utf-8"), "make quickstart ARGS=")
+    heading, first = whole[0], shown[0]
+    assert len(first) == 10
+    assert [row[0] for row in shown] == [row[0] for row in whole]
+    columns = [heading.index(name) for name in first]
+    for row, full in zip(shown[2:], whole[2:], strict=True):
+        assert row == [full[column] for column in columns]
+
+
+def rows_after(text: str, words: str) -> list[list[str]]:
+    """The cells of the first table below these words, its heading and its rule first."""
+    lines = text[text.index(words) :].split("\n")
+    table = itertools.takewhile(
+        lambda line: line.startswith("|"),
+        itertools.dropwhile(lambda line: not line.startswith("|"), lines),
+    )
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
