@@ -37,7 +37,9 @@ class Peak:
 def in_fresh_process(
     name: str, peaks_of: Callable[..., list[Peak]], arguments: tuple[Any, ...], workloads: Sequence
 ) -> list[Peak]:
-    """The peak of each workload: `peaks_of(*arguments, workloads)` in a new process, tied to this one.
+    """The peak of each workload: `peaks_of(*arguments, workloads)` in a new process.
+
+    That process ends with this one.
 
     Where the system cannot start the count again (`can_restart_peak`), `peaks_of` returns the first
     workload's peak alone, and the next one gets a new process.
