@@ -157,7 +157,7 @@ class Call:
         )
 
     def _run(self, part: Part, work: Path, log: Path, limit_s: float) -> Outcome:
-        tied = [sys.executable, "-m", "experiments.stages.tied", str(os.getpid())]
+        tied = [sys.executable, "-m", "experiments.tied", str(os.getpid())]
         own = self._command_of(part, replace(self.asked, folder=work, limit_s=limit_s))
         log.parent.mkdir(parents=True, exist_ok=True)
         ends = time.monotonic() + limit_s

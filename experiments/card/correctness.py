@@ -85,7 +85,7 @@ def _collected(environment: dict[str, str]) -> list[str]:
 
 def _start(names: list[str], log: Path, environment: dict[str, str]) -> subprocess.Popen:
     """pytest over some tests; it ends with this process."""
-    tied = [sys.executable, "-m", "experiments.stages.tied", str(os.getpid())]
+    tied = [sys.executable, "-m", "experiments.tied", str(os.getpid())]
     with log.open("wb") as stream:
         return subprocess.Popen(
             [*tied, *_pytest(), "-v", "--tb=short", *names],

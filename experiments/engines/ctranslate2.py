@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from experiments.engines.engine import Engine, Inputs, Translator, multi_head_only
 from experiments.errors import ExperimentError
 from experiments.records.checked import Device
-from experiments.stages.tied import tie_to
+from experiments.tied import tie_to
 from gqa_fairseq.architecture import Architecture
 
 if TYPE_CHECKING:

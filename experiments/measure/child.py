@@ -31,7 +31,7 @@ def measure_in_process(request: Request, on_measured: Callable[[Measurement], No
     with tempfile.TemporaryDirectory() as folder:
         asked, found = Path(folder, "request.json"), Path(folder, "measurement.json")
         write_json(asked, request)
-        tied = [sys.executable, "-m", "experiments.stages.tied", str(os.getpid())]
+        tied = [sys.executable, "-m", "experiments.tied", str(os.getpid())]
         command = [*tied, sys.executable, "-m", "experiments.measure", str(asked), str(found)]
         lines: list[str] = []
         seen = 0

@@ -21,7 +21,7 @@ from typing import Any
 
 from experiments.errors import ExperimentError
 from experiments.records.checked import MemoryKind
-from experiments.stages.tied import tie_to
+from experiments.tied import tie_to
 
 _PROC = Path("/proc/self")
 

@@ -43,7 +43,7 @@ def run_command(
     log.parent.mkdir(parents=True, exist_ok=True)
     _end_last_line(log)
     started = time.monotonic()
-    tied = [sys.executable, "-m", "experiments.stages.tied", str(os.getpid()), *command]
+    tied = [sys.executable, "-m", "experiments.tied", str(os.getpid()), *command]
     with (
         log.open("ab") as stream,
         log.open("rb") as reader,

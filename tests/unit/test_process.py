@@ -178,7 +178,7 @@ def test_the_process_that_measures_memory_dies_with_the_measurement() -> None:
 
 def test_a_command_whose_parent_is_gone_does_not_start(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "experiments.stages.tied", "1", "touch", str(tmp_path / "started")],
+        [sys.executable, "-m", "experiments.tied", "1", "touch", str(tmp_path / "started")],
         check=False,
     )  # fmt: skip
     assert done.returncode == 1

@@ -1,6 +1,6 @@
 """A command that does not outlive the process that started it.
 
-    python -m experiments.stages.tied PARENT COMMAND ...
+    python -m experiments.tied PARENT COMMAND ...
 
 takes the place of COMMAND. Linux ends it when its parent ends, even by SIGKILL: a training that ran
 on would write into a folder that another run may use.
