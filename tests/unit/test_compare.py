@@ -42,14 +42,14 @@ def saved(folder: Path, *records: Record) -> Archive:
 def test_a_folder_is_a_side_a_variant_with_the_most_heads_first(archive: Archive) -> None:
     sides = compare.sides_of(archive, [str(QUICKSTART)])
     assert [(side.letter, side.label) for side in sides] == [
-        ("A", "quickstart/mha, seed 1"),
-        ("B", "quickstart/gqa2, seed 1"),
-        ("C", "quickstart/mqa, seed 1"),
+        ("A", "quickstart/mha, seed 1, 2, 3"),
+        ("B", "quickstart/gqa2, seed 1, 2, 3"),
+        ("C", "quickstart/mqa, seed 1, 2, 3"),
     ]
 
 
 def test_jobs_and_filters_come_in_their_order(archive: Archive) -> None:
-    (job,) = QUICKSTART.glob("mqa-*")
+    (job,) = QUICKSTART.glob("mqa-seed1-*")
     sides = compare.sides_of(archive, [str(job / "record.json"), "variant=mha,seed=1"])
     assert [side.row.name for side in sides] == ["mqa", "mha"]
     sides = compare.sides_of(archive, ["attention.num_kv_heads=2", "attention.num_kv_heads=8"])
@@ -110,16 +110,21 @@ def test_scores_have_the_tests_that_are_there_and_others_are_made(archive: Archi
         "Scores on test, beam 4",
         "Scores on dev, greedy",
     ]
-    assert [row[1] for row in tables[0].rows] == ["3.427", "3.458"]
+    assert [row[1] for row in tables[0].rows] == ["3.439 ± 0.017", "3.487 ± 0.025"]
     mha, mqa = tables[2].rows
-    assert mha == ["A", "8.4", "29.0", "–", "–", "–", "–"]
-    assert mqa[:3] == ["B", "7.7", "28.9"]
-    assert mqa[3:] == ["-0.69 (-1.40 to +0.02)", "0.0579", "-0.09 (-0.83 to +0.65)", "0.8061"]
+    assert mha == ["A", "7.2 ± 1.1", "27.3 ± 2.1", "–", "–", "–", "–"]
+    assert mqa[:3] == ["B", "6.9 ± 0.7", "26.9 ± 2.1"]
+    assert mqa[3:] == [
+        "-0.26 (-1.61 to +0.95)",
+        "0.0579, 0.7794, 0.9352",
+        "-0.38 (-1.69 to +0.94)",
+        "0.8061, 0.0329, 0.5135",
+    ]
     quick = Settings(resamples=20)
     assert quick.resamples != Settings().resamples
     made = list(score_tables(sides, archive, Kept([QUICKSTART]), quick))[2].rows[1]
-    assert made[3].startswith("-0.69 (")
-    assert 1 / 21 <= float(made[4]) <= 1
+    assert made[3].startswith("-0.26 (")
+    assert all(1 / 21 <= float(p) <= 1 for p in made[4].split(", "))
 
 
 def test_what_cannot_be_tested_says_why(tmp_path: Path) -> None:
@@ -163,7 +168,11 @@ def test_speed_is_of_one_measurement(archive: Archive, tmp_path: Path) -> None:
     table = speed_table(compare.sides_of(archive, [str(QUICKSTART)]), archive)
     assert table.columns == ["workload", "A: µs/token", "B: µs/token", "C: µs/token"]
     assert len(table.rows) == 4
-    assert table.rows[0][1:] == ["67.5", "51.9, 1.28x (1.02-1.81)", "58.1, 1.21x (1.13-1.57)"]
+    assert table.rows[0][1:] == [
+        "120.9",
+        "80.8, 1.50x (1.45-1.69)",
+        "82.4, 1.54x (1.41-1.72)",
+    ]
     unmeasured = saved(tmp_path, synthetic.record(8), synthetic.record(1))
     table = speed_table(compare.sides_of(unmeasured, [str(tmp_path)]), unmeasured)
     assert table.rows == [["any", "not measured", "not measured"]]
@@ -205,10 +214,11 @@ def test_bad_arguments_are_one_line(
 
 
 def test_a_bad_record_is_named_and_the_others_are_compared(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "120")  # no cell of a table takes two lines
     shutil.copytree(QUICKSTART, tmp_path / "runs" / "quickstart")
-    (bad,) = (tmp_path / "runs").rglob("gqa2-*/record.json")
+    (bad,) = (tmp_path / "runs").rglob("gqa2-seed1-*/record.json")
     bad.write_text("{", encoding="utf-8")
     tests = str(ROOT / "results" / "tests")
     folder = str(tmp_path / "runs" / "quickstart")
@@ -216,8 +226,8 @@ def test_a_bad_record_is_named_and_the_others_are_compared(
     shown = capsys.readouterr()
     assert shown.err.startswith(f"error: left out: {bad}: not JSON")
     assert shown.err.count("\n") == 1
-    assert "B: quickstart/mqa, seed 1" in shown.out
-    assert "-0.69 (-1.40 to +0.02)" in shown.out
+    assert "C: quickstart/mqa, seed 1, 2, 3" in shown.out
+    assert "-0.26 (-1.61 to +0.95)" in shown.out
 
 
 def test_the_help_comes_without_torch_and_drawing() -> None:

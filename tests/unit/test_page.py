@@ -664,7 +664,7 @@ def test_a_diverged_training_leads_to_its_record(tmp_path: Path) -> None:
 
 
 def test_the_page_is_made_without_torch(tmp_path: Path) -> None:
-    (job,) = (ROOT / "results" / "runs" / "quickstart").glob("mha-*")
+    (job,) = (ROOT / "results" / "runs" / "quickstart").glob("mha-seed1-*")
     code = (
         "import sys; from experiments.report.__main__ import main\n"
         f"code = main(['--records', {str(job)!r}, '--out', {str(tmp_path)!r}])\n"

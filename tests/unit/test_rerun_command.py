@@ -24,7 +24,7 @@ replace = msgspec.structs.replace
 
 
 def committed(variant: str) -> Record:
-    (path,) = QUICKSTART.glob(f"{variant}-*/record.json")
+    (path,) = QUICKSTART.glob(f"{variant}-seed1-*/record.json")
     return read_record(path)
 
 
@@ -126,7 +126,7 @@ def test_the_command_says_whether_all_numbers_agree(
     run_again: dict[str, Record], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     record = committed("mqa")
-    (folder,) = QUICKSTART.glob("mqa-*")
+    (folder,) = QUICKSTART.glob("mqa-seed1-*")
     run_again[record.job.id] = record
     arguments = [str(folder), "--outputs", str(tmp_path / "again")]
     assert rerun.main(arguments) == 0
@@ -144,7 +144,7 @@ def test_the_command_says_whether_all_numbers_agree(
 def test_a_job_that_fails_and_bad_arguments_are_one_line(
     run_again: dict[str, Record], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (folder,) = QUICKSTART.glob("mqa-*")
+    (folder,) = QUICKSTART.glob("mqa-seed1-*")
     out = ["--outputs", str(tmp_path)]
     for given, message in (
         ([str(folder)], "no memory"),
