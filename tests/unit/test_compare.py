@@ -216,7 +216,7 @@ def test_bad_arguments_are_one_line(
 def test_a_bad_record_is_named_and_the_others_are_compared(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "120")  # no cell of a table takes two lines
+    monkeypatch.setenv("COLUMNS", "160")  # no cell of a table takes two lines
     shutil.copytree(QUICKSTART, tmp_path / "runs" / "quickstart")
     (bad,) = (tmp_path / "runs").rglob("gqa2-seed1-*/record.json")
     bad.write_text("{", encoding="utf-8")
