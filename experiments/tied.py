@@ -10,6 +10,7 @@ import ctypes
 import os
 import signal
 import sys
+from collections.abc import Sequence
 
 PR_SET_PDEATHSIG = 1
 
@@ -20,6 +21,11 @@ def tie_to(parent: int) -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it ended before this process was tied to it
         sys.exit(1)
+
+
+def tied(command: Sequence[str]) -> list[str]:
+    """The command, to be started by this process and tied to it."""
+    return [sys.executable, "-m", "experiments.tied", str(os.getpid()), *command]
 
 
 def main(arguments: list[str]) -> None:

@@ -25,6 +25,7 @@ from experiments.records import provenance
 from experiments.records.card import SUMMARY_NAME, Outcome, PartEnd, lines_of, read_summary
 from experiments.records.checked import Device
 from experiments.records.storage import write_bytes, write_json, write_text
+from experiments.tied import tied
 
 ROOT = Path(__file__).resolve().parents[2]
 # Where records go: those of a card are committed.
@@ -157,13 +158,12 @@ class Call:
         )
 
     def _run(self, part: Part, work: Path, log: Path, limit_s: float) -> Outcome:
-        tied = [sys.executable, "-m", "experiments.tied", str(os.getpid())]
         own = self._command_of(part, replace(self.asked, folder=work, limit_s=limit_s))
         log.parent.mkdir(parents=True, exist_ok=True)
         ends = time.monotonic() + limit_s
         with log.open("wb") as stream:
             process = subprocess.Popen(
-                [*tied, *own],
+                tied(own),
                 stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT,
                 env=compute_environment(self.asked.threads), cwd=ROOT,
                 start_new_session=True,  # its own processes end with it

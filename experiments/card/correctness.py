@@ -7,7 +7,6 @@ takes longer than running it, so the tests are dealt out to processes.
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from experiments.environment import compute_environment, usable_cores
 from experiments.errors import ExperimentError
 from experiments.records.card import Check, CheckOutcome, Checks
 from experiments.records.storage import write_json
+from experiments.tied import tied
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = ("tests/kernel_reference.py", "tests/kernel_search.py", "tests/unit/test_one_update.py")
@@ -85,10 +85,9 @@ def _collected(environment: dict[str, str]) -> list[str]:
 
 def _start(names: list[str], log: Path, environment: dict[str, str]) -> subprocess.Popen:
     """pytest over some tests; it ends with this process."""
-    tied = [sys.executable, "-m", "experiments.tied", str(os.getpid())]
     with log.open("wb") as stream:
         return subprocess.Popen(
-            [*tied, *_pytest(), "-v", "--tb=short", *names],
+            tied([*_pytest(), "-v", "--tb=short", *names]),
             cwd=ROOT, env=environment, stdout=stream, stderr=subprocess.STDOUT,
         )  # fmt: skip
 

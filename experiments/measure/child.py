@@ -5,7 +5,6 @@ Whoever asks stays without torch, so that help, refusals and tables come at once
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,7 @@ from experiments.errors import ExperimentError
 from experiments.measure.request import Request
 from experiments.records.measurement import Measurement, read_measurement
 from experiments.records.storage import write_json
+from experiments.tied import tied
 
 
 def measure_in_process(request: Request, on_measured: Callable[[Measurement], None]) -> Measurement:
@@ -31,8 +31,7 @@ def measure_in_process(request: Request, on_measured: Callable[[Measurement], No
     with tempfile.TemporaryDirectory() as folder:
         asked, found = Path(folder, "request.json"), Path(folder, "measurement.json")
         write_json(asked, request)
-        tied = [sys.executable, "-m", "experiments.tied", str(os.getpid())]
-        command = [*tied, sys.executable, "-m", "experiments.measure", str(asked), str(found)]
+        command = tied([sys.executable, "-m", "experiments.measure", str(asked), str(found)])
         lines: list[str] = []
         seen = 0
         with subprocess.Popen(

@@ -13,6 +13,7 @@ import msgspec
 
 from experiments.environment import compute_environment
 from experiments.errors import ExperimentError
+from experiments.tied import tied
 
 LOOK_EVERY_S = 0.1  # at the log, for new lines
 GRACE_S = 10.0  # between asking a process to end and ending it
@@ -43,12 +44,11 @@ def run_command(
     log.parent.mkdir(parents=True, exist_ok=True)
     _end_last_line(log)
     started = time.monotonic()
-    tied = [sys.executable, "-m", "experiments.tied", str(os.getpid()), *command]
     with (
         log.open("ab") as stream,
         log.open("rb") as reader,
         subprocess.Popen(
-            tied,
+            tied(command),
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=subprocess.STDOUT,

@@ -144,8 +144,12 @@ def test_a_command_dies_with_its_parent_even_by_sigkill(tmp_path: Path) -> None:
     with subprocess.Popen([*python(PARENT), str(log), ENDLESS]) as parent:
         wait_until(lambda: log.exists() and log.read_text().endswith("\n"))
         child = int(log.read_text())
-        assert runs(child)
-        parent.kill()
+        end_and_see_both_gone(parent, child)
+
+
+def end_and_see_both_gone(parent: subprocess.Popen, child: int) -> None:
+    assert runs(child)
+    parent.kill()
     try:
         wait_until(lambda: not runs(child))
     finally:
@@ -167,13 +171,7 @@ def test_the_process_that_measures_memory_dies_with_the_measurement() -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout
         child = int(parent.stdout.readline())
-        assert runs(child)
-        parent.kill()
-    try:
-        wait_until(lambda: not runs(child))
-    finally:
-        if runs(child):
-            os.kill(child, signal.SIGKILL)
+        end_and_see_both_gone(parent, child)
 
 
 def test_a_command_whose_parent_is_gone_does_not_start(tmp_path: Path) -> None:
