@@ -16,6 +16,7 @@ from contenders import BASELINE, CPU, MHA, MQA, contender, request
 from fairseq.data import Dictionary, indexed_dataset
 from hydra import version
 from plugin_models import HEADS, dictionary, random_lines
+from torch import Tensor
 
 from experiments.errors import ExperimentError
 from experiments.intensity.machines import _Probe
@@ -48,6 +49,7 @@ from experiments.records.measurement import (
 )
 from experiments.records.storage import read_json, write_json
 from gqa_fairseq.architecture import Variant
+from gqa_fairseq.decoding.step import Projection
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parents[2]
@@ -397,9 +399,17 @@ def test_a_probe_multiplies_a_steps_rows_by_weights_in_turn(
     probe = machine.MachineProbe(CPU, torch.float32, has_int8, of_steps=True)
     # As many bytes of weights, so four times as many matrices in 8 bits.
     assert len(probe.products) == (16 if has_int8 else 4)
-    times = iter([1.0, 3.0])
-    monkeypatch.setattr(machine, "now", lambda device: next(times))
-    assert probe.step_flops_per_s(3) == len(probe.products) * 2 * 3 * 16 * 16 / 2
+    multiply, rows = Projection.__call__, list[int]()
+
+    def counted(self: Projection, x: Tensor) -> Tensor:
+        rows.append(len(x))
+        return multiply(self, x)
+
+    monkeypatch.setattr(Projection, "__call__", counted)
+    monkeypatch.setattr(machine, "now", lambda device: float(len(rows)))
+    # One pass before the clock, and one while it runs at a second a product.
+    assert probe.step_flops_per_s(3) == 2 * 3 * 16 * 16
+    assert rows == [3] * 2 * len(probe.products)
 
 
 def test_a_probe_on_its_own_gives_the_best_of_its_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
