@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from experiments.card.models import Asked
 from experiments.measure.child import measure_in_process
@@ -42,8 +43,12 @@ def request(asked: Asked) -> Request:
     )
 
 
-def run(asked: Asked, measure: Measure = measure_in_process) -> None:
-    """Measure; the record is written anew after each search."""
-    path = asked.folder / "decoding.json"
-    measured = measure(request(asked), lambda measured: write_measurement(path, measured))
+def record(path: Path, request: Request, measure: Measure) -> None:
+    """Carry the request out; its record is written anew after each workload, and then shown."""
+    measured = measure(request, lambda measured: write_measurement(path, measured))
     print(markdown([measured]))
+
+
+def run(asked: Asked, measure: Measure = measure_in_process) -> None:
+    """Measure all searches."""
+    record(asked.folder / "decoding.json", request(asked), measure)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from experiments.card.decoding import DRY_SEARCHES, SEARCHES, Measure
+from experiments.card.decoding import DRY_SEARCHES, SEARCHES, Measure, record
 from experiments.card.models import Asked
 from experiments.measure.child import measure_in_process
 from experiments.measure.request import Request, RequestedContender
-from experiments.measure.tables import markdown
-from experiments.records.measurement import write_measurement
 
 
 def request(asked: Asked) -> Request:
@@ -27,7 +25,5 @@ def request(asked: Asked) -> Request:
 
 
 def run(asked: Asked, measure: Measure = measure_in_process) -> None:
-    """Measure; the record is written anew after each search."""
-    path = asked.folder / "memory.json"
-    measured = measure(request(asked), lambda measured: write_measurement(path, measured))
-    print(markdown([measured]))
+    """Measure both searches."""
+    record(asked.folder / "memory.json", request(asked), measure)

@@ -5,13 +5,11 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from experiments.card.decoding import Measure
+from experiments.card.decoding import Measure, record
 from experiments.card.models import Asked
 from experiments.intensity.updates import training_command
 from experiments.measure.child import measure_in_process
 from experiments.measure.request import TRAINERS, Request, RequestedContender, RequestedTraining
-from experiments.measure.tables import markdown
-from experiments.records.measurement import write_measurement
 
 # 32,768 target tokens an update.
 SENTENCES, TOKENS = 256, 128
@@ -46,9 +44,5 @@ def request(asked: Asked, words: Path) -> Request:
 
 def run(asked: Asked, measure: Measure = measure_in_process) -> None:
     """Measure and write the record."""
-    path = asked.folder / "training.json"
     with tempfile.TemporaryDirectory() as words:
-        measured = measure(
-            request(asked, Path(words)), lambda measured: write_measurement(path, measured)
-        )
-    print(markdown([measured]))
+        record(asked.folder / "training.json", request(asked, Path(words)), measure)
