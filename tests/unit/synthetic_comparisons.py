@@ -1,9 +1,11 @@
-"""Made-up systems, and records in pairs."""
+"""Made-up systems, and records in a group or in pairs."""
 
 import random
 
+import synthetic_records as synthetic
+
 from experiments.records.record import Record
-from experiments.report.groups import group_records
+from experiments.report.groups import Group, group_records
 from experiments.report.quality.comparisons import Pair, pairs
 
 WORDS = ["das", "Haus", "ist", "grün", "und", "der", "Baum", ",", "die", "Datei", "neu"]
@@ -21,6 +23,12 @@ def texts(lines: int = 60) -> tuple[list[str], list[str], list[str]]:
         ]
 
     return references, spoilt(0.30), spoilt(0.36)
+
+
+def group_of(records: list[Record], *, measured: bool = True) -> Group:
+    measurements = [synthetic.measurement(records)] if measured else []
+    (group,) = group_records(records, measurements)
+    return group
 
 
 def pairs_of(records: list[Record]) -> list[list[Pair]]:

@@ -1,5 +1,6 @@
 """What stands together in the report, what stands apart, and what made it."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 
@@ -10,9 +11,11 @@ from synthetic_reports import cells, group_of
 
 from experiments.records.parts import Hardware
 from experiments.records.record import Record
-from experiments.report.document import group_heading
-from experiments.report.groups import group_records
+from experiments.report.answers import scale
+from experiments.report.document import document, group_heading
+from experiments.report.groups import group_records, source_of
 from experiments.report.made_by import made_by
+from experiments.report.papers.reference import read_papers
 from experiments.report.tables import group_tables, overview, training
 
 replace = msgspec.structs.replace
@@ -136,6 +139,38 @@ def test_of_a_repeated_run_the_newest_counts() -> None:
     (group,) = group_records([newer, old, old])
     assert group.repeats_left_out == 2
     assert cells(overview(group))["mha"]["dev nats/token"] == "1.000"
+
+
+def test_each_experiment_has_a_section_of_its_own() -> None:
+    one, other = synthetic.record(8), synthetic.record(1)
+    other = replace(other, job=replace(other.job, experiment="another"))
+    assert len(group_records([one, other])) == 2
+
+
+def test_no_table_has_rows_of_two_scales() -> None:
+    """Nor of two experiments, but where models are set against each other."""
+    narrow = dataclasses.replace(synthetic.SMALL, d_model=96, mha_d_ff=384)
+    toys = [synthetic.record(heads, updates=100) for heads in (8, 2, 1)]
+    toys += [synthetic.record(heads, updates=100, uptrained=("mean", 0.1)) for heads in (8, 1)]
+    toys += [synthetic.record(8, updates=100, baseline=narrow)]
+    small = [synthetic.record(heads, updates=600) for heads in (8, 2, 1)]
+    papers = [synthetic.wmt14_record(heads) for heads in (8, 1)]
+    measurements = [synthetic.measurement(records) for records in (toys, small, papers)]
+    groups = group_records([*toys, *small, *papers], measurements)
+    found = document(groups, read_papers())
+    scales = {source_of(record): scale(group) for group in groups for record in group.records}
+    assert set(scales.values()) == {"toy", "small", "paper"}
+    tables = [table for table, _ in found.across] + found.wmt14
+    for section in found.sections:
+        tables += [section.headline, *section.tables, *(table for table, _ in section.exhibits)]
+    assert len(found.across) == 1
+    with_runs = 0
+    for table in tables:
+        cells = [table.source(row, 0) for row in range(len(table.rows))]
+        shown = {scales[source] for source in cells if source}
+        assert len(shown) <= 1
+        with_runs += len(shown)
+    assert with_runs > 20
 
 
 # What made it.

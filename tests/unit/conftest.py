@@ -1,0 +1,22 @@
+"""What tests of the report begin with: the committed results, and a report without its pictures."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    """A folder with a copy of the committed results."""
+    shutil.copytree(ROOT / "results", tmp_path / "results")
+    return tmp_path
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most of a report's time is drawing, and these tests look at none of it."""
+    monkeypatch.setattr("experiments.report.pictures.plots.group_pictures", lambda _: {})
+    monkeypatch.setattr("experiments.report.document.group_exhibits", lambda _: [])
