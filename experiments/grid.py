@@ -28,7 +28,13 @@ import psutil
 from experiments.arguments import Parser, asked_threads, command, list_of, whole_number
 from experiments.errors import ExperimentError
 from experiments.intensity import models, plans
-from experiments.intensity.campaign import Campaign, Settings, predict_again, read_cells
+from experiments.intensity.campaign import (
+    Campaign,
+    Settings,
+    predict_again,
+    read_cells,
+    read_folders,
+)
 from experiments.intensity.cells import CLOSE, closeness, needed_bytes
 from experiments.intensity.machines import find_machine
 from experiments.intensity.page import write_page
@@ -54,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
     if args.plan in (PAGE, PREDICT_AGAIN):
         records = args.records or FOLDER / args.device
         if args.plan == PREDICT_AGAIN:
-            for folder in sorted(path for path in records.glob("*") if path.is_dir()):
+            for folder in read_folders(records):
                 predict_again(folder)
             return
         for path in write_page(records):

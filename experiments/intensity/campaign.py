@@ -369,6 +369,21 @@ def read_cells(folder: Path) -> dict[str, CellRecord]:
     return {path.stem: read_cell(path) for path in paths}
 
 
+def read_folders(records: Path) -> dict[Path, dict[str, CellRecord]]:
+    """The records of each folder in `records` that has some; raises ExperimentError without any.
+
+    Those of stand-ins are no plan's own.
+    """
+    paths = [path for path in sorted(records.glob("*")) if path.is_dir() and path.name != OVERHEADS]
+    found = {path: cells for path in paths if (cells := read_cells(path))}
+    if not found:
+        raise ExperimentError(
+            f"{records}: no records (measure first: python -m experiments.grid grid --out "
+            f"{records}/grid; or name the folder that has a folder for each plan)"
+        )
+    return found
+
+
 def read_rest(folder: Path) -> Rest | None:
     path = folder / REST_NAME
     if not path.exists():

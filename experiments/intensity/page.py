@@ -15,7 +15,7 @@ from experiments.intensity.campaign import (
     NotMeasured,
     Rest,
     Why,
-    read_cells,
+    read_folders,
     read_rest,
 )
 from experiments.intensity.cells import CLOSE, CellRecord, Prediction, closeness, rates_of
@@ -68,13 +68,20 @@ class Found:
 
 
 def read_found(folder: Path) -> dict[str, Found]:
-    """Every plan's records below `folder`, by the plan; raises ExperimentError."""
-    found = {
-        path.name: Found(path.name, read_cells(path), read_rest(path))
-        for path in sorted(folder.glob("*"))
-        if path.is_dir()
-    }
-    return {name: one for name, one in found.items() if one.cells}
+    """Every plan's records below `folder`, by the plan that they name.
+
+    Raises:
+        ExperimentError: none is there, a folder has two plans, or a plan two folders.
+    """
+    found: dict[str, Found] = {}
+    for path, cells in read_folders(folder).items():
+        name, *others = dict.fromkeys(record.plan for record in cells.values())
+        if others:
+            raise ExperimentError(f"{path}: has records of {name} and of {others[0]} (keep one)")
+        if name in found:
+            raise ExperimentError(f"{folder}: two folders have records of {name} (keep one)")
+        found[name] = Found(name, cells, read_rest(path))
+    return found
 
 
 def write_page(records: Path, document: Path = DOCUMENT) -> list[Path]:
@@ -85,21 +92,19 @@ def write_page(records: Path, document: Path = DOCUMENT) -> list[Path]:
     Returns the files that were written.
 
     Raises:
-        ExperimentError: no record is there, or the document has no marks.
+        ExperimentError: no record is there that the page shows, or the document has no marks.
     """
     found = read_found(records)
-    if not found:
-        raise ExperimentError(
-            f"{records}: no records (measure first: python -m experiments.grid grid --out "
-            f"{records}/grid)"
-        )
+    shown = block(found)
+    if not shown:
+        raise ExperimentError(f"{records}: the page shows none of {', '.join(found)}")
     text = document.read_text(encoding="utf-8")
     start, end = MARKS
     if text.count(start) != 1 or text.count(end) != 1:
         raise ExperimentError(f"{document}: no single place between {start.strip()} and {end}")
     before, rest = text.split(start)
     after = rest.split(end)[1]
-    write_text(document, f"{before}{start}{block(found)}{end}{after}")
+    write_text(document, f"{before}{start}{shown}{end}{after}")
     written = [document]
     for name, content in pictures(found).items():
         write_bytes(document.parent / name, content)

@@ -223,6 +223,55 @@ def test_one_command_makes_the_page_and_its_pictures(
         write_page(tmp_path / "records", document)
 
 
+def a_page(folder: Path) -> Path:
+    document = folder / "page.md"
+    document.write_text("old".join(MARKS), encoding="utf-8")
+    return document
+
+
+def test_a_plan_is_known_by_its_records(tmp_path: Path) -> None:
+    """Whatever `--out` called their folder."""
+    a_record(tmp_path / "records/mine")
+    found = read_found(tmp_path / "records")
+    assert list(found) == ["grid"]
+    document = a_page(tmp_path)
+    write_page(tmp_path / "records", document)
+    assert document.read_text(encoding="utf-8") == block(found).join(MARKS)
+    a_record(tmp_path / "records/other")
+    with pytest.raises(ExperimentError, match="two folders have records of grid"):
+        write_page(tmp_path / "records", document)
+
+
+def test_a_folder_with_two_plans_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "grid/beam2-int8-4x6x6.json"
+    a_record(path.parent)
+    path.write_bytes(path.read_bytes().replace(b'"plan": "grid"', b'"plan": "table2"'))
+    with pytest.raises(ExperimentError, match="has records of grid and of table2"):
+        read_found(tmp_path)
+
+
+@pytest.mark.parametrize("plan", ["page", "predict-again"])
+@pytest.mark.parametrize("records", ["records/grid", "typo"])
+def test_a_folder_without_plans_is_refused(
+    plan: str, records: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Also one level too deep, where nothing but the stand-ins' records is in a folder."""
+    monkeypatch.chdir(tmp_path)  # the project's own page is not written, whatever happens
+    a_record(tmp_path / "records/grid")
+    assert grid.main([plan, "--records", str(tmp_path / records)]) == 2
+    assert f"{tmp_path / records}: no records" in capsys.readouterr().err
+
+
+def test_a_page_that_would_be_empty_is_not_written(tmp_path: Path) -> None:
+    plan = replace(small_grid(), name="other")
+    Bench().campaign(plan, settings(tmp_path / "records/other")).run()
+    document = a_page(tmp_path)
+    with pytest.raises(ExperimentError, match="the page shows none of other"):
+        write_page(tmp_path / "records", document)
+    assert document.read_text(encoding="utf-8") == "old".join(MARKS)
+
+
 def test_the_page_shows_what_the_records_hold() -> None:
     """Numbers are generated: `python -m experiments.grid page` writes all between the two marks."""
     found = read_found(COMMITTED)
