@@ -20,6 +20,7 @@ import msgspec
 import psutil
 import pytest
 import torch
+from suite_configs import compose_config
 from torch import Tensor
 
 from experiments import gpu
@@ -175,6 +176,12 @@ def test_what_is_asked_for_can_be_measured(device: Any, tmp_path: Path) -> None:
         own = requests[0].contenders[0].architecture
         assert (own.d_model, own.decoder_d_ff, own.decoder_layers) == (1024, 4096, 6)
         assert seeds.plan(asked).own.parameters == seeds.STUDY.multi_head.parameters
+
+
+def test_the_seeds_train_the_model_of_the_study() -> None:
+    study = compose_config("experiment=study_multi30k")
+    assert seeds.STUDY.multi_head == study.architecture
+    assert study.train.tokens_per_update == seeds.SENTENCES * seeds.TOKENS
 
 
 # Counts that a GPU's figures need.
