@@ -174,6 +174,27 @@ def test_the_document_shows_what_the_files_hold(document: str, mark: str, folder
     assert block == markdown([read_measurement(path) for path in files])
 
 
+def test_the_document_says_what_the_native_operators_add() -> None:
+    """Its sentence has the medians of the committed rounds."""
+    found = []
+    for name in ("quickstart-text", "paper-shape"):
+        for timing in read_measurement(ROOT / f"results/measurements/{name}.json").timings:
+            own, plain = (timing.of("mha", engine) for engine in ("gqa", "gqa+torch"))
+            assert own is not None
+            assert plain is not None
+            ratio = speed_up(plain, own, "decoder")
+            assert ratio is not None
+            found.append(f"{ratio.median:.1f}")
+    text_beam, text_greedy, shape_beam, shape_greedy = found
+    sentence = (
+        f"with them the decoder is {text_greedy} times as fast in the quickstart's greedy search "
+        f"and {text_beam} times with beam 4, and at the paper's shape {shape_greedy} times in "
+        f"greedy search and {shape_beam} times with beam 4"
+    )
+    page = (ROOT / "docs/decoding.md").read_text(encoding="utf-8")
+    assert sentence in " ".join(page.split())
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
