@@ -68,25 +68,25 @@ class Call:
         self._packed = 0.0
         self.summary = read_summary(asked.folder)
         self._kept = KEPT[asked.device] / asked.folder.name
-        self._before = [self.summary, read_summary(self._kept)]
+        self._before = {folder: read_summary(folder) for folder in (asked.folder, self._kept)}
 
     def carry_out(self, parts: Sequence[Part], again: bool) -> bool:
         """One after the other; returns whether all are done."""
-        names = [part.name for part in parts]
+        ends = []
         for part in parts:
-            if not again and (end := self._done(part)):
-                print(f"{part.name}: done before by the same code on this card: not again")
-                self._take(end)
-                continue
-            self._take(self._ended(part))
-        lines = lines_of(self.summary, names)
+            end = None if again else self._done(part)
+            if end is None:
+                end = self._ended(part)
+                self.summary = self.summary.with_end(end)
+                write_json(self.asked.folder / SUMMARY_NAME, self.summary)
+            ends.append(end)
+        lines = lines_of(ends)
         if self.bring:
             self._pack()
             write_text(self.bring / "summary.txt", "\n".join(lines) + "\n")
         print(f"\n{self.card}")
         print("\n".join(lines), flush=True)
-        by_part = {end.part: end for end in self.summary.parts}
-        return all(by_part[name].outcome == "done" for name in names)
+        return all(end.outcome == "done" for end in ends)
 
     @property
     def card(self) -> str:
@@ -102,12 +102,14 @@ class Call:
         return ", ".join([processor, *versions, f"code {made_by.code.label}"])
 
     def _done(self, part: Part) -> PartEnd | None:
-        found = (each.done(part.name, self.made_by, self.asked.device) for each in self._before)
-        return next((end for end in found if end), None)
-
-    def _take(self, end: PartEnd) -> None:
-        self.summary = self.summary.with_end(end)
-        write_json(self.asked.folder / SUMMARY_NAME, self.summary)
+        """How the part ended before, where its record lies beside the summary that says so."""
+        for folder, summary in self._before.items():
+            record = folder / part.record
+            end = summary.done(part.name, self.made_by, self.asked.device)
+            if end and record.exists():
+                print(f"{part.name}: done before by the same code on this card: {record}")
+                return end
+        return None
 
     def _ended(self, part: Part) -> PartEnd:
         """Run a part within its time."""

@@ -254,11 +254,8 @@ def read_summary(folder: Path) -> Summary:
     return found
 
 
-def lines_of(summary: Summary, parts: Sequence[str]) -> list[str]:
+def lines_of(ends: Sequence[PartEnd]) -> list[str]:
     """A line for each part: how it ended, its seconds, its figure."""
-    by_part = {end.part: end for end in summary.parts}
     return [
-        f"{name:<12} {end.outcome:<9} {end.wall_s:5.0f} s  {end.found}".rstrip()
-        for name in parts
-        if (end := by_part.get(name))
+        f"{end.part:<12} {end.outcome:<9} {end.wall_s:5.0f} s  {end.found}".rstrip() for end in ends
     ]

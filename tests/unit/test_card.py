@@ -13,6 +13,7 @@ import sys
 import tarfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -424,6 +425,24 @@ def test_what_is_done_is_not_done_again(asked: Asked, tmp_path: Path, capsys) ->
     assert read_summary(asked.folder).parts == [first]
     assert call_of(asked, tmp_path).carry_out([fake("good")], again=True)
     assert read_summary(asked.folder).parts[0].created_utc > first.created_utc
+
+
+def test_what_is_done_has_its_record(
+    asked: Asked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    """A summary alone is no answer; and a folder's summary tells of its own records alone."""
+    assert call_of(asked, tmp_path).carry_out([fake("good")], again=False)
+    (asked.folder / "good").unlink()
+    assert call_of(asked, tmp_path).carry_out([fake("good")], again=False)
+    assert (asked.folder / "good").read_text() == "7"
+    assert "done before" not in capsys.readouterr().out
+    elsewhere = replace(asked, folder=tmp_path / "elsewhere" / asked.folder.name)
+    monkeypatch.setattr(command, "KEPT", {"cpu": asked.folder.parent})
+    assert call_of(elsewhere, tmp_path).carry_out([fake("good")], again=False)
+    said = capsys.readouterr().out
+    assert f"good: done before by the same code on this card: {asked.folder / 'good'}" in said
+    assert said.strip().split("\n")[-1].split()[:2] == ["good", "done"]
+    assert read_summary(elsewhere.folder).parts == []
 
 
 def test_an_earlier_record_stays_until_there_is_a_new_one(asked: Asked, tmp_path: Path) -> None:
