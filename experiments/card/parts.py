@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.card.models import flops_of_an_update, predicted_peak_bytes
+from experiments.errors import ExperimentError
 from experiments.intensity.campaign import read_cells
 from experiments.intensity.cells import CLOSE, closeness
 from experiments.records.card import (
@@ -113,6 +114,8 @@ def _of_memory(path: Path) -> str:
 
 def _of_prediction_cells(folder: Path) -> str:
     records = read_cells(folder).values()
+    if not records:
+        raise ExperimentError("no cell was measured within the time")
     close, count = closeness(records)
     errors = [one.error for record in records for one in record.predictions]
     worst = max((error for error in errors if error is not None), key=abs)

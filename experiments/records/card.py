@@ -1,4 +1,4 @@
-"""What a card was asked (docs/gpu.md): how each part ended, and what is no measurement.
+"""A card's answers (docs/gpu.md): how each part ended, and the records that are not measurements.
 
 Nothing imports torch. Every record names its card, driver, torch, dtype and code.
 """
@@ -172,7 +172,7 @@ class AttentionCases(CardRecord, frozen=True, kw_only=True):
         ratios = [case.times_as_fast for case in self.cases]
         compared = [ratio for ratio in ratios if ratio is not None]
         if not compared:
-            return "no library and the own kernel ran in one case"
+            return "in no case did both the own kernel and a library run"
         wins = sum(ratio > WINS for ratio in compared)
         return (
             f"own kernel over the best library: more than {WINS} in {wins} of {len(compared)} "

@@ -337,6 +337,13 @@ def test_the_own_kernel_wins_where_it_is_faster_by_more_than_a_tenth(asked: Aske
     assert "more than 1.1 in 1 of 2 cases (1.10 to 1.20)" in record.found
 
 
+def test_what_was_not_compared_has_no_figure(asked: Asked) -> None:
+    with pytest.raises(ExperimentError, match="no cell was measured within the time"):
+        BY_NAME["predicted"].found(asked.folder / "predicted")
+    cases = AttentionCases(**stamp(asked), read_bytes_per_s=[1.0], cases=[case_of(own=1.0)])
+    assert cases.found == "in no case did both the own kernel and a library run"
+
+
 def test_other_figures(asked: Asked) -> None:
     checks = [Check(name=f"t{i}", outcome="passed") for i in range(3)]
     assert Checks(**stamp(asked), checks=checks).are_green
