@@ -26,8 +26,8 @@ def check(path: Path) -> dict[str, int]:
     state = read_state(path)
     weights = state["model"]
     if not weights:
-        raise ValueError("it has no weights")
-    require_finite(weights.items())
+        raise ValueError(f"{path}: it has no weights")
+    require_finite(weights.items(), f"{path}: ")
     try:
         updates = state["optimizer_history"][-1]["num_updates"]
     except (KeyError, IndexError, TypeError) as error:

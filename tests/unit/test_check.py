@@ -71,7 +71,8 @@ def test_weights_that_are_no_numbers_are_refused(
     weight = torch.ones(4, dtype=dtype)
     weight[2] = number
     torch.save(state(model={"fine": torch.ones(2), "decoder.weight": weight}), path)
-    assert "decoder.weight has weights that are no finite numbers" in refused(path, capsys)
+    said = refused(path, capsys)
+    assert f"{path}: decoder.weight has weights that are no finite numbers" in said
 
 
 def test_what_is_no_checkpoint_of_fairseqs_is_refused(
@@ -89,7 +90,7 @@ def test_what_is_no_checkpoint_of_fairseqs_is_refused(
     assert "IndexError" in refused(path, capsys)
     assert "does not say how many updates it has had" in refused(path, capsys)
     torch.save(state(model={}), path)
-    assert "it has no weights" in refused(path, capsys)
+    assert f"{path}: it has no weights" in refused(path, capsys)
 
 
 class RunsCode:
