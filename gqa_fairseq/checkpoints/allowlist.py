@@ -1,4 +1,4 @@
-"""Which classes a checkpoint may hold, so that loading one cannot run code; reads one with them.
+"""Which classes a checkpoint may hold, so that loading one cannot run code; reads and writes one.
 
 torch.load with `weights_only` refuses every class that is not on an allowlist. fairseq's
 checkpoints hold a few harmless containers; they are named here once, and nothing else gets in.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import builtins
 import collections
+import os
 import pickle
 import typing
 from pathlib import Path
@@ -67,6 +68,21 @@ def read_state(path: Path) -> dict[str, Any]:
     except Exception as error:  # pickle raises many kinds
         raise ValueError(why_unreadable(path, error)) from error
     return state
+
+
+def save_state(state: dict[str, Any], path: Path) -> None:
+    """Write a checkpoint whole or not at all: a full disk leaves nothing behind.
+
+    Raises:
+        OSError: the folder cannot be written.
+        RuntimeError: the file could not be written to its end.
+    """
+    partial = path.with_name(path.name + ".partial")
+    try:
+        torch.save(state, partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def why_unreadable(path: Path | str, error: Exception) -> str:

@@ -8,7 +8,6 @@ fairseq's own script for it is not installed with the package, and lets a checkp
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,12 +23,11 @@ def average(paths: list[Path], out: Path) -> None:
 
     Raises:
         OSError: a file cannot be opened.
+        RuntimeError: `out` could not be written to its end; nothing of it is left.
         ValueError: one is no checkpoint of fairseq's, or they do not have the same weights.
     """
     # Here, because torch and fairseq take seconds, and help none.
-    import torch
-
-    from gqa_fairseq.checkpoints.allowlist import read_state
+    from gqa_fairseq.checkpoints.allowlist import read_state, save_state
 
     total: dict[str, Tensor] = {}
     state: dict[str, Any] = {}
@@ -44,9 +42,7 @@ def average(paths: list[Path], out: Path) -> None:
     for name, weight in state["model"].items():
         state["model"][name] = (total[name] / len(paths)).to(weight.dtype)
     state["last_optimizer_state"] = None
-    partial = out.with_suffix(".partial")
-    torch.save(state, partial)
-    os.replace(partial, out)
+    save_state(state, out)
 
 
 def main(arguments: list[str] | None = None) -> int:

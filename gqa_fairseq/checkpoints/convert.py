@@ -11,10 +11,8 @@ The model's options for fairseq-train, which takes none from a checkpoint, are p
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
-from typing import Any
 
 from gqa_fairseq.architecture import CONVERSION_METHODS, PLACEMENTS, check_conversion_method
 
@@ -40,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
         check_conversion_method(args.method)
         _check_place(args.checkpoint, args.out, args.force)
         # Here, because torch and fairseq take seconds, and help and refusals none.
-        from gqa_fairseq.checkpoints.allowlist import read_state
+        from gqa_fairseq.checkpoints.allowlist import read_state, save_state
         from gqa_fairseq.checkpoints.conversion import convert, fairseq_train_options
 
         state = read_state(args.checkpoint)
@@ -48,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
             converted = convert(state, args.num_kv_heads, args.method, args.placement, args.seed)
         except ValueError as error:
             raise ValueError(f"{args.checkpoint} cannot be converted: {error}") from error
-        _save(converted, args.out)
+        save_state(converted, args.out)
     except (OSError, ValueError, RuntimeError) as error:
         first = str(error).split("\n")[0]
         print(f"error: {first}", file=sys.stderr)
@@ -71,18 +69,6 @@ def _check_place(checkpoint: Path, out: Path, force: bool) -> None:
         raise ValueError(f"--out {out}: that is the checkpoint itself")
     if out.exists() and not force:
         raise ValueError(f"--out {out} exists: --force replaces it")
-
-
-def _save(state: dict[str, Any], out: Path) -> None:
-    """Whole or not at all."""
-    import torch
-
-    partial = out.with_name(out.name + ".partial")
-    try:
-        torch.save(state, partial)
-        os.replace(partial, out)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

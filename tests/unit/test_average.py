@@ -73,3 +73,18 @@ def test_what_is_no_checkpoint_is_refused_with_one_line(
         assert str(path) in line
         assert reason in line
         assert not (tmp_path / "mean.pt").exists()
+
+
+def test_a_full_disk_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = save(tmp_path / "good.pt", weight=torch.zeros(2))
+
+    def fill(state: object, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise RuntimeError("no space left")
+
+    monkeypatch.setattr(torch, "save", fill)
+    assert main([str(tmp_path / "mean.pt"), str(good)]) == 2
+    assert capsys.readouterr().err == "error: no space left\n"
+    assert list(tmp_path.iterdir()) == [good]
