@@ -3,10 +3,12 @@
 import argparse
 import functools
 import os
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import NoReturn, ParamSpec, TypeVar
+from typing import Any, NoReturn, ParamSpec, TypeVar
 
 from data_prep.system.surroundings import settle
 from experiments.environment import usable_cores
@@ -21,7 +23,8 @@ def command(*, resumes: bool = False) -> Callable[[Callable[P, int]], Callable[P
     """Decorates a command's `main`, which returns the exit code: no way to end is a traceback.
 
     An ExperimentError is one line and exit code 2 (1 where Hydra cannot compose the config), an
-    interrupt one line and 130. With `resumes` that line says that the same command goes on.
+    interrupt one line and 130. With `resumes` that line says that the same command goes on, and
+    SIGTERM and SIGHUP end the command's own processes as well.
     """
     advice = "interrupted: the same command goes on from here" if resumes else "interrupted"
 
@@ -30,7 +33,8 @@ def command(*, resumes: bool = False) -> Callable[[Callable[P, int]], Callable[P
         def ended(*args: P.args, **kwargs: P.kwargs) -> int:
             settle()
             try:
-                return main(*args, **kwargs)
+                with _ended_by_signals() if resumes else nullcontext():
+                    return main(*args, **kwargs)
             except ExperimentError as error:
                 print(f"error: {error}", file=sys.stderr)
                 return 1 if isinstance(error, CompositionError) else 2
@@ -41,6 +45,21 @@ def command(*, resumes: bool = False) -> Callable[[Callable[P, int]], Callable[P
         return ended
 
     return decorated
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Meanwhile these signals raise, as an interrupt of the keyboard does: what cleans up runs."""
+    before = {number: signal.signal(number, _end) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _end(signal_number: int, frame: Any) -> None:
+    sys.exit(128 + signal_number)
 
 
 class Parser(argparse.ArgumentParser):

@@ -18,10 +18,8 @@ from __future__ import annotations
 
 import argparse
 import math
-import signal
 import sys
 from pathlib import Path
-from typing import Any
 
 import psutil
 
@@ -70,8 +68,6 @@ def run(args: argparse.Namespace) -> None:
     if args.dry_run:
         _show(campaign)
         return
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _end)
     campaign.run()
     close, count = closeness(campaign.done.values())
     missing = len(campaign.plan.cells) - len(campaign.done)
@@ -209,11 +205,6 @@ def _refuse_unused(args: argparse.Namespace, parser: Parser) -> None:
             raise ExperimentError(
                 f"--{name.replace('_', '-')} has no use in {args.plan} (leave it out)"
             )
-
-
-def _end(signal_number: int, frame: Any) -> None:
-    """Ends the measurement as an interrupt from the keyboard does."""
-    sys.exit(128 + signal_number)
 
 
 def _parser() -> Parser:

@@ -8,10 +8,8 @@ after the last one (experiments/stages/sweep.py). Neither torch nor fairseq is i
 fairseq would put a config of its own into Hydra's store.
 """
 
-import signal
 import sys
 from pathlib import Path
-from typing import Any
 
 import hydra
 from omegaconf import DictConfig
@@ -42,16 +40,9 @@ def run(config: DictConfig) -> Outcome:
         return Outcome(job="unknown", status="failed", message=str(error))
 
 
-def _end(signal_number: int, frame: Any) -> None:
-    """Ends the stage that runs as well, as an interrupt from the keyboard does."""
-    sys.exit(128 + signal_number)
-
-
 @command(resumes=True)
 def main() -> int:
     """Run the jobs of the command line, or say what they would do; returns the exit code."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _end)
     check_overrides(sys.argv[1:])
     sys.argv[1:] = with_search_options(sys.argv[1:])
     with one_line_errors():

@@ -1,5 +1,6 @@
 """How every command ends: in one line, with an exit code that says how."""
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -68,6 +69,35 @@ def test_an_interrupt_of_a_command_is_no_traceback(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (INTERRUPTED, "interrupted\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_lets_a_command_that_resumes_clean_up(number: signal.Signals) -> None:
+    code = (
+        "import os, signal\n"
+        "from experiments.arguments import command\n"
+        "@command(resumes=True)\n"
+        "def main():\n"
+        "    try:\n"
+        f"        os.kill(os.getpid(), {number:d})\n"
+        "        signal.pause()\n"
+        "    finally:\n"
+        "        print('cleaned up', flush=True)\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (128 + number, "cleaned up\n"), done.stderr
+
+
+def test_a_signal_is_again_what_it_was_after_a_command() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+
+    @command(resumes=True)
+    def main() -> int:
+        return int(signal.getsignal(signal.SIGTERM) != before)
+
+    assert main() == 1
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 # Hydra has the help of the first two; jobs alone start the third, which reads a checkpoint at once.
