@@ -63,12 +63,7 @@ class Asked:
         return "float32" if self.is_dry else "float16"
 
     def provenance(self) -> Provenance:
-        return Provenance(
-            code=provenance.code_info(),
-            versions=provenance.versions(),
-            hardware=provenance.hardware(),
-            threads=self.threads,
-        )
+        return provenance.made_by(self.threads)
 
     def stamp(self, dtype: Dtype | None = None) -> dict[str, Any]:
         """What every record of a card has."""

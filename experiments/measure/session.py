@@ -36,7 +36,6 @@ from experiments.records.measurement import (
     TrainingUpdates,
     Workload,
 )
-from experiments.records.parts import Provenance
 from gqa_fairseq.architecture import Architecture
 from gqa_fairseq.decoding.cpu.native import operators_name
 
@@ -64,12 +63,7 @@ def run_request(
     quieten_fairseq()
     torch.set_num_threads(request.threads)
     device, dtype = torch.device(request.device), getattr(torch, request.dtype)
-    made_by = Provenance(  # of the code that runs, whatever is committed meanwhile
-        code=provenance.code_info(),
-        versions=provenance.versions(),
-        hardware=provenance.hardware(),
-        threads=request.threads,
-    )
+    made_by = provenance.made_by(request.threads)
     contenders = without_refused(request)
     text = load_text(request.text) if request.text else None
     decoding = _decoding_workloads(request, text)

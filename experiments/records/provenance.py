@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 
 from experiments.environment import usable_cores
-from experiments.records.parts import CodeInfo, Hardware
+from experiments.records.parts import CodeInfo, Hardware, Provenance
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -37,6 +37,14 @@ PACKAGES = (
 # that a stray one does not.
 SOURCE_FOLDERS = ("gqa_fairseq", "data_prep", "experiments", "conf")
 SOURCE_KINDS = (".py", ".cpp", ".h", ".json", ".yaml")
+
+
+def made_by(threads: int) -> Provenance:
+    """Where a result of this process comes from; `threads` are those that it works with.
+
+    Call it before the work: the code is what runs, whatever is committed meanwhile.
+    """
+    return Provenance(code=code_info(), versions=versions(), hardware=hardware(), threads=threads)
 
 
 @functools.cache

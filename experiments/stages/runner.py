@@ -18,7 +18,7 @@ from experiments.environment import usable_cores
 from experiments.errors import ExperimentError
 from experiments.progress import console
 from experiments.records import provenance
-from experiments.records.parts import Provenance, StageInfo
+from experiments.records.parts import StageInfo
 from experiments.records.storage import read_json, write_json
 from experiments.stages.folders import RESULT_NAME, Done
 from experiments.stages.graph import Stage
@@ -93,12 +93,7 @@ def run_stage(
     with _alone(stage) as lock:
         if done := read_done(stage, result_type):
             return done
-        made_by = Provenance(
-            code=provenance.code_info(),
-            versions=provenance.versions(),
-            hardware=provenance.hardware(),
-            threads=threads or usable_cores(),
-        )
+        made_by = provenance.made_by(threads or usable_cores())
         attempt = Attempt(stage, lock, made_by.threads)
         try:
             result = work(attempt)
