@@ -61,14 +61,14 @@ from experiments.stages.job_files import JobFiles, job_files
 from experiments.stages.sweep import CONFIG_NAME, check_overrides, resolve, with_search_options
 from experiments.stages.training.command import train_command
 from gqa_fairseq.architecture import Architecture, Variant
-from gqa_fairseq.parity import BASELINES
+from gqa_fairseq.parity import BASELINES, PAPER
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 TABLE_WIDTH = 150  # where there is no terminal to ask
-PAPER_POSITIONS = 256  # Shazeer 2019, section 4.1
 SPECIAL_SYMBOLS = 1  # of fairseq's dictionary that is no piece: padding (config.py counts it too)
 DEFAULT_SHAPE: FixedShape = (32, 128, 64)
-DEFAULT_SIZE, DEFAULT_PIECES, DEFAULT_KV_HEADS = "wmt_en_de", 32000, 8
+DEFAULT_SIZE, DEFAULT_KV_HEADS = "wmt_en_de", PAPER.num_heads
+DEFAULT_PIECES = PAPER.vocab_size - SPECIAL_SYMBOLS
 
 
 def requests(args: argparse.Namespace) -> list[Request]:
@@ -93,8 +93,8 @@ def _architectures(args: argparse.Namespace) -> list[Architecture]:
     baseline = replace(
         BASELINES[args.size or DEFAULT_SIZE],
         vocab_size=pieces + SPECIAL_SYMBOLS,
-        max_source_positions=PAPER_POSITIONS,
-        max_target_positions=PAPER_POSITIONS,
+        max_source_positions=PAPER.max_source_positions,
+        max_target_positions=PAPER.max_target_positions,
     )
     try:
         return [baseline.resolve(Variant(G)) for G in args.kv_heads or [DEFAULT_KV_HEADS]]

@@ -149,6 +149,11 @@ BASELINES = {
     "base": Baseline(d_model=512, mha_d_ff=2048),
     "small": Baseline(d_model=192, mha_d_ff=768, encoder_layers=2, decoder_layers=2),
 }
+# The paper's model with its length limit, and with as many words as WMT14 has when it is prepared:
+# 32,000 pieces and padding.
+PAPER = replace(
+    BASELINES["wmt_en_de"], vocab_size=32_001, max_source_positions=256, max_target_positions=256
+)
 
 
 def is_variant(architecture: Architecture, multi_head: Architecture) -> bool:

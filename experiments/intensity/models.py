@@ -10,6 +10,7 @@ from experiments.arguments import Parser, whole_number
 from experiments.errors import ExperimentError
 from experiments.records.record import RECORD_NAME, read_record
 from gqa_fairseq.architecture import Architecture, Heads, check_window, head_dim_of
+from gqa_fairseq.parity import PAPER
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,10 @@ _VASWANI = "Vaswani et al. 2017, table 3; biases, post-norm, sinusoidal position
 _T5 = "T5.1.1: gated feed-forward, an output layer of its own; relative positions are not counted"
 PRESETS = {
     "paper": Preset(
-        "Shazeer 2019, section 4.1; 32,001 words and pre-norm are this suite's",
-        d_model=1024, heads=8, d_ff=4096, layers=6, vocab_size=32_001, positions=256,
+        "Shazeer 2019, section 4.1; the number of words and pre-norm are this suite's",
+        d_model=PAPER.d_model, heads=PAPER.num_heads, d_ff=PAPER.mha_d_ff,
+        layers=PAPER.decoder_layers, vocab_size=PAPER.vocab_size,
+        positions=PAPER.max_target_positions,
     ),
     "base": Preset(
         _VASWANI, d_model=512, heads=8, d_ff=2048, layers=6, vocab_size=37_000, bias=True,

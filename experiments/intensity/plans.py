@@ -55,7 +55,8 @@ def table_2(cache: str) -> Plan:
     A TPUv2 has 128 sentences on each core. An update here has as many tokens as fit a machine of
     tens of gigabytes.
     """
-    models = _models(architecture_of(PRESETS["paper"]), (8, 1), "all", "matched", 256)
+    paper = architecture_of(PRESETS["paper"])
+    models = _models(paper, (8, 1), "all", "matched", paper.max_target_positions)
     decoding = [Cell(models, Load(128, 128, 128, beam, cache, cache)) for beam in (1, 4)]
     training = Cell(models, Load(8, 128, 128, 1, cache, cache), is_training=True)
     return Plan("table2", (*decoding, training))

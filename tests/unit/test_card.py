@@ -31,6 +31,7 @@ from experiments.card.correctness import _RESULT
 from experiments.card.models import Asked, flops_of_an_update, predicted_peak_bytes
 from experiments.card.parts import BY_NAME, PARTS, Part
 from experiments.errors import ExperimentError
+from experiments.intensity.models import PRESETS, architecture_of
 from experiments.intensity.updates import training_command
 from experiments.measure.decoding import random_model
 from experiments.measure.request import Request, RequestedContender, check_request
@@ -183,6 +184,13 @@ def test_the_seeds_train_the_model_of_the_study() -> None:
     study = compose_config("experiment=study_multi30k")
     assert seeds.STUDY.multi_head == study.architecture
     assert study.train.tokens_per_update == seeds.SENTENCES * seeds.TOKENS
+
+
+def test_the_card_is_asked_about_the_model_of_wmt14(tmp_path: Path) -> None:
+    (own,) = Asked("cuda", tmp_path, 100.0, 4).models((8,))
+    assert (
+        own == compose_config("experiment=wmt14").architecture == architecture_of(PRESETS["paper"])
+    )
 
 
 # Counts that a GPU's figures need.
