@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from experiments.card.models import Asked
-from experiments.measure.child import measure_in_process
+from experiments.measure.child import Measure, measure_in_process
 from experiments.measure.request import FixedSearch, Request, RequestedContender
 from experiments.measure.tables import markdown
-from experiments.records.measurement import Measurement, write_measurement
+from experiments.records.measurement import write_measurement
 
 # Sentences, source and target tokens, and beam. First what leads; then Shazeer's batch on a TPUv2,
 # and the lengths and the batch of Ainslie et al. 2023, table 1.
@@ -21,8 +20,6 @@ SEARCHES: list[FixedSearch] = [
 ]
 DRY_SEARCHES: list[FixedSearch] = [(2, 6, 5, 4), (2, 6, 5, 1)]
 KV_HEADS = (8, 4, 2, 1)
-
-Measure = Callable[[Request, Callable[[Measurement], None]], Measurement]
 
 
 def request(asked: Asked) -> Request:

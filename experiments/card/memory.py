@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from experiments.card.decoding import DRY_SEARCHES, SEARCHES, Measure, record
+from experiments.card.decoding import DRY_SEARCHES, SEARCHES, record
 from experiments.card.models import Asked
-from experiments.measure.child import measure_in_process
+from experiments.measure.child import Measure, measure_in_process
 from experiments.measure.request import Request, RequestedContender
 
 

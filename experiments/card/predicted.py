@@ -6,12 +6,11 @@ import time
 
 import psutil
 
-from experiments.card.decoding import Measure
 from experiments.card.models import Asked
 from experiments.intensity import plans
 from experiments.intensity.campaign import Campaign, Settings
 from experiments.intensity.machines import find_machine
-from experiments.measure.child import measure_in_process
+from experiments.measure.child import Measure, measure_in_process
 
 SHARE_OF_MEMORY = 0.85
 LEFT_S = 5.0  # to predict what was not measured

@@ -5,10 +5,10 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from experiments.card.decoding import Measure, record
+from experiments.card.decoding import record
 from experiments.card.models import Asked
 from experiments.intensity.updates import training_command
-from experiments.measure.child import measure_in_process
+from experiments.measure.child import Measure, measure_in_process
 from experiments.measure.request import TRAINERS, Request, RequestedContender, RequestedTraining
 
 # 32,768 target tokens an update.

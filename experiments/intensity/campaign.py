@@ -39,7 +39,7 @@ from experiments.intensity.cells import (
 )
 from experiments.intensity.plans import Plan
 from experiments.intensity.updates import training_command
-from experiments.measure.child import measure_in_process
+from experiments.measure.child import Measure, measure_in_process
 from experiments.measure.request import Dtype, Request, RequestedContender, RequestedTraining
 from experiments.records.checked import Checked, Device, Seconds, Text
 from experiments.records.measurement import Measurement
@@ -56,7 +56,6 @@ CHUNK_S = 600.0  # cells of one process take about so long: a start is a small p
 STAND_IN_ROUNDS = 3  # at least: they are short, and all cells of as many rows rest on one
 TRIES = 2  # of a stand-in: without it none of its cells can be predicted
 Why = Literal["memory", "time", "failed"]
-Measure = Callable[[Request, Callable[[Measurement], None]], Measurement]
 
 
 @dataclass(frozen=True)

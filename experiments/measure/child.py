@@ -18,6 +18,9 @@ from experiments.records.measurement import Measurement, read_measurement
 from experiments.records.storage import write_json
 from experiments.tied import tied
 
+# What measures a request, and hands on what is measured so far after every workload.
+Measure = Callable[[Request, Callable[[Measurement], None]], Measurement]
+
 
 def measure_in_process(request: Request, on_measured: Callable[[Measurement], None]) -> Measurement:
     """The measurement of a request, by `python -m experiments.measure`.
