@@ -21,8 +21,6 @@ import math
 import sys
 from pathlib import Path
 
-import psutil
-
 from experiments.arguments import Parser, asked_threads, command, list_of, whole_number
 from experiments.errors import ExperimentError
 from experiments.intensity import models, plans
@@ -34,14 +32,13 @@ from experiments.intensity.campaign import (
     read_folders,
 )
 from experiments.intensity.cells import CLOSE, closeness, needed_bytes
-from experiments.intensity.machines import find_machine
+from experiments.intensity.machines import find_machine, usable_bytes
 from experiments.intensity.page import write_page
 from experiments.measure.request import Dtype, refuse_doubled
 
 PAGE, PREDICT_AGAIN = "page", "predict-again"
 PLANS = ("grid", "table2", *(f"figure6-{preset}" for preset in plans.FIGURE_6))
 FOLDER = Path("outputs/intensity")  # with a folder for each device, which has one for each plan
-SHARE_OF_MEMORY = 0.85  # the rest is for Python, torch and whoever else is there
 # Options that some plans alone have a use for, by plan; the grid takes all but --records.
 _OF_ALL = {"plan", "out", "budget_minutes", "repeats", "device", "dtype", "dry_run"}
 _OF_RECORDS = {"plan", "device", "records"}
@@ -82,14 +79,13 @@ def _plan_and_settings(args: argparse.Namespace) -> tuple[plans.Plan, Settings]:
     dtype: Dtype = args.dtype or ("float32" if args.device == "cpu" else "float16")
     if args.plan == "grid":
         _check_grid(args, dtype)
-    machine = find_machine("here" if args.device == "cpu" else "here-cuda")
+    machine = find_machine(f"here-{args.device}")
     rates = sorted(kind for kind in machine.flops_per_s if kind != "int8")
     if dtype not in rates:
         raise ExperimentError(
             f"--dtype {dtype}: {machine.name} has no rate for it: choose one of {', '.join(rates)}"
         )
-    memory = machine.memory_bytes if args.device == "cuda" else psutil.virtual_memory().available
-    memory = int(SHARE_OF_MEMORY * memory)
+    memory = usable_bytes(machine, args.device)
     try:
         plan = _plan(args, dtype, memory, folder)
     except ValueError as error:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import time
 
-import psutil
-
 from experiments.card.models import Asked
 from experiments.intensity import plans
 from experiments.intensity.campaign import Campaign, Settings
-from experiments.intensity.machines import find_machine
+from experiments.intensity.machines import find_machine, usable_bytes
 from experiments.measure.child import Measure, measure_in_process
 
-SHARE_OF_MEMORY = 0.85
 LEFT_S = 5.0  # to predict what was not measured
 
 
@@ -30,12 +27,11 @@ def plan(asked: Asked) -> plans.Plan:
 def run(asked: Asked, measure: Measure = measure_in_process) -> None:
     """Measure the cheapest cells first, and predict the rest."""
     ends = time.monotonic() + asked.limit_s - LEFT_S
-    machine = find_machine("here" if asked.is_dry else "here-cuda")
-    memory = psutil.virtual_memory().available if asked.is_dry else machine.memory_bytes
+    machine = find_machine(f"here-{asked.device}")
     settings = Settings(
         folder=asked.folder / "predicted",
         machine=machine,
-        memory_bytes=int(SHARE_OF_MEMORY * memory),
+        memory_bytes=usable_bytes(machine, asked.device),
         budget_s=ends - time.monotonic(),
         device=asked.device,
         dtype=asked.dtype,

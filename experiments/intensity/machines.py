@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated
 
 import msgspec
+import psutil
 from msgspec import Meta
 
 from experiments.arguments import asked_threads
@@ -26,6 +27,7 @@ from gqa_fairseq.roofline import BYTES, Machine
 
 SCHEMA_VERSION = 1
 MACHINES_FOLDER = Path("outputs/machines")
+SHARE_OF_MEMORY = 0.85  # the rest is for Python, torch and whoever else is there
 HERE: tuple[Device, ...] = ("cpu", "cuda")  # `here`, or `here-cuda`
 _TPU = "N. P. Jouppi et al. 2020, A domain-specific supercomputer, CACM 63(7), a chip of two cores"
 _HOPPER = {"bfloat16": 989.4e12, "float16": 989.4e12, "float32": 66.9e12, "int8": 1978.9e12}
@@ -155,6 +157,12 @@ def find_machine(asked: str, again: bool = False) -> Machine:
             "or a file of measured rates (.json)"
         )
     return _read(path).machine
+
+
+def usable_bytes(machine: Machine, device: Device) -> int:
+    """Memory that a measurement here may take: a share of a GPU's, or of what a CPU has free."""
+    found = machine.memory_bytes if device == "cuda" else psutil.virtual_memory().available
+    return int(SHARE_OF_MEMORY * found)
 
 
 def _read(path: Path) -> MachineFile:
