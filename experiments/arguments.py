@@ -49,8 +49,14 @@ def command(*, resumes: bool = False) -> Callable[[Callable[P, int]], Callable[P
 
 @contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """Meanwhile these signals raise, as an interrupt of the keyboard does: what cleans up runs."""
-    before = {number: signal.signal(number, _end) for number in (signal.SIGTERM, signal.SIGHUP)}
+    """Meanwhile these signals raise, as an interrupt of the keyboard does: what cleans up runs.
+
+    One that is ignored stays so: a command under nohup outlives its terminal.
+    """
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    before = {number: old for number, old in before.items() if old != signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, _end)
     try:
         yield
     finally:

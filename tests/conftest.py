@@ -5,11 +5,15 @@ share the helper modules beside this file.
 """
 
 import os
+import signal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from hydra.version import setbase
+
+# Tests end their processes by it; under nohup these would inherit that it is ignored.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)

@@ -100,6 +100,23 @@ def test_a_signal_is_again_what_it_was_after_a_command() -> None:
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+def test_an_ignored_signal_ends_no_command() -> None:
+    """As nohup starts it."""
+    code = (
+        "import os, signal\n"
+        "from experiments.arguments import command\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+        "@command(resumes=True)\n"
+        "def main():\n"
+        "    os.kill(os.getpid(), signal.SIGHUP)\n"
+        "    print('goes on')\n"
+        "    return 0\n"
+        "raise SystemExit(main())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "goes on\n"), done.stderr
+
+
 # Hydra has the help of the first two; jobs alone start the third, which reads a checkpoint at once.
 NOT_ASKED = {"experiments.run", "experiments.prepare", "gqa_fairseq.checkpoints.recipe"}
 
