@@ -169,7 +169,8 @@ def main(arguments: list[str] | None = None) -> int:
     folders += options.records or ([Path("outputs/runs")] if filters else [])
     # A job's measurement and tests lie beside its experiment.
     beside = [f.parent if (f / RECORD_NAME).exists() else f for f in map(Path.absolute, folders)]
-    archive = read_archive(folders, options.measurements, options.tests, beside)
+    # A job and its own rerun have one id, and may be the two that are compared.
+    archive = read_archive(folders, options.measurements, options.tests, beside, each_once=False)
     for line in archive.refused:
         print(f"error: left out: {line}", file=sys.stderr)
     sides = sides_of(archive, options.sides)

@@ -1,5 +1,6 @@
 """`experiments.compare`: what is asked for, and what it says of the committed records."""
 
+import math
 import re
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 import synthetic_records as synthetic
 
 from experiments import compare
+from experiments.records.measurement import write_measurement
 from experiments.records.record import Record, read_record, write_record
 from experiments.records.significance import Settings
 from experiments.report.archive import Archive, read_archive
@@ -245,3 +247,27 @@ def test_records_are_read_from_the_committed_files(archive: Archive) -> None:
     for path, record in archive.records.items():
         assert read_record(path) == record
         assert archive.path_of(record) == path
+
+
+def test_a_record_is_compared_with_its_own_rerun_and_with_a_copy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    kept, again = (tmp_path / name / "runs" / "some" / "job" for name in ("kept", "again"))
+    first = synthetic.record(1)
+    measured = synthetic.measurement([first])
+    for changed in (False, True):
+        job = replace(first.job, started_utc=first.job.started_utc.replace(year=2027))
+        rerun = synthetic.with_evaluation(
+            replace(first, job=job), dev_nll_nats_per_token=3.25, dev_perplexity=math.exp(3.25)
+        )
+        write_record(kept / "record.json", first)
+        write_record(again / "record.json", rerun if changed else first)
+        write_measurement(kept.parents[2] / "measurements" / "some" / "measurement.json", measured)
+        assert compare.main([str(kept), str(again)]) == 0
+        shown = capsys.readouterr()
+        assert shown.err == ""
+        assert f"B: synthetic/mqa, seed 1 ({again}" in shown.out
+        assert ("3.250" in shown.out) == changed
+        assert "A and B are of one job: python -m experiments.rerun compares" in shown.out
+        assert shown.out.count("not measured") == 2
