@@ -1,5 +1,6 @@
 """`experiments.compare`: what is asked for, and what it says of the committed records."""
 
+import dataclasses
 import math
 import re
 import shutil
@@ -271,3 +272,17 @@ def test_a_record_is_compared_with_its_own_rerun_and_with_a_copy(
         assert ("3.250" in shown.out) == changed
         assert "A and B are of one job: python -m experiments.rerun compares" in shown.out
         assert shown.out.count("not measured") == 2
+
+
+def test_jobs_whose_configs_differ_are_sides_of_their_own(tmp_path: Path) -> None:
+    short, long = (synthetic.record(8, seed, updates=n) for seed, n in ((1, 600), (2, 900)))
+    narrow = synthetic.record(8, baseline=dataclasses.replace(synthetic.SMALL, mha_d_ff=512))
+    found = saved(tmp_path, short, long, narrow)
+    sides = compare.sides_of(found, [str(tmp_path)])
+    assert sorted((side.label, len(side.records)) for side in sides) == [
+        ("synthetic/mha, seed 1", 1),
+        ("synthetic/mha, seed 1", 1),
+        ("synthetic/mha, seed 2", 1),
+    ]
+    differing = {row[0] for row in config_table(sides).rows}
+    assert {"train.max_updates", "model.mha_d_ff"} <= differing
