@@ -232,7 +232,7 @@ def test_a_killed_job_goes_on_with_its_run_in_wandb(corpus: list[str], tmp_path:
     assert done.returncode == 0, done.stderr
     [record] = read_records(tmp_path / "runs")
     _, live, measured = all_runs(tmp_path)
-    expected = run_id(record.job.id, record.job.started_utc)
+    expected = run_id(record.job.experiment, record.job.id, record.job.started_utc)
     assert {one["id"] for one in (interrupted, live, measured)} == {expected}
     assert live["steps"] == measured["steps"] == list(range(2, 61, 2))
     for one in (interrupted, live, measured):
