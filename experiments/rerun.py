@@ -24,6 +24,7 @@ from experiments.config import PathsConfig, SuiteConfig, TrackingConfig, parse_c
 from experiments.errors import ExperimentError
 from experiments.metrics import METRICS
 from experiments.records.measurement import Measurement
+from experiments.records.parts import Provenance
 from experiments.records.record import RECORD_NAME, Diverged, Record, read_record
 from experiments.records.speed import decoder_speed_up, find_measurements, fixed_length_timings
 from experiments.report.cells import times_as_fast
@@ -59,7 +60,7 @@ def job_again(record: Record, outputs: Path) -> SuiteConfig:
     """The record's config with other folders; raises ExperimentError where it is not understood."""
     config = parse_config(record.config)
     folders = {name: str(outputs / name) for name in ("stages", "runs", "measurements", "report")}
-    made = record.stages[-1].provenance
+    trained = record.stage("train") or record.stage("uptrain") or record.stages[-1]
     return msgspec.structs.replace(
         config,
         paths=PathsConfig(data=config.paths.data, **folders),
@@ -67,7 +68,7 @@ def job_again(record: Record, outputs: Path) -> SuiteConfig:
         rerun=None,
         dry_run=False,
         # Sums differ in their last digits by the number of threads.
-        hardware=msgspec.structs.replace(config.hardware, threads=made.threads),
+        hardware=msgspec.structs.replace(config.hardware, threads=trained.provenance.threads),
     )
 
 
@@ -154,8 +155,17 @@ def _texts(then: Record, now: Record) -> str:
 
 
 def _made_otherwise(then: Record, now: Record) -> Iterator[str]:
-    """What made the two that may explain a difference."""
-    before, after = (record.stages[-1].provenance for record in (then, now))
+    """What made the two that may explain a difference, and of which stages it is true."""
+    stages: dict[str, list[str]] = {}
+    for before in then.stages:
+        if after := now.stage(before.name):
+            for line in _differing(before.provenance, after.provenance):
+                stages.setdefault(line, []).append(before.name)
+    for line, names in stages.items():
+        yield f"{', '.join(names)}: {line}"
+
+
+def _differing(before: Provenance, after: Provenance) -> Iterator[str]:
     if before.code.digest != after.code.digest:
         yield f"made by {before.code.label}, now {after.code.label}"
     for name in sorted(before.versions.keys() & after.versions.keys()):
@@ -165,6 +175,8 @@ def _made_otherwise(then: Record, now: Record) -> Iterator[str]:
         yield f"made on {before.hardware.cpu_model}, now {after.hardware.cpu_model}"
     if before.hardware.gpus != after.hardware.gpus:
         yield f"made with the GPUs {before.hardware.gpus}, now {after.hardware.gpus}"
+    if before.threads != after.threads:
+        yield f"made with {before.threads} threads, now {after.threads}"
 
 
 def _run(job: Job) -> Record:

@@ -76,9 +76,27 @@ def test_the_report_says_what_may_explain_a_difference(capsys: pytest.CaptureFix
     assert not report(then, diverged)
     shown = capsys.readouterr().out
     assert "training finished, now diverged after update 100" in shown
-    assert "made with torch 2.13.0, now 2.11.0" in shown
-    assert "made on Synthetic CPU, now Other CPU" in shown
+    assert "  prepare, train: made with torch 2.13.0, now 2.11.0\n" in shown
+    assert "  prepare, train: made on Synthetic CPU, now Other CPU\n" in shown
     assert "not on both sides" in shown
+
+
+def test_each_stage_is_set_against_its_own_and_training_has_the_threads_that_it_had(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The evaluation alone may have been made again since."""
+    now = synthetic.record(1)
+    made = synthetic.provenance()
+    made = replace(made, code=replace(made.code, digest=synthetic.sha256("old")), threads=7)
+    then = synthetic.made_by(now, made, "train")
+    scores = synthetic.finished(now).evaluation.scores[1:]
+    assert not report(then, synthetic.with_evaluation(now, scores=scores))
+    shown = capsys.readouterr().out
+    assert shown.count("  train: made by c0ffee0") == 1
+    assert "  train: made with 7 threads, now 2\n" in shown
+    assert "evaluate: " not in shown
+    record = synthetic.made_by(committed("mqa"), made, "train")
+    assert job_again(record, tmp_path).hardware.threads == 7
 
 
 def test_speed_ups_are_set_against_each_other() -> None:
