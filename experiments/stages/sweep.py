@@ -225,9 +225,9 @@ def check_surroundings(configs: Sequence[SuiteConfig]) -> None:
 
 def finish(jobs: Sequence[Job], *, is_sweep: bool) -> None:
     """Measure the jobs that have a model, report, and end the process where a job failed."""
-    outcomes = {job.id: read_outcome(job) for job in jobs}
+    outcomes = {job.folder: read_outcome(job) for job in jobs}
     first_machine = [job for job in jobs if not job.config.hardware.node_rank]
-    trained = [job for job in first_machine if outcomes[job.id].has_model]
+    trained = [job for job in first_machine if outcomes[job.folder].has_model]
     failed = sum(outcome.status == "failed" for outcome in outcomes.values())
     for stage, group in measurements_of(trained):
         try:

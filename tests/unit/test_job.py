@@ -27,7 +27,7 @@ from experiments.errors import ExperimentError
 from experiments.records.hypotheses import hypotheses_digest, read_hypotheses
 from experiments.records.parts import Uptraining
 from experiments.records.record import Diverged, Finished, Record, read_records
-from experiments.records.storage import read_json
+from experiments.records.storage import read_json, write_json
 from experiments.stages import sweep
 from experiments.stages.folders import RESULT_NAME, JobFolder, Outcome
 from experiments.stages.graph import Job, job_of, plan
@@ -381,6 +381,21 @@ def test_a_sweep_ends_with_an_error_where_a_job_failed_or_left_no_outcome(job: J
     assert sweep.read_outcome(job) == Outcome(
         job=job.name, status="failed", message="it left no outcome"
     )
+
+
+def test_a_job_that_failed_in_one_of_two_experiments_is_not_taken_for_done(
+    config: SuiteConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs, _ = plan([changed(config, {"experiment_name": name}) for name in ("a", "b")])
+    for job, status in zip(jobs, ("failed", "done"), strict=True):
+        write_json(JobFolder(job.folder).outcome_path, Outcome(job=job.name, status=status))
+    seen: list[list[Job]] = []
+    monkeypatch.setattr(sweep, "measurements_of", lambda trained: seen.append(trained) or [])
+    monkeypatch.setattr(sweep, "_report", lambda _: 0)
+    with pytest.raises(SystemExit) as ended:
+        sweep.finish(jobs, is_sweep=True)
+    assert ended.value.code == 2
+    assert seen == [jobs[1:]]
 
 
 def test_a_sweep_whose_jobs_diverged_has_nothing_to_measure_and_no_error(job: Job) -> None:
