@@ -15,11 +15,12 @@ import psutil
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from kept_results import read_records
 from smoke_runs import ROOT, command, losses, run, write_corpus
 from wandb_files import all_runs
 
 from experiments.config import SuiteConfig
-from experiments.records.record import Diverged, read_records
+from experiments.records.record import Diverged
 from experiments.records.storage import write_json
 from experiments.stages.corpus import prepare_data
 from experiments.stages.folders import ModelFolder, Outcome, Trained, TrainResult
