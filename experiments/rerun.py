@@ -14,6 +14,7 @@ import argparse
 import signal
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import compress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -194,23 +195,29 @@ def _start_over(jobs: Sequence[Job]) -> None:
         JobFolder(job.folder).record_path.unlink(missing_ok=True)
 
 
-def _measured_before(records: dict[Path, Record]) -> Measurement | None:
-    """The newest measurement of all these records that lies beside them."""
-    experiments = [path.absolute().parent.parent for path in records]
-    ids = {record.job.id for record in records.values()}
-    known = [m for m in find_measurements(experiments) if ids <= m.jobs]
-    return max(known, key=lambda measurement: measurement.created_utc, default=None)
+def _beside(paths: Sequence[Path]) -> list[Measurement]:
+    """The measurements that lie beside these records."""
+    return find_measurements([path.absolute().parent.parent for path in paths])
 
 
-def _measure_again(jobs: Sequence[Job], then: Measurement | None) -> None:
-    """Measure the jobs side by side, and set that against the measurement of their records."""
+def _measure_again(
+    jobs: Sequence[Job], then: Sequence[Record], known: Sequence[Measurement]
+) -> None:
+    """Measure jobs side by side, each group against the newest measurement of all its records."""
+    ids = {job.folder: record.job.id for job, record in zip(jobs, then, strict=True)}
     for stage, group in measurements_of(jobs):
-        now = measure(stage, group)
-        if then is None:
-            print("no measurement of all these records lies beside them")
+        names = ", ".join(job.name for job in group)
+        if len(group) == 1:
+            print(f"{names}: not measured: a speed-up is of several jobs that are measured alike")
             continue
-        print("decoder speed-up over MHA")
-        for line in speeds(then, now):
+        now = measure(stage, group)
+        wanted = {ids[job.folder] for job in group}
+        of_all = [measurement for measurement in known if wanted <= measurement.jobs]
+        if not of_all:
+            print(f"{names}: no measurement of all these records lies beside them")
+            continue
+        print(f"{names}: decoder speed-up over MHA")
+        for line in speeds(max(of_all, key=lambda each: each.created_utc), now):
             print(f"  {line}")
 
 
@@ -250,13 +257,16 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{record.name}: its recipe, data or code's defaults have changed since")
     check_surroundings([job.config for job in jobs])
     # Before the work: a measurement that is refused then costs none.
-    before = _measured_before(dict(zip(paths, then, strict=True))) if len(jobs) > 1 else None
+    known = _beside(paths) if len(jobs) > 1 else []
     if options.again:
         _start_over(jobs)
     now = [_run(job) for job in jobs]
     same = [report(*each) for each in zip(then, now, strict=True)]
-    if len(jobs) > 1 and all(record.evaluation for record in now):
-        _measure_again(jobs, before)
+    if len(jobs) > 1:
+        has_model = [record.evaluation is not None for record in now]
+        for job in compress(jobs, [not each for each in has_model]):
+            print(f"{job.name}: not measured: its training diverged")
+        _measure_again(list(compress(jobs, has_model)), list(compress(then, has_model)), known)
     return 0 if all(same) else DIFFERENT
 
 
