@@ -234,7 +234,10 @@ def speed_table(sides: Sequence[Side], archive: Archive) -> Table:
 def apart(
     sides: Sequence[Side], archive: Archive, folders: Sequence[Path], count: int
 ) -> Iterator[str]:
-    """The lines whose chrF differs most between two sides, as text; the widest beam's on test."""
+    """The lines whose chrF differs most between two sides, as text; the widest beam's on test.
+
+    Of each side the first seed's translations are shown.
+    """
     searches = [each for each in _searched(sides) if each[0] != "dev"]
     if not searches:
         yield "no translations of a test set on all sides"
@@ -252,7 +255,9 @@ def apart(
     scores = [system.chrf for system in systems]
     spread = [max(line) - min(line) for line in zip(*scores, strict=True)]
     places = sorted(range(len(spread)), key=lambda place: (-spread[place], place))[:count]
-    yield f"{split}, {search_label(kind.beam)}: lines whose chrF differs most, most first"
+    seeds = ", ".join(f"{side.letter} of seed {side.records[0].seed}" for side in sides)
+    search = search_label(kind.beam)
+    yield f"{split}, {search}, {seeds}: lines whose chrF differs most, most first"
     for place in places:
         yield f"\nline {place + 1}"
         if text:

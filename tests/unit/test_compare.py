@@ -184,6 +184,8 @@ def test_speed_is_of_one_measurement(archive: Archive, tmp_path: Path) -> None:
 def test_the_lines_that_differ_most_come_with_their_source(archive: Archive) -> None:
     sides = compare.sides_of(archive, ["variant=mha", "variant=mqa"])
     shown = list(apart(sides, archive, [], 20))
+    first = "test, beam 4, A of seed 1, B of seed 1: lines whose chrF differs most, most first"
+    assert shown[0] == first
     starts = [line for line in shown if line.startswith("\nline ")]
     assert len(starts) == len(set(starts)) == 20
     scores = [float(found[1]) for line in shown if (found := re.match(r"  [AB] +([\d.]+)", line))]
