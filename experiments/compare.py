@@ -6,7 +6,7 @@
 
 What is compared is given as a job, a folder of jobs, or a filter: values of `variant`, `seed`,
 `experiment` or a key of the config such as `train.max_updates`. The seeds of a variant are one
-side, and all others are set against the first one.
+side where nothing else in their configs differs, and all others are set against the first one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import rich.box
 import rich.table
@@ -23,7 +22,7 @@ import rich.table
 from data_prep.system.surroundings import console_of
 from experiments.arguments import Parser, command, whole_number
 from experiments.errors import ExperimentError
-from experiments.records.record import RECORD_NAME, Finished, Record
+from experiments.records.record import RECORD_NAME, Record
 from experiments.records.significance import Settings
 from experiments.report.archive import Archive, in_words, read_archive
 from experiments.report.cells import Table
@@ -35,7 +34,7 @@ from experiments.report.differences import (
     score_tables,
     speed_table,
 )
-from experiments.report.groups import Row
+from experiments.report.groups import group_records
 from experiments.report.quality.testing import Kept
 
 MOST_COLUMNS = 6  # of those that grow with the sides: more are too narrow to be read
@@ -77,33 +76,25 @@ def records_of(archive: Archive, given: str) -> list[Record]:
 
 
 def sides_of(archive: Archive, given: Sequence[str]) -> list[Side]:
-    """A side for each variant of what each argument names, from most key/value heads to fewest.
+    """A side for each row of what each argument names, in the groups that a report has.
+
+    Jobs whose configs differ in more than attention and seed are of different groups. In a group
+    the side with the most key/value heads comes first.
 
     Raises ExperimentError where there are fewer than two.
     """
-    found: dict[tuple[int, str, str], list[Record]] = {}
-    for place, argument in enumerate(given):
-        records = records_of(archive, argument)
-        for record in sorted(records, key=lambda r: (-r.architecture.num_kv_heads, r.variant)):
-            if isinstance(record.result, Finished):
-                key = place, record.job.experiment, record.variant
-                found.setdefault(key, []).append(record)
+    named = [group for each in given for group in group_records(records_of(archive, each))]
     sides: list[Side] = []
-    for (_, experiment, variant), records in found.items():
-        by_seed = {record.seed: record for record in sorted(records, key=_started)}
-        ordered = tuple(by_seed[seed] for seed in sorted(by_seed))
-        seeds = ", ".join(map(str, sorted(by_seed)))
+    for row in (row for group in named for row in group.rows):
+        experiment = row.records[0].job.experiment
+        seeds = ", ".join(str(record.seed) for record in row.records)
         letter = chr(ord("A") + len(sides)) if len(sides) < 26 else str(len(sides) + 1)
-        sides.append(Side(letter, f"{experiment}/{variant}, seed {seeds}", Row(ordered)))
+        sides.append(Side(letter, f"{experiment}/{row.name}, seed {seeds}", row))
     if len(sides) < 2:
         raise ExperimentError(
             f"{' '.join(given)}: {len(sides)} variant with a finished job: two are compared"
         )
     return sides
-
-
-def _started(record: Record) -> Any:
-    return record.job.started_utc
 
 
 def turned(table: Table) -> Table:
@@ -169,7 +160,8 @@ def main(arguments: list[str] | None = None) -> int:
     folders += options.records or ([Path("outputs/runs")] if filters else [])
     # A job's measurement and tests lie beside its experiment.
     beside = [f.parent if (f / RECORD_NAME).exists() else f for f in map(Path.absolute, folders)]
-    archive = read_archive(folders, options.measurements, options.tests, beside)
+    # A job and its own rerun have one id, and may be the two that are compared.
+    archive = read_archive(folders, options.measurements, options.tests, beside, each_once=False)
     for line in archive.refused:
         print(f"error: left out: {line}", file=sys.stderr)
     sides = sides_of(archive, options.sides)

@@ -14,6 +14,7 @@ import argparse
 import signal
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import compress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ from experiments.config import PathsConfig, SuiteConfig, TrackingConfig, parse_c
 from experiments.errors import ExperimentError
 from experiments.metrics import METRICS
 from experiments.records.measurement import Measurement
+from experiments.records.parts import Provenance
 from experiments.records.record import RECORD_NAME, Diverged, Record, read_record
 from experiments.records.speed import decoder_speed_up, find_measurements, fixed_length_timings
 from experiments.report.cells import times_as_fast
@@ -59,7 +61,7 @@ def job_again(record: Record, outputs: Path) -> SuiteConfig:
     """The record's config with other folders; raises ExperimentError where it is not understood."""
     config = parse_config(record.config)
     folders = {name: str(outputs / name) for name in ("stages", "runs", "measurements", "report")}
-    made = record.stages[-1].provenance
+    trained = record.stage("train") or record.stage("uptrain") or record.stages[-1]
     return msgspec.structs.replace(
         config,
         paths=PathsConfig(data=config.paths.data, **folders),
@@ -67,7 +69,7 @@ def job_again(record: Record, outputs: Path) -> SuiteConfig:
         rerun=None,
         dry_run=False,
         # Sums differ in their last digits by the number of threads.
-        hardware=msgspec.structs.replace(config.hardware, threads=made.threads),
+        hardware=msgspec.structs.replace(config.hardware, threads=trained.provenance.threads),
     )
 
 
@@ -154,8 +156,17 @@ def _texts(then: Record, now: Record) -> str:
 
 
 def _made_otherwise(then: Record, now: Record) -> Iterator[str]:
-    """What made the two that may explain a difference."""
-    before, after = (record.stages[-1].provenance for record in (then, now))
+    """What made the two that may explain a difference, and of which stages it is true."""
+    stages: dict[str, list[str]] = {}
+    for before in then.stages:
+        if after := now.stage(before.name):
+            for line in _differing(before.provenance, after.provenance):
+                stages.setdefault(line, []).append(before.name)
+    for line, names in stages.items():
+        yield f"{', '.join(names)}: {line}"
+
+
+def _differing(before: Provenance, after: Provenance) -> Iterator[str]:
     if before.code.digest != after.code.digest:
         yield f"made by {before.code.label}, now {after.code.label}"
     for name in sorted(before.versions.keys() & after.versions.keys()):
@@ -165,6 +176,8 @@ def _made_otherwise(then: Record, now: Record) -> Iterator[str]:
         yield f"made on {before.hardware.cpu_model}, now {after.hardware.cpu_model}"
     if before.hardware.gpus != after.hardware.gpus:
         yield f"made with the GPUs {before.hardware.gpus}, now {after.hardware.gpus}"
+    if before.threads != after.threads:
+        yield f"made with {before.threads} threads, now {after.threads}"
 
 
 def _run(job: Job) -> Record:
@@ -182,23 +195,29 @@ def _start_over(jobs: Sequence[Job]) -> None:
         JobFolder(job.folder).record_path.unlink(missing_ok=True)
 
 
-def _measured_before(records: dict[Path, Record]) -> Measurement | None:
-    """The newest measurement of all these records that lies beside them."""
-    experiments = [path.absolute().parent.parent for path in records]
-    ids = {record.job.id for record in records.values()}
-    known = [m for m in find_measurements(experiments) if ids <= m.jobs]
-    return max(known, key=lambda measurement: measurement.created_utc, default=None)
+def _beside(paths: Sequence[Path]) -> list[Measurement]:
+    """The measurements that lie beside these records."""
+    return find_measurements([path.absolute().parent.parent for path in paths])
 
 
-def _measure_again(jobs: Sequence[Job], then: Measurement | None) -> None:
-    """Measure the jobs side by side, and set that against the measurement of their records."""
+def _measure_again(
+    jobs: Sequence[Job], then: Sequence[Record], known: Sequence[Measurement]
+) -> None:
+    """Measure jobs side by side, each group against the newest measurement of all its records."""
+    ids = {job.folder: record.job.id for job, record in zip(jobs, then, strict=True)}
     for stage, group in measurements_of(jobs):
-        now = measure(stage, group)
-        if then is None:
-            print("no measurement of all these records lies beside them")
+        names = ", ".join(job.name for job in group)
+        if len(group) == 1:
+            print(f"{names}: not measured: a speed-up is of several jobs that are measured alike")
             continue
-        print("decoder speed-up over MHA")
-        for line in speeds(then, now):
+        now = measure(stage, group)
+        wanted = {ids[job.folder] for job in group}
+        of_all = [measurement for measurement in known if wanted <= measurement.jobs]
+        if not of_all:
+            print(f"{names}: no measurement of all these records lies beside them")
+            continue
+        print(f"{names}: decoder speed-up over MHA")
+        for line in speeds(max(of_all, key=lambda each: each.created_utc), now):
             print(f"  {line}")
 
 
@@ -238,13 +257,16 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{record.name}: its recipe, data or code's defaults have changed since")
     check_surroundings([job.config for job in jobs])
     # Before the work: a measurement that is refused then costs none.
-    before = _measured_before(dict(zip(paths, then, strict=True))) if len(jobs) > 1 else None
+    known = _beside(paths) if len(jobs) > 1 else []
     if options.again:
         _start_over(jobs)
     now = [_run(job) for job in jobs]
     same = [report(*each) for each in zip(then, now, strict=True)]
-    if len(jobs) > 1 and all(record.evaluation for record in now):
-        _measure_again(jobs, before)
+    if len(jobs) > 1:
+        has_model = [record.evaluation is not None for record in now]
+        for job in compress(jobs, [not each for each in has_model]):
+            print(f"{job.name}: not measured: its training diverged")
+        _measure_again(list(compress(jobs, has_model)), list(compress(then, has_model)), known)
     return 0 if all(same) else DIFFERENT
 
 

@@ -155,16 +155,8 @@ def read_record(path: Path) -> Record:
     return read_versioned(path, Record, SCHEMA_VERSION, remedy)
 
 
-def read_records(folder: Path) -> list[Record]:
-    """Every record.json below `folder`, in the order of the paths.
-
-    Raises ExperimentError when the folder is missing or one of the records is refused.
-    """
-    return [read_record(path) for path in record_files(folder)]
-
-
 def record_files(folder: Path) -> list[Path]:
-    """Every record.json below `folder`; raises ExperimentError when the folder is missing."""
+    """Every record.json below `folder`, sorted; raises ExperimentError where it is missing."""
     if not folder.is_dir():
         raise ExperimentError(f"{folder}: no such folder of records (run an experiment first)")
     return sorted(folder.rglob(RECORD_NAME))

@@ -179,19 +179,20 @@ def read_comparison(path: Path) -> Comparison:
     return found
 
 
-def find_comparisons(records: Sequence[Path], given: Sequence[Path] = ()) -> dict[str, Comparison]:
-    """By key, those of the folders `given`, or of the folders beside those of records.
+def comparison_files(records: Sequence[Path], given: Sequence[Path] = ()) -> list[Path]:
+    """Those of the folders `given`, or of the folders beside those of records.
 
     Beside `outputs/runs/quickstart` lies `outputs/tests`, and beside `results/runs`,
-    `results/tests`. A folder that is not there has none; tests of another version are left alone.
+    `results/tests`. Where no folder is there is no file; tests of another version are left alone.
 
-    Raises ExperimentError when one is refused.
+    Raises ExperimentError when a given folder is missing.
     """
-    return {path.stem: read_comparison(path) for path in comparison_files(records, given)}
-
-
-def comparison_files(records: Sequence[Path], given: Sequence[Path] = ()) -> list[Path]:
-    """The files of `find_comparisons`."""
+    for folder in given:
+        if not folder.is_dir():
+            raise ExperimentError(
+                f"{folder}: no such folder of tests (run python -m experiments.significance, or "
+                "leave --tests out)"
+            )
     beside = [f.absolute().parent / "tests" for f in records]
     beside += [f.absolute().parent.parent / "tests" for f in records]
     paths = {path for folder in given or beside for path in folder.glob(f"{PREFIX}*.json")}

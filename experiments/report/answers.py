@@ -393,7 +393,7 @@ def _speed(group: Group, pair: Pair) -> str:
             search = "greedily" if beam == 1 else f"with {search_label(beam)}"
             parts.append(f"{_times(ratio)} {search}")
     if not parts:
-        return "Its speed was not measured beside."
+        return f"Its speed was not measured beside that of {pair.baseline.name}."
     said = f"Its decoder is {' and '.join(parts)}"
     return said + _memory(group, pair.variant, pair.baseline) + "."
 

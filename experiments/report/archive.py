@@ -16,7 +16,7 @@ from experiments.records.storage import read_each
 
 @dataclass(frozen=True)
 class Archive:
-    """What could be read, by path, each record once; `refused` has a line for each other file."""
+    """What could be read, by path; `refused` has a line for each other file."""
 
     records: dict[Path, Record]
     measurements: dict[Path, Measurement] = field(default_factory=dict)
@@ -41,17 +41,20 @@ def read_archive(
     measurements: Sequence[Path] = (),
     tests: Sequence[Path] = (),
     beside: Sequence[Path] = (),
+    *,
+    each_once: bool = True,
 ) -> Archive:
     """All records below folders, and what is at hand of measurements and tests.
 
     Where no folders of those are given, they are found beside the folders of records, or `beside`
-    the folders of other ones.
+    the folders of other ones. Of records that are of one job the newest is read, unless
+    `each_once` is false.
 
     Raises ExperimentError when a folder is missing.
     """
     files = dict.fromkeys(path for folder in records for path in record_files(folder))
     found, refused = read_each(files, read_record)
-    found, doubled = _each_once(found)
+    found, doubled = _each_once(found) if each_once else (found, [])
     measured, refused_measurements = read_each(
         measurement_files(beside or records, measurements), read_measurement
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, combinations
 from pathlib import Path
 from typing import Any
 
@@ -189,15 +189,27 @@ def _runs(
 
 
 def speed_table(sides: Sequence[Side], archive: Archive) -> Table:
-    """Decoding times of the newest measurement that has the first side and most others."""
+    """Decoding times of the newest measurement that has the first side and most others.
+
+    A measurement names jobs by their ids, and so cannot tell sides with a job in common apart.
+    """
 
     def covered(measurement: Measurement) -> list[Side]:
         return [s for s in sides if any(r.job.id in measurement.jobs for r in s.records)]
 
     columns = ["workload", *(f"{side.letter}: µs/token" for side in sides)]
+    unmeasured = [["any", *[NOT_MEASURED] * len(sides)]]
+    ids = [{record.job.id for record in side.records} for side in sides]
+    for (one, its), (other, theirs) in combinations(zip(sides, ids, strict=True), 2):
+        if its & theirs:
+            note = (
+                f"{one.letter} and {other.letter} are of one job: python -m experiments.rerun "
+                "compares its speed with that of its record."
+            )
+            return Table("Speed", columns, unmeasured, [note])
     candidates = [m for m in archive.measurements.values() if sides[0] in covered(m)]
     if not candidates:
-        return Table("Speed", columns, [["any", *[NOT_MEASURED] * len(sides)]], [])
+        return Table("Speed", columns, unmeasured, [])
     best = max(candidates, key=lambda m: (len(covered(m)), m.created_utc))
     timings = [timing for _, timing in fixed_length_timings(best)]
     timings += [timing for timing in best.timings if isinstance(timing.workload, RealText)]
@@ -222,7 +234,10 @@ def speed_table(sides: Sequence[Side], archive: Archive) -> Table:
 def apart(
     sides: Sequence[Side], archive: Archive, folders: Sequence[Path], count: int
 ) -> Iterator[str]:
-    """The lines whose chrF differs most between two sides, as text; the widest beam's on test."""
+    """The lines whose chrF differs most between two sides, as text; the widest beam's on test.
+
+    Of each side the first seed's translations are shown.
+    """
     searches = [each for each in _searched(sides) if each[0] != "dev"]
     if not searches:
         yield "no translations of a test set on all sides"
@@ -240,7 +255,9 @@ def apart(
     scores = [system.chrf for system in systems]
     spread = [max(line) - min(line) for line in zip(*scores, strict=True)]
     places = sorted(range(len(spread)), key=lambda place: (-spread[place], place))[:count]
-    yield f"{split}, {search_label(kind.beam)}: lines whose chrF differs most, most first"
+    seeds = ", ".join(f"{side.letter} of seed {side.records[0].seed}" for side in sides)
+    search = search_label(kind.beam)
+    yield f"{split}, {search}, {seeds}: lines whose chrF differs most, most first"
     for place in places:
         yield f"\nline {place + 1}"
         if text:

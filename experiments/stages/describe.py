@@ -54,9 +54,9 @@ def describe_uptraining(job: Job) -> list[str]:
 
 def print_plan(jobs: Sequence[Job], stages: Sequence[Stage]) -> None:
     """Print each stage once, with its command, ready for a shell, and whether it is done."""
-    by_stage = {stage.key: job for job in jobs for stage in job.stages}
+    by_stage = {stage.folder: job for job in jobs for stage in job.stages}
     for stage in stages:
-        job = by_stage.get(stage.key, jobs[0])
+        job = by_stage.get(stage.folder, jobs[0])
         done = (stage.folder / _result_name(stage)).exists()
         print(f"# {stage.title}{': done' if done else ''}")
         notes = []

@@ -7,7 +7,7 @@ used from any current folder.
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import msgspec
 
@@ -15,7 +15,7 @@ from data_prep.spec import DataError, Manifest, load_manifest
 from experiments.config import SuiteConfig
 from experiments.errors import ExperimentError
 from experiments.records.checked import Checked, Positive, Sha256, Text
-from experiments.records.parts import Share, StageInfo, Training
+from experiments.records.parts import Evaluation, Share, StageInfo, Training
 from experiments.records.record import RECORD_NAME, Diverged, Record, read_record
 from experiments.records.storage import read_json, write_json
 
@@ -64,8 +64,23 @@ class Uptrained(Checked, frozen=True, kw_only=True, tag="uptrained", tag_field="
     diverged: Diverged | None = None
 
 
+class Measured(Checked, frozen=True, kw_only=True):
+    """The measurement is a file of its own, whose digest this is."""
+
+    sha256: Sha256
+
+
 TrainResult = Trained | Diverged
 ModelResult = Trained | Converted | Uptrained | Diverged
+
+# What the result file of a stage is read as, by the stage's name. Prepared data has a manifest.
+RESULTS: dict[str, Any] = {
+    "train": Done[ModelResult],
+    "convert": Done[ModelResult],
+    "uptrain": Done[ModelResult],
+    "evaluate": Done[Evaluation],
+    "measure": Done[Measured],
+}
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True):

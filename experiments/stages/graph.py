@@ -304,13 +304,15 @@ def _measurement(jobs: Sequence[Job]) -> Stage:
 def plan(configs: Iterable[SuiteConfig]) -> tuple[list[Job], list[Stage]]:
     """The jobs, each once, and all stages of a sweep, each once and after its parents.
 
+    Jobs of several experiments may share all their stages, and have a folder each.
+
     Raises ExperimentError when a job's text cannot be used.
     """
-    jobs = list({job.id: job for job in map(job_of, configs)}.values())
+    jobs = list({job.folder: job for job in map(job_of, configs)}.values())
     measurements = [stage for stage, _ in measurements_of(jobs)]
-    found: dict[str, Stage] = {}
+    found: dict[Path, Stage] = {}
     for stage in [s for job in jobs for s in job.stages] + measurements:
-        found.setdefault(stage.key, stage)
+        found.setdefault(stage.folder, stage)
     return jobs, list(found.values())
 
 

@@ -122,7 +122,7 @@ class Tracker:
         log = ModelFolder(stage.folder).log(stage.name).absolute()
         return Followed(
             start=RunStart(
-                id=run_id(job.id, started_utc),
+                id=run_id(config.experiment_name, job.id, started_utc),
                 name=job.name,
                 group=config.experiment_name,
                 config=flat | {"config": msgspec.to_builtins(config)},

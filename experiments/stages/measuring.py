@@ -19,10 +19,9 @@ from experiments.measure.request import (
     check_request,
 )
 from experiments.progress import StageView
-from experiments.records.checked import Checked, Sha256
 from experiments.records.measurement import MEASUREMENT_NAME, Measurement
 from experiments.records.storage import read_bytes, read_json, write_json
-from experiments.stages.folders import JobFolder
+from experiments.stages.folders import JobFolder, Measured
 from experiments.stages.graph import Job, Stage
 from experiments.stages.process import run_command
 from experiments.stages.runner import Attempt, run_stage
@@ -31,12 +30,6 @@ from gqa_fairseq.architecture import Architecture, distinct_names
 
 # By decode.engine: `stock` is this plugin's model under fairseq's search.
 ENGINES_OF = {"gqa": "gqa", "stock": "gqa+stock"}
-
-
-class Measured(Checked, frozen=True, kw_only=True):
-    """The measurement is a file of its own, whose digest this is."""
-
-    sha256: Sha256
 
 
 def measure(stage: Stage, jobs: Sequence[Job]) -> Measurement:

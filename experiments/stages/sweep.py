@@ -225,9 +225,9 @@ def check_surroundings(configs: Sequence[SuiteConfig]) -> None:
 
 def finish(jobs: Sequence[Job], *, is_sweep: bool) -> None:
     """Measure the jobs that have a model, report, and end the process where a job failed."""
-    outcomes = {job.id: read_outcome(job) for job in jobs}
+    outcomes = {job.folder: read_outcome(job) for job in jobs}
     first_machine = [job for job in jobs if not job.config.hardware.node_rank]
-    trained = [job for job in first_machine if outcomes[job.id].has_model]
+    trained = [job for job in first_machine if outcomes[job.folder].has_model]
     failed = sum(outcome.status == "failed" for outcome in outcomes.values())
     for stage, group in measurements_of(trained):
         try:
@@ -264,13 +264,16 @@ def _report(jobs: Sequence[Job]) -> int:
     )
     failed = 0
     for records, measurements, tests, data, out in wanted:
-        significance = ["experiments.significance", "--records", records, "--out", tests]
+        failed += _fails("experiments.significance", "--records", records, "--out", tests)
         report = ["experiments.report", "--records", records, "--measurements", measurements]
-        report += ["--tests", tests, "--data", data, "--out", out]
-        for command in (significance, report):
-            done = subprocess.run([sys.executable, "-m", *command], check=False)
-            failed += done.returncode != 0
+        if Path(tests).is_dir():  # there may have been nothing to test
+            report += ["--tests", tests]
+        failed += _fails(*report, "--data", data, "--out", out)
     return failed
+
+
+def _fails(*command: str) -> bool:
+    return subprocess.run([sys.executable, "-m", *command], check=False).returncode != 0
 
 
 def read_outcome(job: Job) -> Outcome:

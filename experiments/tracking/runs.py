@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -152,8 +153,8 @@ def log_record(
     """Make one run of `record`; wandb keeps its files in `directory`/wandb.
 
     The run has the speed of the newest of `measurements` that names the job, and `more` in its
-    summary. Its id comes from the job and its start: logging a record again completes its run, and
-    offline replaces it.
+    summary. Its id comes from the job, its experiment and its start: logging a record again
+    completes its run, and offline replaces it.
 
     Raises ExperimentError when wandb refuses or cannot be reached.
     """
@@ -164,7 +165,7 @@ def log_record(
     newest = max(named, key=lambda measurement: measurement.created_utc, default=None)
     speed = speed_summary(newest, record.job.id) if newest else {}
     start = RunStart(
-        id=run_id(record.job.id, record.job.started_utc),
+        id=run_id(record.job.experiment, record.job.id, record.job.started_utc),
         name=record.name,
         group=record.job.experiment,
         config=run_config(record),
@@ -255,6 +256,10 @@ def how_to_sync(directory: Path) -> str:
     return f"wandb: runs are in {folder}: wandb sync {shlex.quote(str(folder))}/offline-run-*"
 
 
-def run_id(job: str, started_utc: datetime) -> str:
-    """The id of a job's run, the same whenever it is logged, and known before its record is."""
-    return f"{job}-{started_utc:%Y%m%d%H%M%S}"
+def run_id(experiment: str, job: str, started_utc: datetime) -> str:
+    """The id of a job's run, the same whenever it is logged, and known before its record is.
+
+    Experiments may share a job with its start, and each has a run of it.
+    """
+    of_experiment = hashlib.sha256(experiment.encode()).hexdigest()[:8]
+    return f"{job}-{of_experiment}-{started_utc:%Y%m%d%H%M%S}"

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 from documented import ROOT, Command, documented_commands
+from kept_results import read_records
 
-from experiments.records.record import read_records
 from experiments.stages.folders import JobFolder
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]

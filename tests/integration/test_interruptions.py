@@ -15,11 +15,12 @@ import psutil
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from kept_results import read_records
 from smoke_runs import ROOT, command, losses, run, write_corpus
 from wandb_files import all_runs
 
 from experiments.config import SuiteConfig
-from experiments.records.record import Diverged, read_records
+from experiments.records.record import Diverged
 from experiments.records.storage import write_json
 from experiments.stages.corpus import prepare_data
 from experiments.stages.folders import ModelFolder, Outcome, Trained, TrainResult
@@ -232,7 +233,7 @@ def test_a_killed_job_goes_on_with_its_run_in_wandb(corpus: list[str], tmp_path:
     assert done.returncode == 0, done.stderr
     [record] = read_records(tmp_path / "runs")
     _, live, measured = all_runs(tmp_path)
-    expected = run_id(record.job.id, record.job.started_utc)
+    expected = run_id(record.job.experiment, record.job.id, record.job.started_utc)
     assert {one["id"] for one in (interrupted, live, measured)} == {expected}
     assert live["steps"] == measured["steps"] == list(range(2, 61, 2))
     for one in (interrupted, live, measured):

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 import torch
+from kept_results import find_comparisons, read_records
 from smoke_runs import ROOT, losses, run, write_corpus
 from wandb_files import runs
 
@@ -24,8 +25,7 @@ from experiments.records.measurement import (
     TrainingUpdates,
     read_measurement,
 )
-from experiments.records.record import Finished, Record, read_records
-from experiments.records.significance import find_comparisons
+from experiments.records.record import Finished, Record
 from experiments.records.speed import find_measurements
 from experiments.records.storage import write_json
 from experiments.stages.evaluation.__main__ import main as evaluation_process

@@ -14,10 +14,11 @@ import pytest
 import torch
 from data_prep_corpus import local_files
 from fairseq_commands import losses, succeed
+from kept_results import read_records
 from suite_configs import ROOT, changed, smoke_config
 
 from experiments.config import SuiteConfig
-from experiments.records.record import Finished, Record, read_records
+from experiments.records.record import Finished, Record
 from experiments.records.speed import find_measurements
 from experiments.records.storage import write_json
 from experiments.stages.corpus import prepare_data

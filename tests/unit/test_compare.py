@@ -1,5 +1,7 @@
 """`experiments.compare`: what is asked for, and what it says of the committed records."""
 
+import dataclasses
+import math
 import re
 import shutil
 import subprocess
@@ -11,6 +13,7 @@ import pytest
 import synthetic_records as synthetic
 
 from experiments import compare
+from experiments.records.measurement import write_measurement
 from experiments.records.record import Record, read_record, write_record
 from experiments.records.significance import Settings
 from experiments.report.archive import Archive, read_archive
@@ -181,6 +184,8 @@ def test_speed_is_of_one_measurement(archive: Archive, tmp_path: Path) -> None:
 def test_the_lines_that_differ_most_come_with_their_source(archive: Archive) -> None:
     sides = compare.sides_of(archive, ["variant=mha", "variant=mqa"])
     shown = list(apart(sides, archive, [], 20))
+    first = "test, beam 4, A of seed 1, B of seed 1: lines whose chrF differs most, most first"
+    assert shown[0] == first
     starts = [line for line in shown if line.startswith("\nline ")]
     assert len(starts) == len(set(starts)) == 20
     scores = [float(found[1]) for line in shown if (found := re.match(r"  [AB] +([\d.]+)", line))]
@@ -245,3 +250,41 @@ def test_records_are_read_from_the_committed_files(archive: Archive) -> None:
     for path, record in archive.records.items():
         assert read_record(path) == record
         assert archive.path_of(record) == path
+
+
+def test_a_record_is_compared_with_its_own_rerun_and_with_a_copy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    kept, again = (tmp_path / name / "runs" / "some" / "job" for name in ("kept", "again"))
+    first = synthetic.record(1)
+    measured = synthetic.measurement([first])
+    for changed in (False, True):
+        job = replace(first.job, started_utc=first.job.started_utc.replace(year=2027))
+        rerun = synthetic.with_evaluation(
+            replace(first, job=job), dev_nll_nats_per_token=3.25, dev_perplexity=math.exp(3.25)
+        )
+        write_record(kept / "record.json", first)
+        write_record(again / "record.json", rerun if changed else first)
+        write_measurement(kept.parents[2] / "measurements" / "some" / "measurement.json", measured)
+        assert compare.main([str(kept), str(again)]) == 0
+        shown = capsys.readouterr()
+        assert shown.err == ""
+        assert f"B: synthetic/mqa, seed 1 ({again}" in shown.out
+        assert ("3.250" in shown.out) == changed
+        assert "A and B are of one job: python -m experiments.rerun compares" in shown.out
+        assert shown.out.count("not measured") == 2
+
+
+def test_jobs_whose_configs_differ_are_sides_of_their_own(tmp_path: Path) -> None:
+    short, long = (synthetic.record(8, seed, updates=n) for seed, n in ((1, 600), (2, 900)))
+    narrow = synthetic.record(8, baseline=dataclasses.replace(synthetic.SMALL, mha_d_ff=512))
+    found = saved(tmp_path, short, long, narrow)
+    sides = compare.sides_of(found, [str(tmp_path)])
+    assert sorted((side.label, len(side.records)) for side in sides) == [
+        ("synthetic/mha, seed 1", 1),
+        ("synthetic/mha, seed 1", 1),
+        ("synthetic/mha, seed 2", 1),
+    ]
+    differing = {row[0] for row in config_table(sides).rows}
+    assert {"train.max_updates", "model.mha_d_ff"} <= differing

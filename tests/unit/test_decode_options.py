@@ -11,13 +11,13 @@ import msgspec
 import pytest
 from fairseq.dataclass.configs import GenerationConfig
 from fairseq.dataclass.utils import interpret_dc_type
+from kept_results import read_records
 from plugin_models import build, dictionary, random_lines, source_batch
 from suite_configs import ROOT, changed, compose_config
 
 from experiments.arguments import Parser
 from experiments.config import DECODE_OPTIONS, DecodeConfig, SuiteConfig, parse_config
 from experiments.errors import ExperimentError
-from experiments.records.record import read_records
 from experiments.stages.evaluation.translation import make_search
 from experiments.stages.graph import inputs_of, job_of
 from experiments.stages.sweep import check_overrides, with_search_options

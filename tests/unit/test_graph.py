@@ -312,6 +312,17 @@ def test_a_sweep_has_each_stage_once_and_after_its_parents(quickstart: SuiteConf
         assert all(place[parent.key] < place[stage.key] for parent in stage.parents)
 
 
+def test_a_job_of_two_experiments_is_a_job_of_each_and_is_trained_once(
+    quickstart: SuiteConfig,
+) -> None:
+    jobs, stages = plan([changed(quickstart, {"experiment_name": name}) for name in ("a", "b")])
+    assert [job.folder.parent.name for job in jobs] == ["a", "b"]
+    assert jobs[0].id == jobs[1].id
+    names = [stage.name for stage in stages]
+    assert names == ["prepare", "train", "evaluate", "measure", "measure"]
+    assert [stage.folder.parent.name for stage in stages[3:]] == ["a", "b"]
+
+
 def test_the_measurement_of_a_sweep_has_all_its_trainings_as_parents(
     quickstart: SuiteConfig,
 ) -> None:

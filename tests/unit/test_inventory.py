@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 import synthetic_records as synthetic
-from finished_stages import diverge, finish_data, finish_evaluation, finish_training
+from finished_stages import diverge, finish_data, finish_evaluation, finish_training, info
 from suite_configs import compose_config
 
 from experiments import clean, status
+from experiments.records.measurement import write_measurement
 from experiments.records.record import write_record
-from experiments.stages.folders import JobFolder, ModelFolder
-from experiments.stages.graph import Job, job_of
+from experiments.records.storage import write_json
+from experiments.stages.folders import Done, JobFolder, Measured, ModelFolder
+from experiments.stages.graph import Job, job_of, measurements_of
 from experiments.stages.status.inventory import Outputs, in_bytes, size_of
 
 FOLDERS = ("data", "stages", "runs", "measurements", "report")
@@ -157,6 +159,24 @@ def test_what_a_diverged_or_an_interrupted_training_left(
     capsys.readouterr()
     [[_, _, state], *_] = shown(capsys, "--outputs", str(outputs))
     assert state == "train diverged, after update 0"
+
+
+def test_a_measurement_is_done_when_its_stage_is_and_not_with_its_first_workload(
+    finished: Job, outputs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    [(stage, _)] = measurements_of([finished])
+    found = stage.folder / "measurement.json"
+    write_measurement(found, synthetic.measurement([synthetic.record()]))
+    assert shown(capsys, "--outputs", str(outputs))[-1][::2] == ["measure", "unfinished"]
+    result = stage.folder / "result.json"
+    measured = Done(info(stage), Measured(sha256=synthetic.sha256("all")))
+    write_json(result, measured, Done[Measured])
+    assert shown(capsys, "--outputs", str(outputs))[-1][::2] == ["measure", "done"]
+    result.write_bytes(result.read_bytes()[:20])
+    damaged = ["measure", "unfinished, result.json cannot be read"]
+    assert shown(capsys, "--outputs", str(outputs))[-1][::2] == damaged
+    assert clean.main(["--outputs", str(outputs), "--yes", "--unfinished"]) == 0
+    assert not found.exists()
 
 
 @pytest.mark.parametrize("command", [status.main, clean.main])

@@ -6,6 +6,7 @@ The stages are finished ones that lie in their folders, or fail in processes of 
 import shutil
 import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import msgspec
 import pytest
@@ -20,14 +21,15 @@ from finished_stages import (
     finish_uptraining,
 )
 from hydra import compose, initialize_config_dir
+from kept_results import read_records
 from suite_configs import ROOT, changed, smoke_config
 
 from experiments.config import SuiteConfig, parse_config
 from experiments.errors import ExperimentError
 from experiments.records.hypotheses import hypotheses_digest, read_hypotheses
 from experiments.records.parts import Uptraining
-from experiments.records.record import Diverged, Finished, Record, read_records
-from experiments.records.storage import read_json
+from experiments.records.record import Diverged, Finished, Record
+from experiments.records.storage import read_json, write_json
 from experiments.stages import sweep
 from experiments.stages.folders import RESULT_NAME, JobFolder, Outcome
 from experiments.stages.graph import Job, job_of, plan
@@ -381,6 +383,39 @@ def test_a_sweep_ends_with_an_error_where_a_job_failed_or_left_no_outcome(job: J
     assert sweep.read_outcome(job) == Outcome(
         job=job.name, status="failed", message="it left no outcome"
     )
+
+
+def test_a_job_that_failed_in_one_of_two_experiments_is_not_taken_for_done(
+    config: SuiteConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs, _ = plan([changed(config, {"experiment_name": name}) for name in ("a", "b")])
+    for job, status in zip(jobs, ("failed", "done"), strict=True):
+        write_json(JobFolder(job.folder).outcome_path, Outcome(job=job.name, status=status))
+    seen: list[list[Job]] = []
+    monkeypatch.setattr(sweep, "measurements_of", lambda trained: seen.append(trained) or [])
+    monkeypatch.setattr(sweep, "_report", lambda _: 0)
+    with pytest.raises(SystemExit) as ended:
+        sweep.finish(jobs, is_sweep=True)
+    assert ended.value.code == 2
+    assert seen == [jobs[1:]]
+
+
+def test_a_report_is_given_the_tests_where_there_are_some(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands: list[list[str]] = []
+
+    def run(command: list[str], check: bool) -> CompletedProcess[str]:
+        commands.append(command)
+        return CompletedProcess(command, 0)
+
+    monkeypatch.setattr("subprocess.run", run)
+    tests = Path(job.config.paths.runs).parent / "tests"
+    assert sweep._report([job]) == 0
+    tests.mkdir(parents=True)
+    assert sweep._report([job]) == 0
+    reports = [command for command in commands if "experiments.report" in command]
+    assert [str(tests) in command for command in reports] == [False, True]
 
 
 def test_a_sweep_whose_jobs_diverged_has_nothing_to_measure_and_no_error(job: Job) -> None:

@@ -6,7 +6,9 @@ from collections import defaultdict
 from pathlib import Path
 from statistics import mean
 
-from experiments.records.record import Finished, read_records
+from kept_results import read_records
+
+from experiments.records.record import Finished
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -10,6 +10,7 @@ import pytest
 import synthetic_records as synthetic
 from hypothesis import given
 from hypothesis import strategies as st
+from kept_results import read_records
 
 from data_prep.spec import Manifest
 from experiments.errors import ExperimentError
@@ -19,7 +20,7 @@ from experiments.records.parts import TrainPoint, updates_more
 from experiments.records.record import (
     RECORD_NAME,
     read_record,
-    read_records,
+    record_files,
     write_record,
 )
 
@@ -268,10 +269,10 @@ def test_refuses_what_is_no_record(tmp_path: Path, content: bytes) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b'{"schema_version": 2, "job"'])
-def test_a_damaged_record_in_a_folder_says_what_to_do(path: Path, content: bytes) -> None:
+def test_a_damaged_record_says_what_to_do(path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(ExperimentError) as caught:
-        read_records(path.parent.parent)
+        read_record(path)
     assert str(caught.value) == (
         f"{path}: not JSON: Input data was truncated (the file is damaged: remove it and make it "
         "again)"
@@ -346,11 +347,4 @@ def test_reads_a_folder_in_order_and_nothing_but_records(tmp_path: Path) -> None
 
 def test_reading_a_missing_folder_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(ExperimentError, match="no such folder of records"):
-        read_records(tmp_path / "absent")
-
-
-def test_one_bad_record_refuses_the_folder(path: Path) -> None:
-    path.with_name("more").mkdir()
-    (path.with_name("more") / "record.json").write_text("{", encoding="utf-8")
-    with pytest.raises(ExperimentError, match=r"more/record\.json: not JSON"):
-        read_records(path.parent)
+        record_files(tmp_path / "absent")

@@ -17,7 +17,7 @@ def test_an_answer_without_tests_and_speed_says_so() -> None:
     assert answer.variant == "mqa"
     assert answer.sentence == (
         "1 key/value head in place of 8, against mha. Quality is not tested. Its speed was not "
-        "measured beside."
+        "measured beside that of mha."
     )
     (answer,) = answers(group_of([synthetic.record(8), synthetic.record(1)]))
     assert (

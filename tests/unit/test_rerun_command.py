@@ -13,10 +13,11 @@ import synthetic_records as synthetic
 
 from experiments import rerun
 from experiments.errors import ExperimentError
-from experiments.records.record import Record, read_record, write_record
+from experiments.records.measurement import Measurement, write_measurement
+from experiments.records.record import Diverged, Record, read_record, write_record
 from experiments.rerun import DIFFERENT, Number, job_again, numbers, report, speeds
 from experiments.stages.folders import JobFolder, Outcome
-from experiments.stages.graph import Job, job_of
+from experiments.stages.graph import Job, Stage, job_of
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICKSTART = ROOT / "results" / "runs" / "quickstart"
@@ -76,9 +77,27 @@ def test_the_report_says_what_may_explain_a_difference(capsys: pytest.CaptureFix
     assert not report(then, diverged)
     shown = capsys.readouterr().out
     assert "training finished, now diverged after update 100" in shown
-    assert "made with torch 2.13.0, now 2.11.0" in shown
-    assert "made on Synthetic CPU, now Other CPU" in shown
+    assert "  prepare, train: made with torch 2.13.0, now 2.11.0\n" in shown
+    assert "  prepare, train: made on Synthetic CPU, now Other CPU\n" in shown
     assert "not on both sides" in shown
+
+
+def test_each_stage_is_set_against_its_own_and_training_has_the_threads_that_it_had(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The evaluation alone may have been made again since."""
+    now = synthetic.record(1)
+    made = synthetic.provenance()
+    made = replace(made, code=replace(made.code, digest=synthetic.sha256("old")), threads=7)
+    then = synthetic.made_by(now, made, "train")
+    scores = synthetic.finished(now).evaluation.scores[1:]
+    assert not report(then, synthetic.with_evaluation(now, scores=scores))
+    shown = capsys.readouterr().out
+    assert shown.count("  train: made by c0ffee0") == 1
+    assert "  train: made with 7 threads, now 2\n" in shown
+    assert "evaluate: " not in shown
+    record = synthetic.made_by(committed("mqa"), made, "train")
+    assert job_again(record, tmp_path).hardware.threads == 7
 
 
 def test_speed_ups_are_set_against_each_other() -> None:
@@ -195,6 +214,59 @@ def test_a_measurement_that_is_refused_is_named_before_anything_is_run(
     assert rerun.main([*paths, "--outputs", str(out)]) == 2
     assert capsys.readouterr().err.startswith(f"error: {bad}: not JSON")
     assert not list(out.rglob("record.json"))
+
+
+def test_each_group_of_jobs_has_the_speeds_of_its_own_measurement(
+    run_again: dict[str, Record],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    paths = []
+    for experiment in ("one", "two"):
+        records = []
+        for variant in ("mha", "gqa2", "mqa"):
+            record = committed(variant)
+            config = record.config | {"experiment_name": experiment}
+            record = replace(record, config=config, job=replace(record.job, experiment=experiment))
+            path = tmp_path / "runs" / experiment / variant / "record.json"
+            write_record(path, record)
+            paths.append(str(path))
+            records.append(record)
+        measured = synthetic.measurement(records)
+        write_measurement(tmp_path / "measurements" / experiment / "measurement.json", measured)
+    asked: list[list[str]] = []
+
+    def measure(stage: Stage, jobs: list[Job]) -> Measurement:
+        asked.append([job.architecture.name for job in jobs])
+        return synthetic.measurement([r for r in records if r.job.id in [j.id for j in jobs]])
+
+    monkeypatch.setattr(rerun, "measure", measure)
+    run_again |= {record.job.id: record for record in records}
+    # Of the second experiment one record is asked for, which has no other beside it.
+    arguments = [*paths[:4], "--outputs", str(tmp_path / "again")]
+    assert rerun.main(arguments) == 0
+    shown = capsys.readouterr().out
+    assert asked == [["mha", "gqa2", "mqa"]]
+    names = ", ".join(record.name for record in records)
+    assert f"{names}: decoder speed-up over MHA\n  gqa2, greedy" in shown
+    assert f"{records[0].name}: not measured: a speed-up is of several jobs" in shown
+    # The others are measured where one has diverged.
+    diverged = Diverged(after_update=0, reason="the loss is nan", curve=[])
+    run_again[records[2].job.id] = replace(records[2], result=diverged)
+    assert rerun.main([*paths, *arguments[4:]]) == DIFFERENT
+    shown = capsys.readouterr().out
+    assert asked[1:] == [["mha", "gqa2"], ["mha", "gqa2"]]
+    assert shown.count(f"{records[2].name}: not measured: its training diverged") == 2
+    assert shown.count(": decoder speed-up over MHA\n  gqa2, greedy") == 2
+    # Nobody has measured a record that lies elsewhere.
+    alone = tmp_path / "elsewhere" / "runs" / "one" / "gqa2" / "record.json"
+    for path in (alone, alone.parents[1] / "mha" / "record.json"):
+        write_record(path, read_record(tmp_path / "runs" / "one" / path.parent.name / path.name))
+        paths.append(str(path))
+    assert rerun.main([*paths[-2:], *arguments[4:]]) == 0
+    shown = capsys.readouterr().out
+    assert "no measurement of all these records lies beside them" in shown
 
 
 def test_the_help_comes_without_torch() -> None:

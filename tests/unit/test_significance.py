@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 import synthetic_records as synthetic
+from kept_results import find_comparisons, read_records
 from synthetic_comparisons import pairs_of, texts
 from synthetic_records import comparison
 
@@ -20,14 +21,13 @@ from experiments.records.hypotheses import (
     hypotheses_digest,
     write_hypotheses,
 )
-from experiments.records.record import Record, read_records, write_record
+from experiments.records.record import Record, write_record
 from experiments.records.significance import (
     TESTED,
     Comparison,
     Settings,
     Sides,
     comparison_key,
-    find_comparisons,
     read_comparison,
     write_comparison,
 )
@@ -204,6 +204,8 @@ def test_tests_are_read_as_they_were_written(tmp_path: Path) -> None:
     assert find_comparisons([tmp_path / "runs" / "some"]) == {written.key: written}
     assert find_comparisons([], [tmp_path / "tests"]) == {written.key: written}
     assert find_comparisons([tmp_path / "a" / "b" / "c"]) == {}
+    with pytest.raises(ExperimentError, match=r"test: no such folder of tests \(run python"):
+        find_comparisons([tmp_path / "runs"], [tmp_path / "test"])
     (tmp_path / "tests" / "v0-0123456789abcdef.json").write_text("of another version")
     assert find_comparisons([tmp_path / "runs"]) == {written.key: written}
 

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from kept_results import read_records
 from sacrebleu.significance import PairedTest
 from synthetic_comparisons import pairs_of, texts
 
 from experiments.metrics import METRICS, score_of, sentence_statistics
-from experiments.records.record import read_records
 from experiments.records.significance import TESTED, Settings
 from experiments.report.quality.statistics import (
     CHUNK,

@@ -159,7 +159,8 @@ def test_damaged_files_leave_the_others_their_lines(
     states = {line.split()[1]: line.split(maxsplit=2)[2] for line in lines if line[:3] == "job"}
     assert states == {
         f"quickstart/{jobs[0].name}": "record.json cannot be read",
-        f"quickstart/{jobs[1].name}": "train unfinished, result.json cannot be read",
+        f"quickstart/{jobs[1].name}": "train unfinished, result.json cannot be read; "
+        "evaluate unfinished, result.json cannot be read",
         f"quickstart/{jobs[2].name}": "record.json cannot be read",
     }
     assert last.startswith("sweep quickstart: 3 jobs: 3 left; about ")

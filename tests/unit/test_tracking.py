@@ -50,7 +50,7 @@ def _no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def id_of(record: Record) -> str:
-    return run_id(record.job.id, record.job.started_utc)
+    return run_id(record.job.experiment, record.job.id, record.job.started_utc)
 
 
 def test_two_jobs_of_one_process_are_two_whole_runs(tmp_path: Path) -> None:
@@ -62,7 +62,9 @@ def test_two_jobs_of_one_process_are_two_whole_runs(tmp_path: Path) -> None:
     for record in records:
         run = found[record.name]
         assert run["name"].startswith(f"{record.variant}-seed{record.seed}-")
-        assert run["id"] == f"{record.job.id}-{record.job.started_utc:%Y%m%d%H%M%S}"
+        assert run["id"] == id_of(record)
+        assert run["id"].startswith(f"{record.job.id}-")
+        assert run["id"].endswith(f"-{record.job.started_utc:%Y%m%d%H%M%S}")
         assert run["group"] == "synthetic"
         assert run["project"] == PROJECT
         assert run["exit"] == 0
@@ -82,6 +84,16 @@ def test_two_jobs_of_one_process_are_two_whole_runs(tmp_path: Path) -> None:
 
 
 FLAT = ("variant", "num_kv_heads", "placement", "seed", "data", "model")
+
+
+def test_two_experiments_that_share_a_job_have_a_run_of_it_each(tmp_path: Path) -> None:
+    record = synthetic.record()
+    other = replace(record, job=replace(record.job, experiment="other"))
+    for each in (record, other):
+        log_record(each, "offline", tmp_path)
+    found = {run["id"]: run["group"] for run in all_runs(tmp_path)}
+    assert found == {id_of(record): "synthetic", id_of(other): "other"}
+    assert len(id_of(record)) <= 128  # what wandb allows
 
 
 def test_runs_are_grouped_by_flat_text(tmp_path: Path) -> None:

@@ -158,7 +158,7 @@ def test_a_killed_job_goes_on_with_its_run(job: Job, record: Record, tmp_path: P
         tracker.finish(STARTED)
     second = all_runs(tmp_path)[-1]
     assert second["exit"] == 0
-    assert first["id"] == second["id"] == run_id(job.id, STARTED)
+    assert first["id"] == second["id"] == run_id("smoke", job.id, STARTED)
     assert first["name"] == second["name"] == job.name
     assert first["group"] == second["group"] == "smoke"
     assert second["steps"] == [point.update for point in points]

@@ -11,10 +11,9 @@ import msgspec
 
 from data_prep.spec import MANIFEST_NAME
 from experiments.errors import ExperimentError
-from experiments.records.measurement import MEASUREMENT_NAME
 from experiments.records.record import RECORD_NAME
 from experiments.records.storage import read_json
-from experiments.stages.folders import RESULT_NAME, Diverged, Done, JobFolder, Links, ModelResult
+from experiments.stages.folders import RESULT_NAME, RESULTS, Diverged, JobFolder, Links
 from experiments.stages.training.log import TrainUpdates, read_events
 
 State = Literal["done", "running", "diverged", "unfinished"]
@@ -147,13 +146,13 @@ def is_held(folder: Path) -> bool:
 
 
 def _look_at(kind: str, path: Path) -> StageFolder:
-    names = {"prepare": MANIFEST_NAME, "measure": MEASUREMENT_NAME}
+    mark = MANIFEST_NAME if kind == "prepare" else RESULT_NAME
     trains = kind in ("train", "uptrain")
     state: State = "running" if is_held(path) else "unfinished"
     note = ""
-    if state == "unfinished" and (path / names.get(kind, RESULT_NAME)).exists():
+    if state == "unfinished" and (path / mark).exists():
         try:
-            result = read_json(path / RESULT_NAME, Done[ModelResult]).result if trains else None
+            result = read_json(path / mark, RESULTS[kind]).result if kind in RESULTS else None
         except ExperimentError:  # then the stage is done again
             note = f"{RESULT_NAME} cannot be read"
         else:
