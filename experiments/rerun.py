@@ -11,12 +11,11 @@ command goes on when it is given again; `--again` starts over.
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import compress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
@@ -221,11 +220,6 @@ def _measure_again(
             print(f"  {line}")
 
 
-def _end(signal_number: int, frame: Any) -> None:
-    """Ends the stage that runs as well, as an interrupt from the keyboard does."""
-    sys.exit(128 + signal_number)
-
-
 @command(resumes=True)
 def main(arguments: list[str] | None = None) -> int:
     """Run again and compare; returns the exit code, 3 where a number differs."""
@@ -241,8 +235,6 @@ def main(arguments: list[str] | None = None) -> int:
         "--outputs", type=Path, default=Path("outputs/rerun"), help="folder (%(default)s)"
     )
     parser.add_argument("--again", action="store_true", help="start over where it was run before")
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _end)
     options = parser.parse_args(arguments)
     for path in options.records:
         if path.is_dir() and not (path / RECORD_NAME).exists():
