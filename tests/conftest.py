@@ -14,6 +14,9 @@ from hydra.version import setbase
 
 # Tests end their processes by it; under nohup these would inherit that it is ignored.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+# Tests call make: what the make that runs them was given is not meant for those.
+for name in ("ARGS", "MAKEFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "MFLAGS"):
+    os.environ.pop(name, None)
 
 
 @pytest.fixture(autouse=True)

@@ -185,11 +185,9 @@ def test_the_plan_says_what_is_done(tmp_path: Path, capsys: pytest.CaptureFixtur
 def make(*arguments: str) -> subprocess.CompletedProcess[str]:
     """A target of the Makefile in this environment; `-o setup`: nothing is installed."""
     binaries = Path(sys.executable).parent
-    # `make test` would hand down its own options, and its level into the messages.
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS"))}
     return subprocess.run(
         ["make", "-s", "-o", "setup", f"BIN={binaries}", *arguments],
-        capture_output=True, text=True, cwd=ROOT, check=False, env=environment,
+        capture_output=True, text=True, cwd=ROOT, check=False,
     )  # fmt: skip
 
 

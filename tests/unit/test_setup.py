@@ -12,10 +12,9 @@ VERSIONS = {"TORCH": "default", "TORCH_VERSION": "1.0", "TRITON_VERSION": "2.0"}
 
 
 def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS"))}
     return subprocess.run(
         ["make", "-s", *(f"{name}={value}" for name, value in VERSIONS.items()), *arguments],
-        capture_output=True, text=True, cwd=folder, env=environment, check=False,
+        capture_output=True, text=True, cwd=folder, check=False,
     )  # fmt: skip
 
 
