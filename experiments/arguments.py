@@ -3,6 +3,7 @@
 import argparse
 import functools
 import os
+import select
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from experiments.errors import CompositionError, ExperimentError
 
 P = ParamSpec("P")
 T = TypeVar("T")
+STDOUT = 1  # the file descriptor
 INTERRUPTED = 130  # the exit code of a process that an interrupt of the keyboard ended
 
 
@@ -24,7 +26,8 @@ def command(*, resumes: bool = False) -> Callable[[Callable[P, int]], Callable[P
 
     An ExperimentError is one line and exit code 2 (1 where Hydra cannot compose the config), an
     interrupt one line and 130. With `resumes` that line says that the same command goes on, and
-    SIGTERM and SIGHUP end the command's own processes as well.
+    SIGTERM and SIGHUP end the command's own processes as well. Where the reader of a pipe has seen
+    enough, as `head` has, the command ends without a word.
     """
     advice = "interrupted: the same command goes on from here" if resumes else "interrupted"
 
@@ -34,17 +37,36 @@ def command(*, resumes: bool = False) -> Callable[[Callable[P, int]], Callable[P
             settle()
             try:
                 with _ended_by_signals() if resumes else nullcontext():
-                    return main(*args, **kwargs)
+                    code = main(*args, **kwargs)
+                    sys.stdout.flush()
+                    return code
             except ExperimentError as error:
                 print(f"error: {error}", file=sys.stderr)
                 return 1 if isinstance(error, CompositionError) else 2
             except KeyboardInterrupt:
                 print(advice, file=sys.stderr)
                 return INTERRUPTED
+            except BrokenPipeError:
+                if not _nobody_reads():
+                    raise
+                return 128 + signal.SIGPIPE
 
         return ended
 
     return decorated
+
+
+def _nobody_reads() -> bool:
+    """Whether the standard output is a pipe without a reader; then what is left of it goes nowhere.
+
+    The interpreter would write it once more at its end.
+    """
+    poll = select.poll()
+    poll.register(STDOUT, 0)
+    is_broken = any(event & select.POLLERR for _, event in poll.poll(0))
+    if is_broken:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)
+    return is_broken
 
 
 @contextmanager

@@ -299,10 +299,7 @@ def main(arguments: list[str] | None = None) -> int:
         if source.isatty():
             at_once = 1
             print("each line is translated as it ends; Ctrl-D ends", file=sys.stderr)
-        try:
-            translate(translator, source, name, args.nbest, at_once)
-        except BrokenPipeError:  # who reads has seen enough; the interpreter would flush once more
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        translate(translator, source, name, args.nbest, at_once)
     return 0
 
 

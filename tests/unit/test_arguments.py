@@ -117,6 +117,40 @@ def test_an_ignored_signal_ends_no_command() -> None:
     assert (done.returncode, done.stdout) == (0, "goes on\n"), done.stderr
 
 
+@pytest.mark.parametrize("lines", [1, 100_000], ids=["at its end", "within"])
+def test_a_reader_that_has_seen_enough_is_no_traceback(lines: int) -> None:
+    code = (
+        "from experiments.arguments import command\n"
+        "@command()\n"
+        "def main():\n"
+        "    input()\n"
+        f"    for line in range({lines}): print('line', line)\n"
+        "    return 0\n"
+        "raise SystemExit(main())\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    ) as process:  # fmt: skip
+        assert process.stdin
+        assert process.stdout
+        assert process.stderr
+        process.stdout.close()
+        process.stdin.write(b"\n")
+        process.stdin.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 128 + signal.SIGPIPE
+
+
+def test_a_broken_pipe_of_another_process_is_not_hidden() -> None:
+    @command()
+    def main() -> int:
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        main()
+
+
 # Hydra has the help of the first two; jobs alone start the third, which reads a checkpoint at once.
 NOT_ASKED = {"experiments.run", "experiments.prepare", "gqa_fairseq.checkpoints.recipe"}
 
