@@ -41,6 +41,7 @@ def test_the_mirror_has_real_proportions_and_distinct_pairs(mirror, tmp_path):
     assert len(set(pairs)) == PAIRS - 2
 
 
+@pytest.mark.long
 def test_the_table(mirror, tmp_path, capfd):
     options = ["--folder", str(tmp_path), "--vocab-size", "500", "--workers", "1"]
     assert bench.main([str(mirror), *options]) == 0

@@ -250,6 +250,7 @@ def test_steps_of_an_interrupted_run_are_used_with_another_setting(
     assert files_of(out) == files_of(prepared[0])
 
 
+@pytest.mark.long
 def test_steps_of_the_other_direction_are_not_used(spec, prepared, tmp_path, monkeypatch):
     """Cleaned files have the same names and bytes in both directions, the vocabulary differs."""
 

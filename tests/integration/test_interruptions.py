@@ -273,6 +273,7 @@ def test_data_that_cannot_be_prepared_fails_its_job_alone(
     assert len(read_records(tmp_path / "runs")) == 1
 
 
+@pytest.mark.long
 def test_two_machines_train_one_model(config: SuiteConfig, tmp_path: Path) -> None:
     """As two jobs of `hardware.nodes=2` do, here on the CPU: half of an update each."""
     with socket.socket() as probe:

@@ -192,6 +192,7 @@ def test_a_smaller_model_is_measured_beside_the_others(
     assert "| mha-d16 | from scratch | 4 |" in report
 
 
+@pytest.mark.long
 def test_a_job_can_be_moved_measured_and_evaluated(
     swept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
