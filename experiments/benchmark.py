@@ -48,13 +48,13 @@ from experiments.measure.request import (
     RequestedTraining,
     check_request,
 )
-from experiments.measure.tables import markdown, terminal_table
 from experiments.records.measurement import (
     Measurement,
     Timing,
     read_measurement,
     write_measurement,
 )
+from experiments.report.measured import markdown, terminal_table
 from experiments.stages.corpus import prepare_data
 from experiments.stages.graph import job_of
 from experiments.stages.job_files import JobFiles, job_files

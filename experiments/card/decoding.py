@@ -7,8 +7,8 @@ from pathlib import Path
 from experiments.card.models import Asked
 from experiments.measure.child import Measure, measure_in_process
 from experiments.measure.request import FixedSearch, Request, RequestedContender
-from experiments.measure.tables import markdown
 from experiments.records.measurement import write_measurement
+from experiments.report.measured import markdown
 
 # Sentences, source and target tokens, and beam. First what leads; then Shazeer's batch on a TPUv2,
 # and the lengths and the batch of Ainslie et al. 2023, table 1.

@@ -139,13 +139,10 @@ def _of_training(path: Path) -> str:
     return ", ".join(said)
 
 
-def _of_record(kind: type) -> Callable[[Path], str]:
-    def found(path: Path) -> str:
-        record = read_card_record(path, kind)
-        assert isinstance(record, Checks | AttentionCases | SideBySide | Profiles)
-        return record.found
-
-    return found
+def _of_record(
+    kind: type[Checks] | type[AttentionCases] | type[SideBySide] | type[Profiles],
+) -> Callable[[Path], str]:
+    return lambda path: read_card_record(path, kind).found
 
 
 PARTS = (

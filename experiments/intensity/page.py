@@ -20,10 +20,10 @@ from experiments.intensity.campaign import (
 )
 from experiments.intensity.cells import CLOSE, CellRecord, Prediction, closeness, rates_of
 from experiments.intensity.published import ARXIV, TABLE
-from experiments.measure.tables import machine as machine_line
 from experiments.records.measurement import Ratio, Samples, search_label, speed_up
 from experiments.records.storage import write_bytes, write_text
 from experiments.report.cells import markdown_rows
+from experiments.report.measured import machine as machine_line
 from experiments.report.papers.reference import find_table, read_papers
 from experiments.report.pictures.drawing import GREY, picture, style
 from gqa_fairseq.roofline import Load, decoding_per_sentence

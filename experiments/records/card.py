@@ -21,7 +21,7 @@ from experiments.records.checked import (
     require,
 )
 from experiments.records.parts import Provenance
-from experiments.records.storage import read_versioned
+from experiments.records.storage import StructT, read_versioned
 
 SCHEMA_VERSION = 1
 SUMMARY_NAME = "summary.json"
@@ -239,7 +239,7 @@ class Profiles(CardRecord, frozen=True, kw_only=True):
         )
 
 
-def read_card_record(path: Path, kind: type) -> msgspec.Struct:
+def read_card_record(path: Path, kind: type[StructT]) -> StructT:
     """Read one record strictly; raises ExperimentError, one line with file and field."""
     return read_versioned(path, kind, SCHEMA_VERSION, "ask the card again")
 
@@ -249,9 +249,7 @@ def read_summary(folder: Path) -> Summary:
     path = folder / SUMMARY_NAME
     if not path.exists():
         return Summary(parts=[])
-    found = read_versioned(path, Summary, SCHEMA_VERSION, "ask the card again")
-    assert isinstance(found, Summary)
-    return found
+    return read_versioned(path, Summary, SCHEMA_VERSION, "ask the card again")
 
 
 def lines_of(ends: Sequence[PartEnd]) -> list[str]:

@@ -73,7 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
             f"{folders}: no record.json in it that can be read (run an experiment first, such "
             "as `make quickstart`)"
         )
-    found = document(groups, read_papers(), refused)
+    found = document(groups, read_papers(), refused, archive.cards)
     write_markdown(found, options.out)
     pages = {options.out / NAME: shown}
     private = options.out / PRIVATE_NAME

@@ -12,6 +12,7 @@ from experiments.records.record import Record, read_record, record_files
 from experiments.records.significance import Comparison, comparison_files, read_comparison
 from experiments.records.speed import measurement_files
 from experiments.records.storage import read_each
+from experiments.report.cards import Card, read_cards
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Archive:
     records: dict[Path, Record]
     measurements: dict[Path, Measurement] = field(default_factory=dict)
     comparisons: dict[Path, Comparison] = field(default_factory=dict)
+    cards: list[Card] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
 
     @property
@@ -47,8 +49,8 @@ def read_archive(
     """All records below folders, and what is at hand of measurements and tests.
 
     Where no folders of those are given, they are found beside the folders of records, or `beside`
-    the folders of other ones. Of records that are of one job the newest is read, unless
-    `each_once` is false.
+    the folders of other ones; cards (docs/gpu.md) are found in given folders alone. Of records
+    that are of one job the newest is read, unless `each_once` is false.
 
     Raises ExperimentError when a folder is missing.
     """
@@ -59,8 +61,9 @@ def read_archive(
         measurement_files(beside or records, measurements), read_measurement
     )
     compared, refused_tests = read_each(comparison_files(beside or records, tests), read_comparison)
-    refused += [*doubled, *refused_measurements, *refused_tests]
-    return Archive(found, measured, compared, refused)
+    cards, refused_cards = read_cards(measurements)
+    refused += [*doubled, *refused_measurements, *refused_tests, *refused_cards]
+    return Archive(found, measured, compared, cards, refused)
 
 
 def in_words(path: Path) -> str:

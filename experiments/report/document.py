@@ -17,6 +17,7 @@ from experiments.report.answers import (
     open_questions,
     scale,
 )
+from experiments.report.cards import Card
 from experiments.report.cells import NOT_MEASURED, Table
 from experiments.report.exhibits import group_exhibits
 from experiments.report.exhibits.exhibit import Exhibit
@@ -75,6 +76,7 @@ class Document:
     wmt14: list[Table]
     papers: list[Table]
     refused: list[str] = field(default_factory=list)
+    cards: list[Card] = field(default_factory=list)
     reading: str = READING
 
     @property
@@ -83,7 +85,10 @@ class Document:
 
 
 def document(
-    groups: Sequence[Group], papers: Sequence[Paper], refused: Sequence[str] = ()
+    groups: Sequence[Group],
+    papers: Sequence[Paper],
+    refused: Sequence[str] = (),
+    cards: Sequence[Card] = (),
 ) -> Document:
     """The report of these groups; raises ExperimentError when the papers lack a row."""
     return Document(
@@ -92,6 +97,7 @@ def document(
         across=[_shown(exhibit, "") for exhibit in trade_offs(groups)],
         papers=[table for paper in papers for table in paper_tables(paper)],
         refused=list(refused),
+        cards=list(cards),
     )
 
 

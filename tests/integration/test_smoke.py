@@ -16,7 +16,6 @@ from smoke_runs import ROOT, losses, run, write_corpus
 from wandb_files import runs
 
 from experiments import benchmark, evaluate, translate
-from experiments.measure.tables import markdown
 from experiments.records.hypotheses import read_hypotheses
 from experiments.records.measurement import (
     FixedLengths,
@@ -28,6 +27,7 @@ from experiments.records.measurement import (
 from experiments.records.record import Finished, Record
 from experiments.records.speed import find_measurements
 from experiments.records.storage import write_json
+from experiments.report.measured import markdown
 from experiments.stages.evaluation.__main__ import main as evaluation_process
 from experiments.stages.evaluation.request import REQUEST_NAME, EvaluationRequest
 from experiments.stages.folders import JobFolder

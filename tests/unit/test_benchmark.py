@@ -20,7 +20,6 @@ from experiments.engines import ENGINES, EXACT_ENGINES
 from experiments.engines.ctranslate2 import is_installed
 from experiments.environment import SPIN_COUNT, compute_environment
 from experiments.errors import ExperimentError
-from experiments.measure.tables import markdown
 from experiments.records.measurement import (
     Contender,
     Measurement,
@@ -32,6 +31,7 @@ from experiments.records.measurement import (
     write_measurement,
 )
 from experiments.records.parts import CodeInfo, Hardware, Provenance
+from experiments.report.measured import markdown
 
 ROOT = Path(__file__).resolve().parents[2]
 MULTI_HEAD_ENGINES = ("stock", "stock+beams", "ctranslate2")

@@ -20,6 +20,7 @@ import msgspec
 import psutil
 import pytest
 import torch
+from card_records import case_of, measurement_of, samples_of, stamp, two_models
 from suite_configs import compose_config
 from torch import Tensor
 
@@ -40,9 +41,7 @@ from experiments.measure.workloads import random_sources
 from experiments.records import provenance
 from experiments.records.card import (
     AtATime,
-    AttentionCase,
     AttentionCases,
-    AttentionTimes,
     Check,
     Checks,
     Profiles,
@@ -51,17 +50,15 @@ from experiments.records.card import (
     read_summary,
 )
 from experiments.records.measurement import (
-    Contender,
     FixedLengths,
     Measurement,
-    Samples,
     Timing,
     TrainingUpdates,
     read_measurement,
     write_measurement,
 )
 from experiments.records.parts import Hardware
-from gqa_fairseq.architecture import Architecture, Variant
+from gqa_fairseq.architecture import Variant
 from gqa_fairseq.decoding.gpu import search as gpu_search
 from gqa_fairseq.decoding.search import GroupedQueryGenerator
 from gqa_fairseq.parity import Baseline
@@ -264,30 +261,6 @@ def test_the_peak_of_a_search_is_predicted(
 # Figures.
 
 
-def stamp(asked: Asked) -> dict[str, Any]:
-    return asked.stamp()
-
-
-def two_models() -> list[Architecture]:
-    return Asked("cpu", Path(), 1.0, 1).models((8, 1))
-
-
-def measurement_of(asked: Asked, *timings: Timing) -> Measurement:
-    return Measurement(**stamp(asked), operators="PyTorch", timings=list(timings))
-
-
-def samples_of(own: Architecture, engine: str, total: float, size: int = 0) -> Samples:
-    return Samples(
-        contender=Contender(architecture=own, engine=engine, weights="random"),
-        tokens_produced=10,
-        total_s=[total] * 3,
-        encoder_s=[1.0] * 3 if size else None,
-        bytes_by_part={"all": size} if size else {},
-        peak_memory_bytes=1000,
-        peak_memory_kind="cuda_allocated",
-    )
-
-
 def test_the_figures_of_decoding(asked: Asked) -> None:
     """Decoders of 4 s and 2 s for 300 and 100 bytes at 100 bytes/s; stock takes 20 s."""
     multi_head, single = two_models()
@@ -326,15 +299,6 @@ def test_the_figures_of_training(asked: Asked) -> None:
     path = asked.folder / "training.json"
     write_measurement(path, measurement_of(asked, timing))
     assert BY_NAME["training"].found(path) == "50% of the measured rate (40 %), 2.50 x stock (1.5)"
-
-
-def case_of(**seconds: float) -> AttentionCase:
-    ways = [AttentionTimes(name=name, seconds=[s, s, 9 * s]) for name, s in seconds.items()]
-    ways.append(AttentionTimes(name="other", refused="it cannot"))
-    return AttentionCase(
-        kind="self", batch=1, beam=1, heads=8, kv_heads=1, head_dim=16, slots=3, bytes_read=1,
-        ways=ways,
-    )  # fmt: skip
 
 
 def test_the_own_kernel_wins_where_it_is_faster_by_more_than_a_tenth(asked: Asked) -> None:

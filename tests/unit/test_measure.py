@@ -37,7 +37,6 @@ from experiments.measure.request import (
     without_refused,
 )
 from experiments.measure.session import _peaks_here, run_request
-from experiments.measure.tables import markdown
 from experiments.measure.training import Training
 from experiments.measure.workloads import load_text
 from experiments.records.measurement import (
@@ -48,6 +47,7 @@ from experiments.records.measurement import (
     write_measurement,
 )
 from experiments.records.storage import read_json, write_json
+from experiments.report.measured import markdown
 from gqa_fairseq.architecture import Variant
 from gqa_fairseq.decoding.step import Projection
 

@@ -75,6 +75,7 @@ def render(found: Document, archive: Archive, shown: SideBySides, out: Path) -> 
     )
     numbers = itertools.count(1)
     environment.filters |= {"prose": prose, "inline": picture, "numeric": is_numeric}
+    environment.filters["href"] = lambda path: _href(path, out)
     return environment.get_template("page.html.j2").render(
         report=found,
         translations=shown,

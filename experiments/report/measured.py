@@ -29,7 +29,7 @@ from gqa_fairseq.architecture import Architecture, Heads, distinct_names
 REFERENCE_ENGINES = ("stock", "ctranslate2", "products")
 OWN_ENGINES = ("gqa", "fairseq")  # of decoding and of training
 _NOTHING = "-"
-_PACKAGES = ("torch", "ctranslate2")
+_PACKAGES = ("nvidia-driver", "torch", "ctranslate2")
 
 
 def references(timing: Timing) -> list[Samples]:
