@@ -5,7 +5,7 @@ from typing import Any
 
 from experiments.card.models import Asked
 from experiments.records.card import AttentionCase, AttentionTimes
-from experiments.records.measurement import Contender, Measurement, Samples, Timing
+from experiments.records.measurement import Contender, FixedLengths, Measurement, Samples, Timing
 from gqa_fairseq.architecture import Architecture
 
 
@@ -30,6 +30,23 @@ def samples_of(own: Architecture, engine: str, total: float, size: int = 0) -> S
         bytes_by_part={"all": size} if size else {},
         peak_memory_bytes=1000,
         peak_memory_kind="cuda_allocated",
+    )
+
+
+def timing_of_decoding() -> Timing:
+    """Decoders of 4 s and 2 s for 300 and 100 bytes at 100 bytes/s; stock takes 20 s."""
+    multi_head, single = two_models()
+    workload = FixedLengths(batch=2, source_tokens=6, target_tokens=5, beam=4, max_positions=32)
+    return Timing(
+        workload=workload,
+        warmup_runs=1,
+        samples=[
+            samples_of(multi_head, "gqa", 5.0, 300),
+            samples_of(single, "gqa", 3.0, 100),
+            samples_of(multi_head, "stock", 20.0),
+        ],
+        read_bytes_per_s=[100.0],
+        matrix_flops_per_s=[1.0],
     )
 
 

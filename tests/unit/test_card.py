@@ -20,7 +20,7 @@ import msgspec
 import psutil
 import pytest
 import torch
-from card_records import case_of, measurement_of, samples_of, stamp, two_models
+from card_records import case_of, measurement_of, samples_of, stamp, timing_of_decoding, two_models
 from suite_configs import compose_config
 from torch import Tensor
 
@@ -262,27 +262,15 @@ def test_the_peak_of_a_search_is_predicted(
 
 
 def test_the_figures_of_decoding(asked: Asked) -> None:
-    """Decoders of 4 s and 2 s for 300 and 100 bytes at 100 bytes/s; stock takes 20 s."""
-    multi_head, single = two_models()
-    workload = FixedLengths(batch=2, source_tokens=6, target_tokens=5, beam=4, max_positions=32)
-    timing = Timing(
-        workload=workload,
-        warmup_runs=1,
-        samples=[
-            samples_of(multi_head, "gqa", 5.0, 300),
-            samples_of(single, "gqa", 3.0, 100),
-            samples_of(multi_head, "stock", 20.0),
-        ],
-        read_bytes_per_s=[100.0],
-        matrix_flops_per_s=[1.0],
-    )
+    timing = timing_of_decoding()
+    assert isinstance(timing.workload, FixedLengths)
     path = asked.folder / "decoding.json"
     write_measurement(path, measurement_of(asked, timing))
     # 4 / 2 over 3 / 1; 2 s over the 1 s that 100 bytes take.
     assert BY_NAME["decoding"].found(path) == (
         "beam 4 batch 2: 4.0 x stock (5), MQA/MHA 0.67 of predicted (0.9), 2.00 x roofline (1.2)"
     )
-    predicted = predicted_peak_bytes(multi_head, workload, "float32")
+    predicted = predicted_peak_bytes(two_models()[0], timing.workload, "float32")
     assert f"beam 4 G = 8 {1000 / predicted:.2f}," in BY_NAME["memory"].found(path)
 
 

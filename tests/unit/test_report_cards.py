@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import synthetic_records as synthetic
-from card_records import case_of, measurement_of, samples_of, stamp, two_models
+from card_records import case_of, measurement_of, stamp, timing_of_decoding
 from msgspec.structs import replace
 from synthetic_reports import make, save
 
@@ -25,7 +25,7 @@ from experiments.records.card import (
     SideBySide,
     Summary,
 )
-from experiments.records.measurement import FixedLengths, Timing, write_measurement
+from experiments.records.measurement import write_measurement
 from experiments.records.storage import write_json
 
 ASKED = Asked("cpu", Path(), 1.0, 1)
@@ -44,20 +44,7 @@ def of_card() -> dict[str, Any]:
 
 def write_card(folder: Path) -> None:
     """A record of each kind. Decoders take 4 s and 2 s, and stock fairseq 20 s in all."""
-    multi_head, single = two_models()
-    workload = FixedLengths(batch=2, source_tokens=6, target_tokens=5, beam=4, max_positions=32)
-    timing = Timing(
-        workload=workload,
-        warmup_runs=1,
-        samples=[
-            samples_of(multi_head, "gqa", 5.0, 300),
-            samples_of(single, "gqa", 3.0, 100),
-            samples_of(multi_head, "stock", 20.0),
-        ],
-        read_bytes_per_s=[100.0],
-        matrix_flops_per_s=[1.0],
-    )
-    measured = measurement_of(ASKED, timing)
+    measured = measurement_of(ASKED, timing_of_decoding())
     write_measurement(folder / "decoding.json", replace(measured, **of_card()))
     search = SearchProfile(
         beam=4, num_kv_heads=1, steps=3, wall_s=2.0, device_s=1.0,
