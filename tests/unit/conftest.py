@@ -1,9 +1,11 @@
-"""What tests of the report begin with: the committed results, and a report without its pictures."""
+"""What tests of the report and of a card's questions begin with."""
 
 import shutil
 from pathlib import Path
 
 import pytest
+
+from experiments.card.models import Asked
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -20,3 +22,9 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Most of a report's time is drawing, and these tests look at none of it."""
     monkeypatch.setattr("experiments.report.pictures.plots.group_pictures", lambda _: {})
     monkeypatch.setattr("experiments.report.document.group_exhibits", lambda _: [])
+
+
+@pytest.fixture
+def asked(tmp_path: Path) -> Asked:
+    """The questions of a card, in a dry run."""
+    return Asked("cpu", tmp_path / "records", 100.0, 1)
