@@ -134,12 +134,14 @@ def _run_steps(
         def pairs(split: str) -> Iterator[Pair]:
             return _in_direction(languages, corpus, split, texts)
 
-        cleaned = clean_splits(pairs, languages, folder, advance, workers)
+        near = corpus.drops_near_duplicates
+        cleaned = clean_splits(pairs, languages, folder, advance, workers, near_duplicates=near)
         if open_corpus(spec).inputs != corpus.inputs:
             raise DataError("an input file has changed while it was read: run this again")
         return cleaned
 
-    cleaned = steps.run("clean", [languages, corpus.inputs], clean, Cleaned)
+    clean_inputs = [languages, corpus.inputs, corpus.drops_near_duplicates]
+    cleaned = steps.run("clean", clean_inputs, clean, Cleaned)
     training_pairs = cleaned.result.read["train"] - sum(cleaned.result.dropped.values())
 
     def train_pieces(folder: Path, advance: Advance) -> None:

@@ -35,7 +35,8 @@ class Corpus(ABC):
     is one line for the user and `note` what else must be known, `inputs` are the checksums of the
     files it is made from, `downloads` those that must be fetched, of which `training_pairs` come
     (0: too few to matter for disk space). `in_archives` asks for `extract` before the text is read.
-    `nearest_baseline` says whether train is small enough to be searched for each test line.
+    `nearest_baseline` says whether train is small enough to be searched for each test line, and
+    `drops_near_duplicates` whether train loses what is nearly a line of dev or test.
     """
 
     name: ClassVar[str]
@@ -51,6 +52,7 @@ class Corpus(ABC):
     training_pairs: int = 0
     in_archives: bool = False
     nearest_baseline: bool = True
+    drops_near_duplicates: bool = False
 
     @abstractmethod
     def __init__(self, spec: DataSpec) -> None:

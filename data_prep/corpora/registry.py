@@ -39,6 +39,8 @@ def request_for(spec: DataSpec, corpus: Corpus) -> str:
     settings = {field: getattr(checked, field) for field in fields}
     if checked.nearest is False:  # the default has no part, as before there was a choice
         settings["nearest"] = False
+    if corpus.drops_near_duplicates:
+        settings["drops_near_duplicates"] = True
     return digest([RECIPE, settings, corpus.inputs])
 
 

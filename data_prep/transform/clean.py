@@ -16,6 +16,7 @@ from data_prep.spec import HELD_OUT, SPLITS, DataError, Languages, Setting
 from data_prep.system.parallel import chunks, ordered_map
 from data_prep.system.progress import Advance
 from data_prep.text import Pair, pair_writer, same_text_key
+from data_prep.transform.near import NearLines
 
 REASONS = ("empty", "control_characters", "held_out", "too_long", "ratio")
 
@@ -26,13 +27,17 @@ _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]")
 
 
 class TextRules:
-    """Rules that need no vocabulary; `held_out` are the pairs of dev and test."""
+    """Rules that need no vocabulary; `held_out` are the pairs of dev and test.
 
-    def __init__(self, held_out: Iterable[Pair]) -> None:
+    With `near_duplicates` a training pair goes as well where a side is nearly a held-out line.
+    """
+
+    def __init__(self, held_out: Iterable[Pair], *, near_duplicates: bool = False) -> None:
         self._keys: tuple[set[str], set[str]] = (set(), set())
         for pair in held_out:
             for keys, line in zip(self._keys, pair, strict=True):
                 keys.add(same_text_key(line))
+        self._near = [NearLines(keys) for keys in self._keys] if near_duplicates else []
 
     def reason_to_drop(self, pair: Pair) -> str | None:
         """One of REASONS, or None to keep the pair."""
@@ -40,7 +45,12 @@ class TextRules:
             return "empty"
         if any(_CONTROL.search(line) for line in pair):
             return "control_characters"
-        if any(same_text_key(line) in keys for keys, line in zip(self._keys, pair, strict=True)):
+        texts = [same_text_key(line) for line in pair]
+        if any(text in keys for keys, text in zip(self._keys, texts, strict=True)):
+            return "held_out"
+        if self._near and any(
+            lines.has_one_near(text) for lines, text in zip(self._near, texts, strict=True)
+        ):
             return "held_out"
         return None
 
@@ -99,10 +109,13 @@ def clean_splits(
     folder: Path,
     advance: Advance,
     workers: int = 1,
+    *,
+    near_duplicates: bool = False,
 ) -> Cleaned:
     """Write into `folder` all of dev and test, and what the text rules leave of train.
 
-    `pairs(split)` streams the text; dev and test fit in memory, train need not.
+    `pairs(split)` streams the text; dev and test fit in memory, train need not. `near_duplicates`
+    of held-out lines go, too, where it is set.
     Raises DataError when nothing is left of train.
     """
     counts = Cleaned()
@@ -114,7 +127,7 @@ def clean_splits(
         with pair_writer(folder, split, languages) as write:
             write(lines)
         advance(len(lines))
-    sift = partial(_sift, TextRules(held_out))
+    sift = partial(_sift, TextRules(held_out, near_duplicates=near_duplicates))
     with pair_writer(folder, "train", languages) as write:
         for kept, dropped in ordered_map(sift, chunks(pairs("train"), CHUNK_PAIRS), workers):
             write(kept)

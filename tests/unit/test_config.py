@@ -192,7 +192,7 @@ NO_NUMBER = float("nan")
         ({"train.tokens_per_update": 200}, "longest sentence"),
         ({"train.log_every_updates": 17}, "must divide"),
         ({"train.validate_every_updates": 25}, "at most half"),
-        ({"train.average_checkpoints": 3}, "more than the 2 checkpoints"),
+        ({"train.average_checkpoints": 5}, "more than the 4 checkpoints"),
         ({"train.dropout": 1.0}, "train.dropout"),
         ({"train.learning_rate": INFINITE}, "train.learning_rate"),
         ({"train.learning_rate": NO_NUMBER}, "train.learning_rate"),
@@ -251,8 +251,8 @@ def test_what_cannot_be_or_contradicts_itself_is_refused_in_one_line(
         ({"uptrain.points": [0.1, 1.5]}, r"uptrain\.points\[1\]: Expected `float` <= 1.0"),
         ({"uptrain.points": [0.0, 0.1]}, r"uptrain\.points\[0\]: Expected `float` > 0.0"),
         (
-            {"uptrain.points": [0.001, 0.002], "uptrain.alpha": 0.002},
-            r"of 550 updates are \[1, 2\]: an update by itself cannot be timed",
+            {"uptrain.points": [0.0005, 0.001], "uptrain.alpha": 0.001},
+            r"of 1,600 updates are \[1, 2\]: an update by itself cannot be timed",
         ),
         ({"attention.num_kv_heads": 3}, "num_kv_heads 3 does not divide 8 attention heads"),
         (
@@ -286,8 +286,8 @@ def test_all_contradictions_are_named_at_once(quickstart: SuiteConfig) -> None:
     message = str(caught.value)
     assert "\n" not in message
     for problem in (
-        "train.log_every_updates=25 must divide train.max_updates=20",
-        "train.log_every_updates=25 must be at most half of train.max_updates=20",
+        "train.log_every_updates=40 must divide train.max_updates=20",
+        "train.log_every_updates=40 must be at most half of train.max_updates=20",
         "train.warmup_updates=300 must be below train.max_updates=20",
         "hardware.devices must be 1 on the CPU",
     ):
@@ -420,5 +420,5 @@ def test_the_command_says_what_the_config_says(composed: dict[str, Any]) -> None
     assert "--fp16" in command
     assert "--cpu" not in command
     assert option["--distributed-world-size"] == "1"
-    assert option["--target-tokens-per-update"] == "864"
+    assert option["--target-tokens-per-update"] == "1000"
     assert (option["--update-freq"], option["--max-tokens"]) == ("1", "16384")

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from data_prep.spec import DataError
 from data_prep.text import read_text, same_text_key
 from data_prep.transform.clean import REASONS, TextRules, clean_splits, piece_reason_to_drop
+from data_prep.transform.near import NearLines
 
 # Few words, so that lines often say the same; the rest is what rules look for.
 LINE = st.lists(
@@ -63,6 +64,30 @@ def test_every_pair_is_kept_or_counted(folder, train, dev, test):
 )
 def test_text_rules(pair, reason):
     assert TextRules([("Press F1.", "Drücken Sie F1.")]).reason_to_drop(pair) == reason
+
+
+@pytest.mark.parametrize(
+    ("pair", "reason"),
+    [
+        (("Press F3 to save.", "anders"), "held_out"),  # press 0 to save: 3 of 5 are shared
+        (("Open this file now.", "anders"), None),  # 1 of 7
+        (("other", "Zum Speichern drücken Sie Esc."), "held_out"),  # 3 of 6
+        (("other", "Zum Speichern drücken Sie einmal Esc."), None),  # 3 of 7
+    ],
+)
+def test_near_duplicates_go_where_they_are_unwanted(pair, reason):
+    held_out = [("Press F1 to open.", "Zum Speichern F1 drücken.")]
+    assert TextRules(held_out, near_duplicates=True).reason_to_drop(pair) == reason
+    assert TextRules(held_out).reason_to_drop(pair) is None
+
+
+@given(lines=st.sets(LINE.map(same_text_key)), line=LINE.map(same_text_key))
+def test_near_is_a_jaccard_index_of_a_half(lines, line):
+    def is_near(other):
+        one, two = set(line.split()), set(other.split())
+        return 2 * len(one & two) >= len(one | two)
+
+    assert NearLines(lines).has_one_near(line) == any(map(is_near, lines))
 
 
 @pytest.mark.parametrize(

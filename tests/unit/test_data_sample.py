@@ -9,6 +9,7 @@ import pytest
 from data_prep.corpora.sample_en_de import SAMPLE_FOLDER, Sample
 from data_prep.spec import SPLITS, DataError
 from data_prep.text import same_text_key
+from data_prep.transform.clean import clean_splits
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +40,17 @@ def test_held_out_lines_never_change(splits, split, sha256):
 def test_lines_that_say_the_same_are_in_one_split(splits):
     keys = [{same_text_key(source) for source, _ in pairs} for pairs in splits.values()]
     assert all(one.isdisjoint(other) for one, other in combinations(keys, 2))
+
+
+def test_train_loses_what_is_nearly_a_held_out_line(splits, tmp_path):
+    counts = clean_splits(
+        lambda split: iter(splits[split]),
+        ("en", "de"),
+        tmp_path,
+        lambda _: None,
+        near_duplicates=Sample.drops_near_duplicates,
+    )
+    assert counts.dropped["held_out"] == 2_607
 
 
 def test_licence_is_beside_the_text():

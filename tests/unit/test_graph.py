@@ -61,8 +61,8 @@ CHANGES: dict[str, tuple[Any, set[str]]] = {
     "data.max_pieces": (200, ALL),
     "data.max_ratio": (2.5, ALL),
     "data.mirror": ("/somewhere", NOTHING),
-    "train.implementation": ("gqa", TRAIN),
-    "train.max_updates": (825, TRAIN),
+    "train.implementation": ("fairseq", TRAIN),
+    "train.max_updates": (2000, TRAIN),
     "train.tokens_per_update": (900, TRAIN),
     "train.learning_rate": (0.001, TRAIN),
     "train.warmup_updates": (301, TRAIN),
@@ -74,7 +74,7 @@ CHANGES: dict[str, tuple[Any, set[str]]] = {
     "train.attention_dropout": (0.1, TRAIN),
     "train.activation_dropout": (0.1, TRAIN),
     "train.log_every_updates": (5, TRAIN),
-    "train.validate_every_updates": (50, TRAIN),
+    "train.validate_every_updates": (200, TRAIN),
     "train.average_checkpoints": (2, TRAIN),
     "uptrain.points": ([0.2], NOTHING),
     "decode.engine": ("stock", EVALUATE_AND_MEASURE),
@@ -124,7 +124,7 @@ CHANGES_OF_UPTRAINING: dict[str, tuple[Any, set[str]]] = {
     "attention.placement": ("decoder", AFTER_CONVERSION),
     "model.mha_d_ff": (800, PARENT),
     "data.max_pieces": (200, {"prepare", *PARENT}),
-    "train.max_updates": (825, PARENT),
+    "train.max_updates": (2000, PARENT),
     "train.dropout": (0.1, PARENT),
     "hardware.devices": ({"hardware.device": "cuda", "hardware.devices": 2}, PARENT),
     "seed": (2, PARENT),
@@ -184,9 +184,9 @@ def test_a_key_that_no_one_declared_is_a_fault() -> None:
 
 
 def test_trainings_from_before_the_implementation_had_a_name_are_kept(grouped: SuiteConfig) -> None:
-    assert grouped.train.implementation == "fairseq"
-    assert "train.implementation" not in inputs_of("train", grouped)
-    assert "train.dropout" in inputs_of("train", grouped)
+    of_then = changed(grouped, {"train.implementation": "fairseq"})
+    assert "train.implementation" not in inputs_of("train", of_then)
+    assert "train.dropout" in inputs_of("train", of_then)
 
 
 @pytest.mark.parametrize("key", CHANGES)
