@@ -15,14 +15,14 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def test_the_table_of_uptraining_has_the_means_of_the_records() -> None:
     losses = defaultdict(list)
-    for record in read_records(ROOT / "results/runs/uptrain"):
+    for record in read_records(ROOT / "results/runs/study_uptrain"):
         made = record.uptraining
         assert made is not None
         assert isinstance(record.result, Finished)
         heads = record.architecture.num_kv_heads
         found = record.result.evaluation.dev_nll_nats_per_token
         losses[made.method, heads, made.alpha].append(found)
-    assert {len(seeds) for seeds in losses.values()} == {3}
+    assert len({len(seeds) for seeds in losses.values()}) == 1  # all of as many seeds
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     methods = "random|first|mean|svd-product|identity"
     rows = re.findall(rf"^\| ({methods})(?: \(MHA\))? \| (\d.*?)[| ]*\|$", text, re.MULTILINE)
@@ -34,10 +34,10 @@ def test_the_table_of_uptraining_has_the_means_of_the_records() -> None:
 
 
 def test_the_first_table_is_that_of_the_report() -> None:
-    """Its columns are some of the report's overview of the quickstart, cell by cell."""
+    """Its columns are some of the report's overview of the study, cell by cell."""
     report = (ROOT / "results/report/report.md").read_text(encoding="utf-8")
     whole = rows_after(report, "### Overview")
-    shown = rows_after((ROOT / "README.md").read_text(encoding="utf-8"), "make quickstart ARGS=")
+    shown = rows_after((ROOT / "README.md").read_text(encoding="utf-8"), "make study SEEDS=")
     heading, first = whole[0], shown[0]
     assert len(first) == 10
     assert [row[0] for row in shown] == [row[0] for row in whole]
