@@ -70,11 +70,11 @@ setup: export DRY_RUN := $(DRY_RUN)
 setup:  ## Create .venv and install exact pins (TORCH=default|system)
 	@bash requirements/setup.sh
 
-quickstart: setup  ## Raw text to results table with MHA, GQA-2 and MQA: 7 to 14 minutes on 2 cores
+quickstart: setup  ## Raw text to results table with MHA, GQA-2 and MQA: 15 to 20 minutes on 2 cores
 	$(BIN)/python -m experiments.run -m experiment=quickstart attention=mha,gqa2,mqa $(ARGS)
 
 # The multi-head model is the control: its conversion changes nothing, and it is trained on alike.
-uptrain: setup  ## The quickstart's MHA model with fewer KV heads, trained on: 15 minutes on 2 cores
+uptrain: setup  ## The quickstart's MHA model with fewer KV heads, trained on: 20 minutes on 2 cores
 	$(BIN)/python -m experiments.run -m experiment=uptrain attention=mha,$(VARIANTS) \
 		uptrain.method=$(METHODS) uptrain.alpha=0,0.05,0.1 $(if $(SEEDS),seed=$(SEEDS)) $(ARGS)
 
