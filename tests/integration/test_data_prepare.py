@@ -180,8 +180,8 @@ def test_a_training_file_that_was_replaced_is_another_request(copied, tmp_path, 
 def test_a_file_that_changes_while_it_is_read_gives_no_data(tmp_path, monkeypatch):
     changing = write_local_files(tmp_path / "in")
 
-    def clean_and_change(*arguments):
-        cleaned = clean_splits(*arguments)
+    def clean_and_change(*arguments, **settings):
+        cleaned = clean_splits(*arguments, **settings)
         with Path(changing.test_target).open("a", encoding="utf-8") as stream:
             stream.write("\n")
         return cleaned
@@ -275,9 +275,9 @@ def test_steps_of_the_other_direction_are_not_used(spec, prepared, tmp_path, mon
 def test_interrupted_again_and_again_it_ends_with_the_same_bytes(
     spec, prepared, tmp_path, monkeypatch
 ):
-    def die_after(work, *arguments):
+    def die_after(work, *arguments, **settings):
         if work:
-            work(*arguments)
+            work(*arguments, **settings)
         raise KeyboardInterrupt
 
     out = tmp_path / "out"
