@@ -215,7 +215,7 @@ def test_limits_that_nothing_meets(case, capsys):
 
 
 def test_a_full_disk(case, capsys, monkeypatch):
-    def no_space(*_):
+    def no_space(*_, **__):
         raise OSError(28, "No space left on device", str(case.out / "work"))
 
     monkeypatch.setattr("data_prep.pipeline.clean_splits", no_space)
@@ -223,7 +223,7 @@ def test_a_full_disk(case, capsys, monkeypatch):
 
 
 def test_an_interrupt_says_how_to_go_on(case, capsys, monkeypatch):
-    def interrupt(*_):
+    def interrupt(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("data_prep.pipeline.clean_splits", interrupt)
