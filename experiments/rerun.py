@@ -56,13 +56,14 @@ class Number(NamedTuple):
         return f"{self.now - self.then:+.{max(self.digits, 1)}g}"
 
 
-def job_again(record: Record, outputs: Path) -> SuiteConfig:
+def job_again(record: Record, outputs: Path, mirror: str | None = None) -> SuiteConfig:
     """The record's config with other folders; raises ExperimentError where it is not understood."""
     config = parse_config(record.config)
     folders = {name: str(outputs / name) for name in ("stages", "runs", "measurements", "report")}
     trained = record.stage("train") or record.stage("uptrain") or record.stages[-1]
     return msgspec.structs.replace(
         config,
+        data=msgspec.structs.replace(config.data, mirror=mirror),
         paths=PathsConfig(data=config.paths.data, **folders),
         tracking=TrackingConfig(mode="none"),
         rerun=None,
@@ -234,6 +235,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--outputs", type=Path, default=Path("outputs/rerun"), help="folder (%(default)s)"
     )
+    parser.add_argument(
+        "--mirror", help="take downloads from this folder or URL, as data.mirror does"
+    )
     parser.add_argument("--again", action="store_true", help="start over where it was run before")
     options = parser.parse_args(arguments)
     for path in options.records:
@@ -241,7 +245,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise ExperimentError(f"{path}: no {RECORD_NAME} in it (give the folder of a job)")
     paths = [path / RECORD_NAME if path.is_dir() else path for path in options.records]
     then = [read_record(path) for path in paths]
-    jobs, _ = plan([job_again(record, options.outputs) for record in then])
+    jobs, _ = plan([job_again(record, options.outputs, options.mirror) for record in then])
     if len(jobs) != len(then):
         raise ExperimentError("two of the records are of one job: give each job once")
     for record, job in zip(then, jobs, strict=True):

@@ -9,9 +9,12 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
+from experiments.config import SuiteConfig
 from experiments.environment import usable_cores
 from experiments.errors import ExperimentError
 from experiments.progress import StageView, console
@@ -96,6 +99,12 @@ def _run(job: Job, folder: JobFolder) -> Outcome:
     return _outcome_of(job, record, "done")
 
 
+def _recorded(config: SuiteConfig) -> dict[str, Any]:
+    """The config without its mirror: a folder of this machine, or an address with a password."""
+    shown = replace(config, data=replace(config.data, mirror=None))
+    return msgspec.json.decode(msgspec.json.encode(shown))
+
+
 def _record(
     job: Job, folder: JobFolder, data: DataFolder, threads: int, tracker: Tracker
 ) -> Record:
@@ -119,7 +128,7 @@ def _record(
             started_utc=min(info.started_utc for info in infos),
             wall_s=sum(info.wall_s for info in infos),
         ),
-        config=msgspec.json.decode(msgspec.json.encode(config)),
+        config=_recorded(config),
         commands={
             # The interpreter's path is this machine's, and says nothing to another.
             stage.name: ["python" if w == sys.executable else w for w in command_of(stage, job)]

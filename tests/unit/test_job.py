@@ -92,6 +92,14 @@ def test_finished_stages_make_a_record(finished: Job) -> None:
     assert record.job.wall_s == 7.0 + 7.0
 
 
+def test_a_record_does_not_say_where_downloads_lay(finished: Job) -> None:
+    config = changed(finished.config, {"data.mirror": "/home/somebody/corpora"})
+    job = job_of(config)
+    assert job.folder == finished.folder
+    run_job(job)
+    assert record_of(job).config["data"]["mirror"] is None
+
+
 @pytest.fixture
 def uptrained(config: SuiteConfig) -> SuiteConfig:
     """MQA out of MHA, with points after 3 and 6 of 12 updates more."""

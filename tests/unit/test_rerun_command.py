@@ -39,6 +39,8 @@ def test_a_committed_record_names_its_own_job(variant: str, tmp_path: Path) -> N
     assert config.paths.data == record.config["paths"]["data"]
     assert config.hardware.threads == record.stages[-1].provenance.threads == 2
     assert config.tracking.mode == "none"
+    assert config.data.mirror is None
+    assert job_again(record, tmp_path, "corpora").data.mirror == "corpora"
 
 
 def test_a_config_of_other_code_is_one_line(tmp_path: Path) -> None:
