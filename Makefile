@@ -10,7 +10,7 @@ comma := ,
 space := $(subst ,, )
 STUDY := mha,gqa2,mqa
 STUDY_METHODS := mean,first,random,svd-product
-.PHONY: help setup quickstart uptrain study wmt14 $(WMT14_MODELS) wmt14-table1 wmt14-sweep wmt14-data wmt14-bench test test-long lint report lock clean gpu
+.PHONY: help setup quickstart uptrain study study-l10n wmt14 $(WMT14_MODELS) wmt14-table1 wmt14-sweep wmt14-data wmt14-bench test test-long lint report lock clean gpu
 
 TORCH ?= default
 TORCH_VERSION := 2.13.0
@@ -85,6 +85,9 @@ study: setup  ## docs/study.md: SEEDS=1,2,3 of MHA, GQA-2 and MQA on image capti
 		$(STUDY_RUN)=study_uptrain attention=$(STUDY) uptrain.method=$(STUDY_METHODS) \
 			uptrain.alpha=0,0.05,0.1 seed="$$seed" $(STUDY_ARGS); \
 	done
+
+study-l10n: setup  ## docs/study.md: SEEDS=1,2 of the same models on debian-l10n in outputs/debian-l10n (hours)
+	$(STUDY_RUN)=study_l10n seed=$(call shell-word,$(or $(SEEDS),1$(comma)2)) attention=$(STUDY) $(STUDY_ARGS)
 STUDY_RUN = $(BIN)/python -m experiments.run -m experiment
 STUDY_ARGS = $(FROM) $(if $(filter-out 0,$(DRY_RUN)),dry_run=true) $(ARGS)
 

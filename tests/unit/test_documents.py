@@ -19,6 +19,8 @@ FOREIGN = ("source", "wandb", "echo")  # the shell's and other people's
 # Of the options that `gqa_fairseq.checkpoints.convert` prints, those that name what is trained.
 CONVERTED = ["--task", "gqa_translation", "--arch", "gqa_transformer", "--num-kv-heads", "1"]
 TEXT_FILE = re.compile(r"data\.(train|dev|test)_(source|target)=(.+)")
+EXPERIMENTS = ROOT / "conf/experiment"
+OWN_TEXT = re.compile(r"^  (?:train|dev|test)_(?:source|target): (.+)$", re.MULTILINE)
 
 
 def plain(words: list[str]) -> list[str]:
@@ -80,8 +82,12 @@ def test_commands_of_make_and_python_are_dry_run(tmp_path: Path) -> None:
 def write_inputs(folder: Path, words: list[str]) -> None:
     """The files that a command of `experiments.run` names, as the request is a checksum of them."""
     for word in words:
-        if text := TEXT_FILE.fullmatch(word):
-            (folder / text[3]).write_text("one line\n", encoding="utf-8")
+        named = [text[3]] if (text := TEXT_FILE.fullmatch(word)) else []
+        if word.startswith("experiment="):
+            named += OWN_TEXT.findall((EXPERIMENTS / f"{word[11:]}.yaml").read_text("utf-8"))
+        for name in named:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text("one line\n", encoding="utf-8")
         if word.startswith("data.sources="):
             table = folder / word.partition("=")[2]
             table.parent.mkdir(parents=True, exist_ok=True)

@@ -229,6 +229,7 @@ def test_make_study_runs_a_seed_and_its_uptraining_before_the_next_seed() -> Non
     [
         (["wmt14-mqa", "HARDWARE=tpu"], "error: HARDWARE=tpu is unknown: choose one of cpu gpu1"),
         (["wmt14", "PLACEMENT=encoder"], "error: PLACEMENT=encoder is unknown: choose all or"),
+        (["study-l10n", "ARGS=data.train_source=none.en"], "error: data: none.en: No such file"),
         (["wmt14-sweep", "KV_HEADS=3"], "error: config: attention.num_kv_heads 3 does not divide"),
     ],
 )
