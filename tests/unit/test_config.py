@@ -251,8 +251,8 @@ def test_what_cannot_be_or_contradicts_itself_is_refused_in_one_line(
         ({"uptrain.points": [0.1, 1.5]}, r"uptrain\.points\[1\]: Expected `float` <= 1.0"),
         ({"uptrain.points": [0.0, 0.1]}, r"uptrain\.points\[0\]: Expected `float` > 0.0"),
         (
-            {"uptrain.points": [0.0005, 0.001], "uptrain.alpha": 0.001},
-            r"of 1,600 updates are \[1, 2\]: an update by itself cannot be timed",
+            {"uptrain.points": [0.001, 0.002], "uptrain.alpha": 0.002},
+            r"of 1,000 updates are \[1, 2\]: an update by itself cannot be timed",
         ),
         ({"attention.num_kv_heads": 3}, "num_kv_heads 3 does not divide 8 attention heads"),
         (
@@ -286,9 +286,9 @@ def test_all_contradictions_are_named_at_once(quickstart: SuiteConfig) -> None:
     message = str(caught.value)
     assert "\n" not in message
     for problem in (
-        "train.log_every_updates=40 must divide train.max_updates=20",
-        "train.log_every_updates=40 must be at most half of train.max_updates=20",
-        "train.warmup_updates=300 must be below train.max_updates=20",
+        "train.log_every_updates=50 must divide train.max_updates=20",
+        "train.log_every_updates=50 must be at most half of train.max_updates=20",
+        "train.warmup_updates=200 must be below train.max_updates=20",
         "hardware.devices must be 1 on the CPU",
     ):
         assert message.count(problem) == 1

@@ -52,8 +52,8 @@ def line_of(outputs: Path) -> str:
     return found.line
 
 
-def begin(job: Job, wall_s: float, name: StageName = "train", update: int = 800) -> None:
-    """A training whose log comes to that update: half of a quickstart's 1,600."""
+def begin(job: Job, wall_s: float, name: StageName = "train", update: int = 500) -> None:
+    """A training whose log comes to that update: half of a quickstart's 1,000."""
     stage = job.stage(name)
     assert stage is not None
     log = ModelFolder(stage.folder).log(name)
@@ -108,12 +108,12 @@ def test_what_is_left_takes_as_long_as_what_is_done_took(jobs: list[Job], output
 
 
 def test_an_uptraining_counts_from_its_parents_last_update(outputs: Path) -> None:
-    """64 of the 160 updates that follow the parent's 1,600 took 40 s: 60 s are left."""
+    """40 of the 100 updates that follow the parent's 1,000 took 40 s: 60 s are left."""
     jobs = started(outputs, "uptrain", "uptrain.alpha=0.05", "uptrain.alpha=0.1")
     finish_data(jobs[0])
     finish_training(jobs[0])
     finish_conversion(jobs[0])
-    begin(jobs[0], 40.0, "uptrain", update=1664)
+    begin(jobs[0], 40.0, "uptrain", update=1040)
     assert line_of(outputs) == (
         "sweep uptrain: 2 jobs: 2 left; about 60 s of work, one job at a time, and 2 × evaluate"
     )
