@@ -70,7 +70,7 @@ setup: export DRY_RUN := $(DRY_RUN)
 setup:  ## Create .venv and install exact pins (TORCH=default|system)
 	@bash requirements/setup.sh
 
-quickstart: setup  ## Raw text to results table with MHA, GQA-2 and MQA: 15 to 20 minutes on 2 cores
+quickstart: setup  ## Raw text to results table with MHA, GQA-2 and MQA: about 15 minutes on 2 cores
 	$(BIN)/python -m experiments.run -m experiment=quickstart attention=mha,gqa2,mqa $(ARGS)
 
 # The multi-head model is the control: its conversion changes nothing, and it is trained on alike.

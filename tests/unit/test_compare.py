@@ -7,15 +7,24 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from statistics import median
 
 import msgspec
 import pytest
 import synthetic_records as synthetic
 
 from experiments import compare
-from experiments.records.measurement import write_measurement
-from experiments.records.record import Record, read_record, write_record
-from experiments.records.significance import Settings
+from experiments.records.measurement import read_measurement, speed_up, write_measurement
+from experiments.records.parts import ModelScore
+from experiments.records.record import Finished, Record, read_record, write_record
+from experiments.records.significance import (
+    Comparison,
+    SeedTests,
+    Settings,
+    Sides,
+    comparison_key,
+    read_comparison,
+)
 from experiments.report.archive import Archive, read_archive
 from experiments.report.cells import Table
 from experiments.report.differences import (
@@ -40,6 +49,33 @@ def saved(folder: Path, *records: Record) -> Archive:
     for place, record in enumerate(records):
         write_record(folder / f"job{place}" / "record.json", record)
     return read_archive([folder])
+
+
+def kept_result(variant: str) -> Finished:
+    """Of the quickstart's committed record."""
+    (job,) = QUICKSTART.glob(f"{variant}-seed1-*")
+    return synthetic.finished(read_record(job / "record.json"))
+
+
+def beam_score(result: Finished, metric: str) -> ModelScore:
+    """On test, with the beam."""
+    scores = result.evaluation.scores
+    (found,) = (s for s in scores if (s.split, s.metric) == ("test", metric) and s.beam > 1)
+    return found
+
+
+def kept_tests() -> Comparison:
+    """MQA's against MHA on test, with the beam: bleu and chrf."""
+    baseline, variant = (
+        [beam_score(kept_result(name), "bleu").hypotheses_sha256] for name in ("mha", "mqa")
+    )
+    key = comparison_key(Sides(baseline=baseline, variant=variant), Settings())
+    return read_comparison(ROOT / f"results/tests/{key}.json")
+
+
+def interval(tests: SeedTests) -> str:
+    """The difference, and what lines drawn anew leave open."""
+    return f"{tests.difference:+.2f} ({tests.interval.low:+.2f} to {tests.interval.high:+.2f})"
 
 
 def test_a_folder_is_a_side_a_variant_with_the_most_heads_first(archive: Archive) -> None:
@@ -113,15 +149,23 @@ def test_scores_have_the_tests_that_are_there_and_others_are_made(archive: Archi
         "Scores on test, beam 4",
         "Scores on dev, greedy",
     ]
-    assert [row[1] for row in tables[0].rows] == ["2.533", "2.604"]
+    results = [kept_result(variant) for variant in ("mha", "mqa")]
+    losses = [result.evaluation.dev_nll_nats_per_token for result in results]
+    assert [row[1] for row in tables[0].rows] == [f"{loss:.3f}" for loss in losses]
+    scores = [[beam_score(result, metric) for metric in ("bleu", "chrf")] for result in results]
     mha, mqa = tables[2].rows
-    assert mha == ["A", "15.5", "43.2", "–", "–", "–", "–"]
-    assert mqa[:3] == ["B", "15.9", "42.9"]
-    assert mqa[3:] == ["+0.36 (-0.55 to +1.30)", "0.4386", "-0.36 (-1.16 to +0.47)", "0.3854"]
+    assert mha == ["A", *(f"{score.value:.1f}" for score in scores[0]), "–", "–", "–", "–"]
+    assert mqa[:3] == ["B", *(f"{score.value:.1f}" for score in scores[1])]
+    tests = [metric.seeds[0] for metric in kept_tests().metrics]
+    assert mqa[3:] == [
+        cell for test in tests for cell in (interval(test), f"{test.p_randomization:.4f}")
+    ]
+    for test, baseline, variant in zip(tests, *scores, strict=True):
+        assert test.difference == pytest.approx(variant.value - baseline.value, abs=1e-6)
     quick = Settings(resamples=20)
     assert quick.resamples != Settings().resamples
     made = list(score_tables(sides, archive, Kept([QUICKSTART]), quick))[2].rows[1]
-    assert made[3].startswith("+0.36 (")
+    assert made[3].startswith(f"{tests[0].difference:+.2f} (")
     assert 1 / 21 <= float(made[4]) <= 1
 
 
@@ -166,10 +210,17 @@ def test_speed_is_of_one_measurement(archive: Archive, tmp_path: Path) -> None:
     table = speed_table(compare.sides_of(archive, [str(QUICKSTART)]), archive)
     assert table.columns == ["workload", "A: µs/token", "B: µs/token", "C: µs/token"]
     assert len(table.rows) == 4
+    (path,) = (ROOT / "results/measurements/quickstart").rglob("measurement.json")
+    base, *others = read_measurement(path).timings[0].samples
+    middle = [median(each.total_s) * 1e6 / each.tokens_produced for each in (base, *others)]
+    ratios = [speed_up(base, each, "total") for each in others]
     assert table.rows[0][1:] == [
-        "111.3",
-        "82.8, 1.22x (1.17-1.40)",
-        "86.3, 1.23x (1.14-1.34)",
+        f"{middle[0]:.1f}",
+        *(
+            f"{us:.1f}, {ratio.median:.2f}x ({ratio.low:.2f}-{ratio.high:.2f})"
+            for us, ratio in zip(middle[1:], ratios, strict=True)
+            if ratio
+        ),
     ]
     unmeasured = saved(tmp_path, synthetic.record(8), synthetic.record(1))
     table = speed_table(compare.sides_of(unmeasured, [str(tmp_path)]), unmeasured)
@@ -227,7 +278,7 @@ def test_a_bad_record_is_named_and_the_others_are_compared(
     assert shown.err.startswith(f"error: left out: {bad}: not JSON")
     assert shown.err.count("\n") == 1
     assert "B: quickstart/mqa, seed 1" in shown.out
-    assert "+0.36 (-0.55 to +1.30)" in shown.out
+    assert interval(kept_tests().metrics[0].seeds[0]) in shown.out
 
 
 def test_the_help_comes_without_torch_and_drawing() -> None:

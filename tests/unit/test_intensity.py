@@ -31,7 +31,7 @@ from gqa_fairseq.roofline import Load
 PAPER = architecture_of(MODELS["paper"])
 
 
-JOB = "results/runs/quickstart/mqa-seed1-e3f6e6d5d4d6"
+JOB = "results/runs/quickstart/mqa-seed1-3f57b7c29d5a"
 
 
 # Models and machines.
@@ -195,7 +195,7 @@ def test_a_job_asks_about_its_own_heads(capsys: pytest.CaptureFixture[str]) -> N
         assert main(["--job", str(path), *words]) == 0
         found = json.loads(capsys.readouterr().out)
         record = read_record(ROOT / JOB / "record.json")
-        assert found["model"] == "quickstart/mqa-seed1-e3f6e6d5d4d6"
+        assert found["model"] == "quickstart/mqa-seed1-3f57b7c29d5a"
         assert found["architecture"] == msgspec.to_builtins(record.architecture)
         assert found["chosen"] == 1
         built = found["rows"][0]["architecture"]
