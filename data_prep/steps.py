@@ -81,8 +81,8 @@ class Steps:
         part = folder.with_name(f"{folder.name}.part")
         for old in (part, folder):
             shutil.rmtree(old, ignore_errors=True)
-        part.mkdir(parents=True)
-        try:
+        try:  # a signal that comes within mkdir is raised after it, with the folder there
+            part.mkdir(parents=True)
             timing = self.timings[folder.name] = Timing()
             with show(self._console, folder.name, timing) as advance:
                 result = build(part, advance)

@@ -4,6 +4,7 @@ import fcntl
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -64,6 +65,20 @@ def test_half_a_step_is_done_again(run, tmp_path):
     step, runs = run(1)
     assert runs == 2
     assert sorted(step.files) == ["first", "sub/second"]
+
+
+def test_a_signal_as_a_step_begins_leaves_no_folder(run, tmp_path, monkeypatch):
+    """It is raised when the call ends in which it came, and the folder is there by then."""
+    mkdir = Path.mkdir
+
+    def interrupted(path, *arguments, **options):
+        mkdir(path, *arguments, **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "mkdir", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(1)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_step_that_lost_a_file_is_done_again(run):
