@@ -74,7 +74,7 @@ quickstart: setup  ## Raw text to results table with MHA, GQA-2 and MQA: about 1
 	$(BIN)/python -m experiments.run -m experiment=quickstart attention=mha,gqa2,mqa $(ARGS)
 
 # The multi-head model is the control: its conversion changes nothing, and it is trained on alike.
-uptrain: setup  ## The quickstart's MHA model with fewer KV heads, trained on: 20 minutes on 2 cores
+uptrain: setup  ## The quickstart's MHA model with fewer KV heads, trained on: 10 minutes on 2 cores
 	$(BIN)/python -m experiments.run -m experiment=uptrain attention=mha,$(VARIANTS) \
 		uptrain.method=$(METHODS) uptrain.alpha=0,0.05,0.1 $(if $(SEEDS),seed=$(SEEDS)) $(ARGS)
 
