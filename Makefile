@@ -10,7 +10,7 @@ comma := ,
 space := $(subst ,, )
 STUDY := mha,gqa2,mqa
 STUDY_METHODS := mean,first,random,svd-product
-.PHONY: help setup quickstart uptrain study study-l10n wmt14 $(WMT14_MODELS) wmt14-table1 wmt14-sweep wmt14-data wmt14-bench test test-long lint report lock clean gpu
+.PHONY: help setup quickstart uptrain study study-l10n study-more wmt14 $(WMT14_MODELS) wmt14-table1 wmt14-sweep wmt14-data wmt14-bench test test-long lint report lock clean gpu
 
 TORCH ?= default
 TORCH_VERSION := 2.13.0
@@ -88,6 +88,15 @@ study: setup  ## docs/study.md: SEEDS=1,2,3 of MHA, GQA-2 and MQA on image capti
 
 study-l10n: setup  ## docs/study.md: SEEDS=1,2 of the same models on debian-l10n in outputs/debian-l10n (hours)
 	$(STUDY_RUN)=study_l10n seed=$(call shell-word,$(or $(SEEDS),1$(comma)2)) attention=$(STUDY) $(STUDY_ARGS)
+
+# With the multi-head model in each, which is trained once, so that it is measured beside them.
+study-more: setup  ## docs/study.md: SEEDS=1,2,3 of its other variants on image captions (hours)
+	for seed in $(foreach each,$(subst $(comma), ,$(or $(SEEDS),$(ALL_SEEDS))),$(call shell-word,$(each))); do \
+		$(STUDY_RUN)=study_multi30k attention=mha,gqa4,mha-4x32 seed="$$seed" $(STUDY_ARGS); \
+		$(STUDY_RUN)=study_multi30k attention=$(STUDY) attention.placement=decoder seed="$$seed" $(STUDY_ARGS); \
+		$(STUDY_RUN)=study_multi30k attention=mha,mha-1x128 attention.head_dim=16 seed="$$seed" $(STUDY_ARGS); \
+		$(STUDY_RUN)=study_multi30k attention=mha attention.window=null,8 seed="$$seed" $(STUDY_ARGS); \
+	done
 STUDY_RUN = $(BIN)/python -m experiments.run -m experiment
 STUDY_ARGS = $(FROM) $(if $(filter-out 0,$(DRY_RUN)),dry_run=true) $(ARGS)
 
