@@ -35,8 +35,7 @@ def test_the_table_of_uptraining_has_the_means_of_the_records() -> None:
 
 def test_the_first_table_is_that_of_the_report() -> None:
     """Its columns are some of the report's overview of the study, cell by cell."""
-    report = (ROOT / "results/report/report.md").read_text(encoding="utf-8")
-    whole = rows_after(report, "### Overview")
+    whole = rows_after(report_of_the_study(), "### Overview")
     shown = rows_after((ROOT / "README.md").read_text(encoding="utf-8"), "make study SEEDS=")
     heading, first = whole[0], shown[0]
     assert len(first) == 10
@@ -44,6 +43,27 @@ def test_the_first_table_is_that_of_the_report() -> None:
     columns = [heading.index(name) for name in first]
     for row, full in zip(shown[2:], whole[2:], strict=True):
         assert row == [full[column] for column in columns]
+
+
+def test_the_sentences_below_it_have_the_report_s_losses() -> None:
+    tested = rows_after(report_of_the_study(), "### Quality tested on test, beam 4")
+    heading = tested[0]
+    bleu, nats = (heading.index(f"{name} difference") for name in ("BLEU", "dev nats/token"))
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    for variant, sentence in (
+        ("mqa", "MQA costs {0} nats a token (95 % interval over trainings {1} to {2}) and {3}"),
+        ("gqa2", "GQA-2 costs {0} nats ({1} to {2}) and {3}"),
+    ):
+        (row,) = [row for row in tested if row[0] == variant and row[2].startswith("all ")]
+        costs = re.findall(r"\+([\d.]+)", row[nats])  # more nats and less BLEU are a cost
+        lost = row[bleu].split()[0].removeprefix("-")
+        assert f"{sentence.format(*costs, lost)} BLEU" in text
+
+
+def report_of_the_study() -> str:
+    """The report from its first group of captions on, which is the models from scratch."""
+    report = (ROOT / "results/report/report.md").read_text(encoding="utf-8")
+    return report[report.index(". multi30k_en_de: ") :]
 
 
 def rows_after(text: str, words: str) -> list[list[str]]:
