@@ -36,7 +36,7 @@ def test_the_table_of_uptraining_has_the_means_of_the_records() -> None:
 def test_the_first_table_is_that_of_the_report() -> None:
     """Its columns are some of the report's overview of the study, cell by cell."""
     whole = rows_after(report_of_the_study(), "### Overview")
-    shown = rows_after((ROOT / "README.md").read_text(encoding="utf-8"), "make study SEEDS=")
+    shown = rows_after((ROOT / "README.md").read_text(encoding="utf-8"), "What `make study` found")
     heading, first = whole[0], shown[0]
     assert len(first) == 10
     assert [row[0] for row in shown] == [row[0] for row in whole]
