@@ -163,7 +163,11 @@ def test_the_ratios_are_of_the_rounds_and_not_of_the_medians() -> None:
 
 @pytest.mark.parametrize(
     ("document", "mark", "folder"),
-    [("decoding", "engines", "measurements"), ("study", "training", "measurements/training")],
+    [
+        ("decoding", "engines", "measurements"),
+        ("study", "training", "measurements/training"),
+        ("study", "speed", "measurements/speed"),
+    ],
 )
 def test_the_document_shows_what_the_files_hold(document: str, mark: str, folder: str) -> None:
     """Numbers are generated: `--show FOLDER/*.json` between the two marks."""
