@@ -80,8 +80,13 @@ def scale(group: Group) -> str:
 
 
 def in_order(groups: Sequence[Group]) -> list[Group]:
-    """Those at the largest scale first, and of one scale those from scratch first."""
-    return sorted(groups, key=lambda group: (SCALES.index(scale(group)), not group.from_scratch))
+    """The largest scale first, in it those from scratch first, and of these those of most seeds."""
+
+    def place(group: Group) -> tuple[int, bool, int]:
+        seeds = {record.seed for record in group.records}
+        return SCALES.index(scale(group)), not group.from_scratch, -len(seeds)
+
+    return sorted(groups, key=place)
 
 
 def answers(group: Group) -> list[Answer]:

@@ -205,3 +205,10 @@ def test_scales_are_told_apart_and_the_largest_comes_first() -> None:
     assert [scale(group) for group in in_order(groups)] == ["small", "toy", "toy"]
     assert in_order(groups)[1].from_scratch
     assert not in_order(groups)[2].from_scratch
+
+
+def test_of_one_scale_the_group_of_most_seeds_comes_first() -> None:
+    one = synthetic.record(8, data_name="local", updates=600)
+    two = [synthetic.record(8, data_name="multi30k_en_de", updates=600, seed=s) for s in (1, 2)]
+    ordered = in_order(group_records([one, *two]))
+    assert [group.first.data.name for group in ordered] == ["multi30k_en_de", "local"]
