@@ -210,7 +210,9 @@ def test_an_option_at_its_default_is_none(quickstart: SuiteConfig) -> None:
 
 def test_recorded_jobs_keep_their_keys_and_their_files() -> None:
     """The committed records are from before there were options."""
-    records = read_records(ROOT / "results" / "runs")
+    kept = read_records(ROOT / "results" / "runs")
+    # The key of a job on one's own files is of what is in them, and they are not here.
+    records = [record for record in kept if record.data.name != "local"]
     assert records
     for record in records:
         assert "options" not in record.config["decode"]

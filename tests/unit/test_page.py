@@ -266,8 +266,8 @@ def test_a_picture_keeps_the_ids_that_it_uses_under_its_own_name() -> None:
     )
     assert inline(svg, "p1", 'a "b"') == (
         '<svg role="img" aria-label="a &quot;b&quot;" viewBox="0 0 10 20" style="max-width:10pt">'
-        '<defs><path id="p1-m1" d="M 1.2 0" style="stroke: currentColor"/></defs>'
-        '<g><use href="#p1-m1" x="4"/></g>'
+        '<defs><path id="p1-m0" d="M 1.2 0" style="stroke: currentColor"/></defs>'
+        '<g><use href="#p1-m0" x="4"/></g>'
         '<text x="1.3" style="opacity: 0.18">0.05</text></svg>'
     )
 

@@ -149,9 +149,13 @@ def prose(text: str) -> Markup:
 
 
 def picture(plot: Plot) -> Markup:
-    """The picture as a part of the page."""
+    """The picture as a part of the page.
+
+    A picture names its marks a thousand times, so it has the initials of its file's name for them.
+    """
     name = plot.path.removeprefix("plots/").removesuffix(".png")
-    return Markup(inline(plot.drawn.svg, f"p{name}", f"{plot.caption} {plot.words}"))
+    initials = "".join(word if word.isdigit() else word[0] for word in name.split("-"))
+    return Markup(inline(plot.drawn.svg, f"p{initials}", f"{plot.caption} {plot.words}"))
 
 
 def is_numeric(table: Table, column: int) -> bool:

@@ -25,8 +25,9 @@ RULES = (
 def inline(svg: str, name: str, description: str) -> str:
     """The `<svg>` element. `name` is put before its ids; `description` is for screen readers.
 
-    Coordinates are rounded to a tenth of a point: what differs below that between processors is
-    not seen. A style that many elements have becomes a class.
+    Ids are numbered, since matplotlib's are long. Coordinates are rounded to a tenth of a point:
+    what differs below that between processors is not seen. A style that many elements have becomes
+    a class.
     """
     body = svg[svg.index("<svg") :]
     for pattern, replacement in RULES:
@@ -35,13 +36,16 @@ def inline(svg: str, name: str, description: str) -> str:
     body = re.sub(r' (?:d|x|y|transform)="[^"]*"', lambda found: _rounded(found[0]), body)
     for colour, own in COLOURS.items():
         body = body.replace(colour, own)
-    used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', body))
+    used = dict.fromkeys(re.findall(r'(?:href="#|url\(#)([^")]+)', body))
+    short = {given: f"{name}-m{place}" for place, given in enumerate(used)}
 
     def with_name(found: re.Match[str]) -> str:
-        return f' id="{name}-{found[1]}"' if found[1] in used else ""
+        return f' id="{short[found[1]]}"' if found[1] in short else ""
 
     body = re.sub(r' id="([^"]*)"', with_name, body)
-    body = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", body).replace("xlink:href", "href")
+    body = re.sub(
+        r'(href="#|url\(#)([^")]+)', lambda found: found[1] + short[found[2]], body
+    ).replace("xlink:href", "href")
     body = _with_classes(body, name)
     start, end = body.index("<svg"), body.index(">")
     (size,) = re.findall(r'viewBox="0 0 ([^"]*)"', body[start:end])
