@@ -114,14 +114,12 @@ def test_every_number_of_a_run_leads_to_its_record() -> None:
     That is the row's record, but where columns are of several, as those of alpha are.
     """
     text = (ROOT / "results" / "report" / NAME).read_text(encoding="utf-8")
-    rows = re.findall(
-        r"<tr>\s*<th scope=\"row\"><a href=\"#(job-[0-9a-f]+)\">(.*?)</tr>", text, re.S
-    )
+    rows = re.findall(r"<tr>\s*<th scope=\"row\"><a href=\"#(r[0-9]+)\">(.*?)</tr>", text, re.S)
     of_one_record = 0
     for source, row in rows:
         cells = re.findall(r"<td[^>]*>(.*?)</td>", row, re.S)
         numbers = [cell for cell in cells if re.match(r"[-+]?\d", re.sub(r"<[^>]*>", "", cell))]
-        links = [re.findall(r'href="#(job-[0-9a-f]+)"', cell) for cell in numbers]
+        links = [re.findall(r'href="#(r[0-9]+)"', cell) for cell in numbers]
         assert all(len(found) == 1 and f'id="{found[0]}"' in text for found in links)
         of_one_record += links == [[source]] * len(links)
     assert of_one_record > 20
@@ -154,8 +152,8 @@ def test_a_job_that_two_experiments_share_has_a_record_in_each(tmp_path: Path) -
     assert len(sections) == 2
     shown = set()
     for section in sections:
-        linked = set(re.findall(r'href="#(job-[0-9a-f]+)"', section))
-        assert linked == set(re.findall(r'<tbody id="(job-[0-9a-f]+)"', section))
+        linked = set(re.findall(r'href="#(r[0-9]+)"', section))
+        assert linked == set(re.findall(r'<tbody id="(r[0-9]+)"', section))
         assert len(linked) == 2
         (heading,) = re.findall(r"<h2[^>]*>\d+\. (\w+): ", section)
         found = re.findall(r'href="\.\./runs/(\w+)/job(\d)/record\.json"', section)
@@ -171,7 +169,7 @@ def test_a_diverged_training_leads_to_its_record(tmp_path: Path) -> None:
     write_measurement(tmp_path / "runs" / "measurement.json", synthetic.measurement(records[:1]))
     assert main(["--records", str(tmp_path / "runs"), "--out", str(tmp_path / "report")]) == 0
     page = Page(tmp_path / "report" / NAME)
-    assert {link[1:] for link in page.links if link.startswith("#job-")} <= set(page.ids)
+    assert {link[1:] for link in page.links if re.match(r"#r[0-9]+$", link)} <= set(page.ids)
     assert "mqa (diverged)" in (tmp_path / "report" / NAME).read_text(encoding="utf-8")
 
 
@@ -257,17 +255,17 @@ def test_other_text_is_on_a_page_of_its_own_where_it_lies_here(
 # Pictures.
 
 
-def test_a_picture_keeps_the_ids_that_it_uses_under_its_own_name() -> None:
+def test_a_picture_keeps_the_ids_and_groups_that_say_something_under_its_own_name() -> None:
     svg = (
         '<?xml version="1.0"?><svg viewBox="0 0 10 20" width="10pt"><metadata>x</metadata>'
         '<defs><path id="m1" d="M 1.23456 -0.0001" style="stroke: #000000"/></defs>'
-        '<g id="unused"><use xlink:href="#m1" x="3.999"/></g>'
+        '<g id="unused"><g><use xlink:href="#m1" x="3.999"/></g></g><g class="c"><g/></g>'
         '<text x="1.26" style="opacity: 0.18">0.05</text></svg>'
     )
     assert inline(svg, "p1", 'a "b"') == (
         '<svg role="img" aria-label="a &quot;b&quot;" viewBox="0 0 10 20" style="max-width:10pt">'
         '<defs><path id="p1-m0" d="M 1.2 0" style="stroke: currentColor"/></defs>'
-        '<g><use href="#p1-m0" x="4"/></g>'
+        '<use href="#p1-m0" x="4"/><g class="c"><g/></g>'
         '<text x="1.3" style="opacity: 0.18">0.05</text></svg>'
     )
 

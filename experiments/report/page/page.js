@@ -28,6 +28,8 @@ for (const table of document.querySelectorAll("table.sortable")) {
     });
   });
 }
+// The key that goes from link to link stops once in a row: its numbers lead where its name does.
+for (const link of document.querySelectorAll("table.sortable td a")) link.tabIndex = -1;
 // A link into what is folded, and paper, unfold it.
 const unfold = (element) => {
   for (let at = element; at; at = at.parentElement) if (at.tagName === "DETAILS") at.open = true;

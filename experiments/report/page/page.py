@@ -76,6 +76,9 @@ def render(found: Document, archive: Archive, shown: SideBySides, out: Path) -> 
     numbers = itertools.count(1)
     environment.filters |= {"prose": prose, "inline": picture, "numeric": is_numeric}
     environment.filters["href"] = lambda path: _href(path, out)
+    # Thousands of numbers lead to their records, so these have short names here.
+    places: dict[str, str] = {}
+    environment.filters["place"] = lambda source: places.setdefault(source, f"r{len(places)}")
     return environment.get_template("page.html.j2").render(
         report=found,
         translations=shown,

@@ -46,7 +46,7 @@ def inline(svg: str, name: str, description: str) -> str:
     body = re.sub(
         r'(href="#|url\(#)([^")]+)', lambda found: found[1] + short[found[2]], body
     ).replace("xlink:href", "href")
-    body = _with_classes(body, name)
+    body = _with_classes(_without_groups(body), name)
     start, end = body.index("<svg"), body.index(">")
     (size,) = re.findall(r'viewBox="0 0 ([^"]*)"', body[start:end])
     width, _ = size.split()
@@ -54,6 +54,17 @@ def inline(svg: str, name: str, description: str) -> str:
         f'<svg role="img" aria-label="{html.escape(description)}" viewBox="0 0 {size}" '
         f'style="max-width:{width}pt">{body[end + 1 :].strip()}'
     )
+
+
+def _without_groups(body: str) -> str:
+    """The same without the groups that say nothing: matplotlib has some around every mark.
+
+    Only an innermost one is taken out at a time, since its end is the next; one around a group
+    that stays is left.
+    """
+    while (less := re.sub(r"<g>((?:(?!</?g\b).)*)</g>", r"\1", body)) != body:
+        body = less
+    return body
 
 
 def _with_classes(body: str, name: str) -> str:
