@@ -96,6 +96,7 @@ study-more: setup  ## docs/study.md: SEEDS=1,2,3 of its other variants on image 
 		$(STUDY_RUN)=study_multi30k attention=$(STUDY) attention.placement=decoder seed="$$seed" $(STUDY_ARGS); \
 		$(STUDY_RUN)=study_multi30k attention=mha,mha-1x128 attention.head_dim=16 seed="$$seed" $(STUDY_ARGS); \
 		$(STUDY_RUN)=study_multi30k attention=mha attention.window=null,8 seed="$$seed" $(STUDY_ARGS); \
+		$(STUDY_RUN)=study_multi30k attention=mha,mqa model=mini,narrow seed="$$seed" $(STUDY_ARGS); \
 	done
 STUDY_RUN = $(BIN)/python -m experiments.run -m experiment
 STUDY_ARGS = $(FROM) $(if $(filter-out 0,$(DRY_RUN)),dry_run=true) $(ARGS)

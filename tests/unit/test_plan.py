@@ -224,14 +224,18 @@ def test_make_study_runs_a_seed_and_its_uptraining_before_the_next_seed() -> Non
     assert "--mirror '/a folder'" in done.stdout
 
 
-def test_make_study_more_trains_the_other_variants_beside_one_multi_head_model() -> None:
+def test_make_study_more_trains_the_others_beside_one_multi_head_model_of_each_size() -> None:
     done = make("study-more", "DRY_RUN=1", "SEEDS=2")
     assert done.returncode == 0, done.stderr
     found = [block.folder for block in blocks(done.stdout) if block.name == "train"]
     assert [folder.split("-seed2-")[0] for folder in found] == [
         "mha", "gqa4", "mha-4x32", "mha", "gqa2-dec", "mqa-dec", "mha", "mha-1x16", "mha", "mha-w8",
+        "mha", "mha", "mqa", "mqa",
     ]  # fmt: skip
-    assert len({folder for folder in found if folder.startswith("mha-seed")}) == 1
+    multi_head = [folder for folder in found if folder.startswith("mha-seed")]
+    *beside_others, narrow = multi_head
+    assert len(set(beside_others)) == 1
+    assert narrow not in beside_others
 
 
 @pytest.mark.parametrize(
