@@ -319,9 +319,18 @@ def _tests(group: Group, pair: Pair) -> MetricTests | None:
 def _heads(pair: Pair) -> str:
     """What the variant is, and what it is set against."""
     own, rival = pair.variant.architecture, pair.baseline.architecture
-    said = _counted(own)
-    if own.num_kv_heads != rival.num_kv_heads:
-        said += f" in place of {rival.num_kv_heads}"
+    mine, theirs = own.decoder_heads, rival.decoder_heads
+    if mine.is_multi_head and mine != theirs:
+        said = f"{_many(mine.num_heads, 'head')} of {mine.head_dim} in place of "
+        said += f"{theirs.num_heads} of {theirs.head_dim}"
+    else:
+        said = _counted(own)
+        if mine.num_kv_heads != theirs.num_kv_heads:
+            said += f" in place of {theirs.num_kv_heads}"
+    if own.placement != rival.placement:
+        said += " in the decoder alone"
+    if own.window is not None and own.window != rival.window:
+        said += f", and a window of {own.window} positions in the decoder"
     if how := pair.variant.uptraining:
         said += f", converted with the method {how.method} and "
         if how.alpha == 0:
@@ -332,8 +341,11 @@ def _heads(pair: Pair) -> str:
 
 
 def _counted(architecture: Architecture) -> str:
-    heads = architecture.num_kv_heads
-    return f"{heads} key/value head{'s' if heads > 1 else ''}"
+    return _many(architecture.num_kv_heads, "key/value head")
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count} {what}{'s' if count > 1 else ''}"
 
 
 def _diverged(records: Sequence[Record], finished: int) -> str:

@@ -1,4 +1,4 @@
-"""The README's tables of results say what the committed records say."""
+"""README's and the study's tables of results say what the committed records say."""
 
 import itertools
 import re
@@ -75,6 +75,23 @@ def test_the_sentences_of_software_s_texts_have_the_report_s_differences() -> No
         more = rows[-1]["dev nats/token difference"].split()[0].removeprefix("+")
         first, second, both = (f"{value:.2f}" for value in lost)
         assert f"{name} {both} BLEU less ({first} and {second}) and {more} nats more" in text
+
+
+def test_the_study_s_other_variants_are_those_of_fewer_trainings() -> None:
+    report = report_of_the_study()
+    overview = rows_after(report, "### Overview")
+    (multi_head,) = rows_of(overview, "mha")
+    tested = rows_after(report, "### Quality tested on test, beam 4")
+    shown = rows_after(
+        (ROOT / "docs/study.md").read_text(encoding="utf-8"), "## The other variants"
+    )
+    columns = [tested[0].index(name) for name in shown[0]]
+    fewer = [
+        [row[column] for column in columns]
+        for row in tested[2:]
+        if rows_of(overview, row[0])[0]["seeds"] != multi_head["seeds"]
+    ]
+    assert shown[2:] == fewer
 
 
 def report_of_the_study(data: str = "multi30k_en_de") -> str:

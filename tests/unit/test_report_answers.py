@@ -1,5 +1,7 @@
 """Answers: what is said of each variant, what is open, and the scale of a group."""
 
+from typing import Any
+
 import msgspec
 import pytest
 import synthetic_records as synthetic
@@ -25,6 +27,24 @@ def test_an_answer_without_tests_and_speed_says_so() -> None:
         in answer.sentence
     )
     assert "MiB of keys and values in place of" in answer.sentence
+
+
+@pytest.mark.parametrize(
+    ("variant", "said"),
+    [
+        ({"placement": "decoder"}, "1 key/value head in place of 8 in the decoder alone"),
+        ({"num_heads": 1, "head_dim": 16}, "1 head of 16 in place of 8 of 24"),
+        ({"num_heads": 4, "head_dim": 48, "num_kv_heads": 4}, "4 heads of 48 in place of 8 of 24"),
+        (
+            {"num_kv_heads": 8, "window": 32},
+            "8 key/value heads, and a window of 32 positions in the decoder",
+        ),
+    ],
+)
+def test_an_answer_says_what_is_another_in_the_variant(variant: dict[str, Any], said: str) -> None:
+    records = [synthetic.record(8), synthetic.record(**{"num_kv_heads": 1, **variant})]
+    (answer,) = answers(group_of(records, measured=False))
+    assert answer.sentence.startswith(f"{said}, against mha. ")
 
 
 def test_the_answer_on_an_uptrained_model_says_how_it_was_made() -> None:
