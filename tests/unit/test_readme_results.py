@@ -94,6 +94,15 @@ def test_the_study_s_other_variants_are_those_of_fewer_trainings() -> None:
     assert shown[2:] == fewer
 
 
+def test_the_smaller_model_s_scores_are_the_report_s() -> None:
+    report = (ROOT / "results/report/report.md").read_text(encoding="utf-8")
+    overview = rows_after(report[report.index("layers, d_model 96, 6 heads\n") :], "### Overview")
+    (row,) = rows_of(overview, "mha")
+    said = f"{row['dev nats/token']} dev nats a token and {row['test BLEU beam 4']} BLEU with beam"
+    study = " ".join((ROOT / "docs/study.md").read_text(encoding="utf-8").split())
+    assert f"(seed {row['seeds']}; {row['parameters']} parameters) has {said}" in study
+
+
 def report_of_the_study(data: str = "multi30k_en_de") -> str:
     """The report from its first group of this data on, which is the models from scratch."""
     report = (ROOT / "results/report/report.md").read_text(encoding="utf-8")
