@@ -2,6 +2,7 @@
 
     python -m experiments.benchmark                                # the paper's shape, MHA
     python -m experiments.benchmark --shapes 8x512x512,8x1024x1024 --beams 1 --kv-heads 8,1
+    python -m experiments.benchmark --model model=mini --model model=mini attention=mqa
     python -m experiments.benchmark --job outputs/runs/quickstart/mha-seed1-0123456789ab
     python -m experiments.benchmark --training experiment=study_multi30k seed=1
     python -m experiments.benchmark --show results/measurements/*.json    # Markdown of earlier ones
@@ -16,7 +17,9 @@ engines:
 
 What an engine cannot do is left out, and said.
 
---training takes overrides of experiments.run, prepares their data where that is not done, and times
+--model takes overrides of experiments.run, which make one model, and is given once for each model.
+
+--training takes such overrides as well, prepares their data where that is not done, and times
 updates on real batches: of the job's training command (fairseq), of fairseq's own Transformer, loss
 and Adam (stock), and the matrix products of these updates alone (products), which bound them all.
 """
@@ -36,6 +39,7 @@ from hydra.errors import HydraException
 
 from data_prep.system.surroundings import console_of
 from experiments.arguments import Parser, asked_threads, command, list_of, whole_number
+from experiments.config import SuiteConfig
 from experiments.engines import ENGINES, EXACT_ENGINES, find_engine, help_lines
 from experiments.errors import ExperimentError
 from experiments.measure.child import measure_in_process
@@ -58,7 +62,13 @@ from experiments.report.measured import markdown, terminal_table
 from experiments.stages.corpus import prepare_data
 from experiments.stages.graph import job_of
 from experiments.stages.job_files import JobFiles, job_files
-from experiments.stages.sweep import CONFIG_NAME, check_overrides, resolve, with_search_options
+from experiments.stages.sweep import (
+    CONFIG_NAME,
+    check_overrides,
+    in_one_line,
+    resolve,
+    with_search_options,
+)
 from experiments.stages.training.command import train_command
 from gqa_fairseq.architecture import Architecture, Variant
 from gqa_fairseq.parity import BASELINES, PAPER
@@ -76,16 +86,32 @@ def requests(args: argparse.Namespace) -> list[Request]:
 
     Raises ExperimentError, one line.
     """
+    has_own = next((n for n in ("job", "training", "model") if getattr(args, n)), None)
+    for option in ("model", "size", "vocab_size", "kv_heads") if has_own else ():
+        if option != has_own and getattr(args, option) is not None:
+            name = option.replace("_", "-")
+            raise ExperimentError(f"--{name}: --{has_own} has its own (leave it out)")
     if args.training:
         return [_request_of_training(args)]
-    if not args.job:
-        architectures = _architectures(args)
-        return [_request(args, architectures, shapes=args.shapes, beams=args.beams or [4, 1])]
-    for option in ("size", "vocab_size", "kv_heads"):
-        if getattr(args, option) is not None:
-            name = option.replace("_", "-")
-            raise ExperimentError(f"--{name} goes with --shapes: a job has its own (leave it out)")
-    return [_request_of_job(args, job_files(folder)) for folder in args.job]
+    if args.job:
+        return [_request_of_job(args, job_files(folder)) for folder in args.job]
+    own = [config.architecture for config in _configs("--model", args.model or [])]
+    architectures = own or _architectures(args)
+    return [_request(args, architectures, shapes=args.shapes, beams=args.beams or [4, 1])]
+
+
+def _configs(option: str, given: list[list[str]]) -> list[SuiteConfig]:
+    """The config of each list of overrides, as experiments.run has it."""
+    for overrides in given:
+        check_overrides(overrides)
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return [
+                resolve(compose(CONFIG_NAME, overrides=with_search_options(overrides)))
+                for overrides in given
+            ]
+    except HydraException as error:
+        raise ExperimentError(f"{option}: {in_one_line(error)}") from error
 
 
 def _architectures(args: argparse.Namespace) -> list[Architecture]:
@@ -131,12 +157,7 @@ def _request_of_job(args: argparse.Namespace, job: JobFiles) -> Request:
 def _request_of_training(args: argparse.Namespace) -> Request:
     if args.memory:
         raise ExperimentError("--memory is about decoding: leave it out of --training")
-    check_overrides(args.training)
-    try:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            config = resolve(compose(CONFIG_NAME, overrides=with_search_options(args.training)))
-    except HydraException as error:
-        raise ExperimentError(f"--training: {str(error).splitlines()[0]}") from error
+    (config,) = _configs("--training", [args.training])
     data = prepare_data(config, job_of(config).prepare)
     contender = RequestedContender(
         architecture=config.architecture,
@@ -258,6 +279,13 @@ def _parser() -> Parser:
     )
     parser.add_argument(
         "--kv-heads", type=numbers, help=f"such as 8,1, with --shapes (default {DEFAULT_KV_HEADS})"
+    )
+    parser.add_argument(
+        "--model",
+        nargs="+",
+        action="append",
+        metavar="OVERRIDE",
+        help="with --shapes, a model of conf/, such as model=mini attention=mqa; again for others",
     )
     parser.add_argument(
         "--engines",

@@ -69,7 +69,7 @@ def _ending(action: Any) -> None:
     try:
         action()
     except HydraException as error:
-        print(f"error: {_in_one_line(error)}", file=sys.stderr)
+        print(f"error: {in_one_line(error)}", file=sys.stderr)
         sys.exit(1)
     except (ExperimentError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -120,13 +120,13 @@ def one_line_errors() -> Iterator[None]:
     except HydraException as error:
         if wants_page:
             raise
-        raise CompositionError(_in_one_line(error)) from error
+        raise CompositionError(in_one_line(error)) from error
     finally:
         if not wants_page:
             del os.environ[name]
 
 
-def _in_one_line(error: HydraException) -> str:
+def in_one_line(error: HydraException) -> str:
     """What Hydra could not compose, and what there is instead."""
     if isinstance(error, MissingConfigException) and error.options:
         group, _, name = str(error.missing_cfg_file).rpartition("/")

@@ -14,6 +14,7 @@ from typing import Any, cast
 import msgspec
 import pytest
 from contenders import FAIRSEQ_ENGINES, MHA, MQA, fixed, request
+from suite_configs import compose_config
 
 from experiments import benchmark
 from experiments.engines import ENGINES, EXACT_ENGINES
@@ -62,6 +63,20 @@ def test_forced_lengths_from_the_command_to_the_file(
 
     assert benchmark.main(["--show", str(out)]) == 0
     assert capsys.readouterr().out == markdown([found])
+
+
+def test_models_of_the_configuration_side_by_side(tmp_path: Path) -> None:
+    """`--model` measures the architecture that experiments.run trains with the same overrides."""
+    out = tmp_path / "models.json"
+    own = ["model=tiny", "data=sample_en_de"]
+    models = [own, [*own, "attention.window=3"], [*own, "model.d_model=64"]]
+    given = [word for model in models for word in ("--model", *model)]
+    shape = ["--shapes", "2x6x5", "--beams", "1", "--repeats", "1", "--engines", "gqa"]
+    assert benchmark.main([*given, *shape, "--out", str(out)]) == 0
+    (timing,) = read_measurement(out).timings
+    architectures = [found.contender.architecture for found in timing.samples]
+    assert architectures == [compose_config(*model).architecture for model in models]
+    assert len(set(architectures)) == len(models)
 
 
 def samples(
@@ -213,8 +228,14 @@ def test_the_document_says_what_the_native_operators_add() -> None:
         (["--kv-heads", "1", "--engines", "stock"], "stock is multi-head only, and the decoder"),
         (["--repeats", "0"], "'0' is not a whole number"),
         (["--job", "nowhere"], "nowhere/record.json: cannot be read"),
-        (["--job", "a", "--kv-heads", "8"], "--kv-heads goes with --shapes"),
-        (["--job", "a", "--vocab-size", "8"], "--vocab-size goes with --shapes"),
+        (["--job", "a", "--kv-heads", "8"], "--kv-heads: --job has its own"),
+        (["--job", "a", "--vocab-size", "8"], "--vocab-size: --job has its own"),
+        (["--training", "experiment=smoke", "--size", "small"], "--size: --training has its own"),
+        (["--model", "model=mini", "--size", "small"], "--size: --model has its own"),
+        (["--model", "model=mini", "--job", "a"], "--model: --job has its own"),
+        (["--model", "model=huge"], "model=huge: not in conf/model (choose one of base"),
+        (["--model", "attention.window=0"], "attention.window"),
+        (["--model", "model=mini", "--model", "model=mini"], "mha, gqa is there twice"),
         (["--show", "nowhere.json"], "nowhere.json: cannot be read"),
         (["--job", "a", "--shapes", "1x2x2"], "not allowed with argument"),
         (["--size", "huge"], "invalid choice: 'huge'"),
@@ -223,7 +244,7 @@ def test_the_document_says_what_the_native_operators_add() -> None:
 def test_bad_input_is_one_line(
     arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    small = [] if {"--job", "--size"} & set(arguments) else ["--size", "small"]
+    small = [] if {"--job", "--size", "--model"} & set(arguments) else ["--size", "small"]
     assert benchmark.main([*small, *arguments]) == 2
     lines = [x for x in capsys.readouterr().err.split("\n") if x and "left out" not in x]
     assert len(lines) == 1
