@@ -6,6 +6,7 @@ and when it is read.
 
 import itertools
 import math
+import statistics
 from datetime import datetime
 from fractions import Fraction
 from typing import Annotated, Literal
@@ -33,6 +34,7 @@ SearchEngine = Literal["stock", "gqa"]
 LengthPenalty = Literal["fairseq", "gnmt"]
 ModelFree = Literal["copy", "nearest"]
 Share = Annotated[float, Meta(ge=0, le=1)]
+CLOCK_S = 2.0  # fairseq's clock has whole seconds, so that a line may seem this much longer
 # What was done to the heads; `identity`: there are as many as before.
 Conversion = ConversionMethod | Literal["identity"]
 # Translations that need no model: the source itself, and that of the nearest training line.
@@ -130,9 +132,9 @@ class Training(Checked, frozen=True, kw_only=True):
     `target_tokens` are real ones, padding not counted; `target_tokens_per_update_wanted` is the
     config's, null where a checkpoint's own recipe asks for no number. `update_wall_s` is what the
     updates alone take at the rate of those that no start, validation or checkpoint slowed;
-    `us_per_target_token` is that rate. `peak_memory_bytes` is the largest of the processes.
-    `averaged_updates` are the updates of the checkpoints whose mean was evaluated; empty where it
-    was the last checkpoint.
+    `us_per_target_token` is that rate, pauses in between included. `peak_memory_bytes` is the
+    largest of the processes. `averaged_updates` are the updates of the checkpoints whose mean was
+    evaluated; empty where it was the last checkpoint.
     """
 
     device: Device
@@ -153,6 +155,24 @@ class Training(Checked, frozen=True, kw_only=True):
         check_curve(self.curve, self.updates)
         require_close("target_tokens_per_update", self, self.target_tokens / self.updates)
         require_close("us_per_target_token", self, 1e6 * self.update_wall_s / self.target_tokens)
+
+    @property
+    def running_us_per_target_token(self) -> float:
+        """`us_per_target_token` without the lines of the log in which training stood still.
+
+        Such a line took more than twice what a line takes (the median), because the process was
+        paused or its machine had other work. The rate is then that of the other lines of the curve.
+        """
+        steps = [
+            (point.wall_s - before.wall_s, point.target_tokens - before.target_tokens)
+            for before, point in itertools.pairwise(self.curve)
+            if before.dev_nll_nats_per_token is None and point.target_tokens > before.target_tokens
+        ]
+        typical = statistics.median(seconds / tokens for seconds, tokens in steps) if steps else 0.0
+        ran = [(s, n) for s, n in steps if s <= 2 * typical * n + CLOCK_S]
+        if not typical or len(ran) == len(steps):
+            return self.us_per_target_token
+        return 1e6 * sum(s for s, _ in ran) / sum(n for _, n in ran)
 
 
 class Uptraining(Checked, frozen=True, kw_only=True):

@@ -154,7 +154,7 @@ def _few_seeds(group: Group) -> list[str]:
 
 
 def _told_apart(group: Group) -> list[str]:
-    """How large a difference must be to be seen: by variant, as wide as its interval is."""
+    """How large a difference must be to be seen: half of its interval, by the number of seeds."""
     found = [
         (pair, tests)
         for table in _headline_tables(group)
@@ -163,18 +163,20 @@ def _told_apart(group: Group) -> list[str]:
     ]
     if not found:
         return []
+    halves: dict[int, list[float]] = {}
+    for pair, tests in found:
+        halves.setdefault(len(pair.seeds), []).append(tests.half_width)
+    sizes = [
+        " to ".join(distinct(f"{end:.2f}" for end in (min(of_seeds), max(of_seeds))))
+        + (f" with {seeds} seeds" if seeds > 1 else " with one, whose interval is over lines alone")
+        for seeds, of_seeds in sorted(halves.items(), reverse=True)
+    ]
     split = found[0][0].split
-    halves = [f"{tests.half_width:.2f}" for _, tests in sorted(found, key=_half_width)]
-    ends = " to ".join(distinct([halves[0], halves[-1]]))
     return [
         f"A {HEADLINE_METRIC.label} difference can be told from none where it is larger than about "
-        f"half of its interval: with these seeds and the {group.first.lines(split):,} lines of "
-        f"{split} that is {ends}{' by variant' if len(found) > 1 else ''}."
+        f"half of its interval: on the {group.first.lines(split):,} lines of {split} that is "
+        f"{', and '.join(sizes)}."
     ]
-
-
-def _half_width(each: tuple[Pair, MetricTests]) -> float:
-    return each[1].half_width
 
 
 def _corrected_together(group: Group) -> list[str]:
@@ -396,7 +398,7 @@ def _quality(pair: Pair, tests: MetricTests, p_holm: float, variants: int) -> st
         )
     but = "" if interval.high < -margin else f", but not that it loses {less}"
     smallest = f"{shown_margin(tests):.2f} {label}"
-    return f"{said} These data show that it loses less than {smallest}{but}."
+    return f"{said} These data show{alone} that it loses less than {smallest}{but}."
 
 
 def _speed(group: Group, pair: Pair) -> str:

@@ -217,7 +217,7 @@ def training(group: Group) -> Table:
                 number(row.estimate(of_training(lambda t: t.updates)), 0),
                 number(row.estimate(of_training(lambda t: t.target_tokens_per_update)), 0),
                 _us(samples.us_per_token("total")) if samples else NOT_MEASURED,
-                number(row.estimate(of_training(lambda t: t.us_per_target_token)), 1),
+                number(row.estimate(of_training(lambda t: t.running_us_per_target_token)), 1),
                 mebibytes(memory.mean) if memory else NOT_RUN,
             ]
         )
@@ -228,6 +228,17 @@ def training(group: Group) -> Table:
         for t in trained
         if t.target_tokens_per_update_wanted
     )
+    still = [
+        f"{row.name} seed {record.seed}"
+        for row in group.rows
+        for record in row.records
+        if (training := record.training)
+        and training.running_us_per_target_token != training.us_per_target_token
+    ]
+    if still:
+        notes.append(
+            f"Real batches: without the time in which trainings stood still ({', '.join(still)})."
+        )
     notes += distinct(f"Memory is {t.peak_memory_kind.replace('_', ' ')}." for t in trained)
     if timing and group.measurement:
         notes.append(f"Fixed shape: {timing.workload.title}, median of {timing.rounds} rounds.")

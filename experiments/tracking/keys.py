@@ -37,7 +37,7 @@ def run_config(record: Record) -> dict[str, Any]:
 def flat_config(variant: str, architecture: Architecture, seed: int, data: str) -> dict[str, str]:
     """What runs are grouped, filtered and coloured by: wandb does that with flat text alone.
 
-    `model` names the multi-head baseline, such as `d192-layers2+2-parameters3034368`: what all its
+    `model` names the multi-head baseline, such as `d192-layers2+2-parameters3034560`: what all its
     variants have in common.
     """
     layers = f"{architecture.encoder_layers}+{architecture.decoder_layers}"
@@ -97,7 +97,7 @@ def summary(record: Record) -> dict[str, float]:
         return values | {"train/diverged_after_update": result.after_update}
     training = result.training
     if training:
-        values["train/us_per_target_token"] = training.us_per_target_token
+        values["train/us_per_target_token"] = training.running_us_per_target_token
         values["train/peak_memory_bytes"] = training.peak_memory_bytes
         values["train/target_tokens_per_update"] = training.target_tokens_per_update
     return values | _quality(result.evaluation)

@@ -71,10 +71,16 @@ def test_the_sentences_of_software_s_texts_have_the_report_s_differences() -> No
     tested = rows_after(report, "### Quality tested on test, beam 4")
     for variant, name in (("mqa", "MQA"), ("gqa2", "GQA-2")):
         rows = rows_of(tested, variant)
-        lost = [-float(row["BLEU difference"].split()[0]) for row in rows]
+        gained = [float(row["BLEU difference"].split()[0]) for row in rows]
         more = rows[-1]["dev nats/token difference"].split()[0].removeprefix("+")
-        first, second, both = (f"{value:.2f}" for value in lost)
-        assert f"{name} {both} BLEU less ({first} and {second}) and {more} nats more" in text
+        first, second, both = (
+            f"{abs(value):.2f} {'less' if value < 0 else 'more'}" for value in gained
+        )
+        both = both.replace(" ", " BLEU ")
+        assert f"{name} {both} ({first} and {second}) and {more} nats more" in text
+        for cell in (rows[-1]["BLEU difference"], rows[-1]["dev nats/token difference"]):
+            low, high = re.findall(r"[+-][\d.]+", cell)[1:]
+            assert float(low) < 0 < float(high), "README says that all intervals hold 0"
 
 
 def test_the_study_s_other_variants_are_those_of_fewer_trainings() -> None:

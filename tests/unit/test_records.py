@@ -220,6 +220,33 @@ def test_a_subset_is_scored_on_its_lines(tmp_path: Path) -> None:
     assert "a score on test_filtered has 500 lines, the data has 450" in refused
 
 
+@given(st.integers(2, 5), st.integers(0, 3), st.floats(30, 4000))
+def test_the_rate_of_training_leaves_out_where_it_stood_still(
+    validated: int, paused: int, pause_s: float
+) -> None:
+    """A pause changes the rate of the whole record, and not that of the lines that ran."""
+    every, updates, us = 50, 1000, 0.4 / 4000 * 1e6
+    plain = synthetic.training(updates=updates)
+    at = every * (1 + validated * paused + 1)  # the line before it had no validation
+    curve = [
+        msgspec.structs.replace(
+            point,
+            dev_nll_nats_per_token=3.0 if point.update % (every * validated) == 0 else None,
+            wall_s=point.wall_s + (pause_s if point.update >= at else 0.0),
+        )
+        for point in synthetic.curve(updates=updates)
+    ]
+    slow = (updates * 0.4 + pause_s) / (updates * 4000)
+    seen = msgspec.structs.replace(
+        plain,
+        curve=curve,
+        us_per_target_token=1e6 * slow,
+        update_wall_s=updates * 0.4 + pause_s,
+    )
+    assert plain.running_us_per_target_token == plain.us_per_target_token
+    assert seen.running_us_per_target_token == pytest.approx(us)
+
+
 def test_what_was_written_before_a_field_was_there_is_still_read(path: Path) -> None:
     whole = json.loads(path.read_text(encoding="utf-8"))
     del whole["data"]["subsets"], whole["data"]["note"]

@@ -150,12 +150,26 @@ def test_what_can_be_told_apart_is_said_by_variant() -> None:
     records = [synthetic.record(heads, seed) for heads in (8, 2, 1) for seed in (1, 2, 3)]
     group = group_tested(records, {"gqa2": (-0.6, -0.2, 0.01), "mqa": (-3.0, 1.0, 0.9)})
     (said,) = [line for line in open_questions(group) if "told from none" in line]
-    assert said.endswith("and the 500 lines of test that is 0.30 to 2.10 by variant.")
+    assert said.endswith("on the 500 lines of test that is 0.30 to 2.10 with 3 seeds.")
     (said,) = [line for line in open_questions(group) if "Holm" in line]
     assert "is tested for 2 variants, and these 2 p-values are corrected together" in said
     alone = open_questions(group_tested(records[:3] + records[6:], {"mqa": (-3.0, 1.0, 0.9)}))
-    assert any(line.endswith("lines of test that is 2.10.") for line in alone)
+    assert any(line.endswith("lines of test that is 2.10 with 3 seeds.") for line in alone)
     assert "Holm" not in "".join(alone)
+
+
+def test_one_training_is_not_said_to_be_more_exact_than_three() -> None:
+    """Its interval is over lines alone, so that it is narrow, and stands apart from the others."""
+    several = [synthetic.record(heads, seed) for heads in (8, 1) for seed in (1, 2, 3)]
+    ends = {"gqa2": (-0.6, -0.2, 0.4), "mqa": (-3.0, 1.0, 0.9)}
+    group = group_tested([*several, synthetic.record(2)], ends)
+    (said,) = [line for line in open_questions(group) if "told from none" in line]
+    assert said.endswith(
+        "that is 2.10 with 3 seeds, and 0.30 with one, whose interval is over lines alone."
+    )
+    (one,) = [answer for answer in answers(group) if answer.variant == "gqa2"]
+    assert "It costs quality for this seed: " in one.sentence
+    assert "These data show for this seed that it loses less than " in one.sentence
 
 
 def test_a_variant_with_one_seed_among_several_is_of_that_seed() -> None:
