@@ -106,7 +106,10 @@ def result_files(steps: Sequence[Step[Any]]) -> dict[str, str]:
 
 
 def publish(steps: Sequence[Step[Any]], manifest: Manifest, out: Path) -> None:
-    """Put the steps' files in place of what `out` held before, the manifest last."""
+    """Put the steps' files in place of what `out` held before, the manifest last.
+
+    The work goes after it: whoever is interrupted there has the results.
+    """
     (out / MANIFEST_NAME).unlink(missing_ok=True)
     for name in RESULTS:
         if (out / name).is_dir():
@@ -115,5 +118,5 @@ def publish(steps: Sequence[Step[Any]], manifest: Manifest, out: Path) -> None:
         for name in manifest.files.keys() & step.files.keys():
             (out / name).parent.mkdir(parents=True, exist_ok=True)
             os.replace(step.folder / name, out / name)
-    shutil.rmtree(out / WORK)
     write_json(out / MANIFEST_NAME, manifest)
+    shutil.rmtree(out / WORK)

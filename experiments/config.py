@@ -446,7 +446,12 @@ def _contradictions_of_updates(train: TrainConfig) -> Iterator[str]:
         yield (
             f"train.warmup_updates={train.warmup_updates} must be below train.max_updates={updates}"
         )
-    written = -(-updates // validate)
+    if train.average_checkpoints is not None and updates % validate:
+        yield (
+            f"train.validate_every_updates={validate} must divide train.max_updates={updates}, so "
+            "that the last checkpoint is among those of train.average_checkpoints"
+        )
+    written = updates // validate
     if train.average_checkpoints is not None and train.average_checkpoints > written:
         yield (
             f"train.average_checkpoints={train.average_checkpoints} is more than the {written} "

@@ -103,7 +103,7 @@ def speeds(then: Measurement, now: Measurement) -> Iterator[str]:
         old = before.get(workload)
         for samples in timing.samples if old else ():
             contender = samples.contender
-            if contender.architecture.is_multi_head:
+            if contender.architecture.is_baseline:
                 continue
             counterpart = old and old.of(contender.architecture.name, contender.engine)
             kept = decoder_speed_up(old, counterpart) if old and counterpart else None

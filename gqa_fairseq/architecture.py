@@ -20,6 +20,7 @@ FeedForward = Literal["matched", "kept"]
 FEED_FORWARDS: tuple[FeedForward, ...] = ("matched", "kept")
 ConversionMethod = Literal["mean", "first", "random", "svd", "svd-product"]
 CONVERSION_METHODS: tuple[ConversionMethod, ...] = ("mean", "first", "random", "svd", "svd-product")
+BASELINE_NAME = "mha"
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,11 @@ class Architecture:
         """`decoder` where the encoder has multi-head attention of its own, else `all`."""
         is_own = self.encoder_heads != self.decoder_heads and self.encoder_heads.is_multi_head
         return "decoder" if is_own else "all"
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether it is the multi-head model that the others are variants of, by its name."""
+        return self.name == BASELINE_NAME
 
     @property
     def is_multi_head(self) -> bool:

@@ -18,6 +18,7 @@ import sys
 from dataclasses import asdict, dataclass, replace
 
 from gqa_fairseq.architecture import (
+    BASELINE_NAME,
     FEED_FORWARDS,
     Architecture,
     FeedForward,
@@ -64,7 +65,7 @@ class Baseline:
     @property
     def multi_head(self) -> Architecture:
         """The baseline itself."""
-        return self._architecture("mha", self.heads, self.heads, None)
+        return self._architecture(BASELINE_NAME, self.heads, self.heads, None)
 
     def resolve(self, variant: Variant) -> Architecture:
         """The architecture that `variant` asks for, with both d_ff as whole numbers.
@@ -269,7 +270,7 @@ def _name(changed: Heads, baseline: Heads, placement: Placement, window: int | N
     """
     name = "mqa" if changed.num_kv_heads == 1 else f"gqa{changed.num_kv_heads}"
     if changed.is_multi_head:
-        name = "mha"
+        name = BASELINE_NAME
     if replace(changed, num_kv_heads=baseline.num_kv_heads) != baseline:
         name += f"-{changed.num_heads}x{changed.head_dim}"
     if changed != baseline and placement == "decoder":

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Annotated
 
 import msgspec
-import psutil
 from msgspec import Meta
 
 from experiments.arguments import asked_threads
@@ -23,6 +22,7 @@ from experiments.errors import ExperimentError
 from experiments.records.checked import Checked, Device, Positive, Seconds, Text, require
 from experiments.records.provenance import hardware
 from experiments.records.storage import read_versioned, write_json
+from gqa_fairseq.host_memory import available_bytes
 from gqa_fairseq.roofline import BYTES, Machine
 
 SCHEMA_VERSION = 1
@@ -161,7 +161,7 @@ def find_machine(asked: str, again: bool = False) -> Machine:
 
 def usable_bytes(machine: Machine, device: Device) -> int:
     """Memory that a measurement here may take: a share of a GPU's, or of what a CPU has free."""
-    found = machine.memory_bytes if device == "cuda" else psutil.virtual_memory().available
+    found = machine.memory_bytes if device == "cuda" else available_bytes()
     return int(SHARE_OF_MEMORY * found)
 
 

@@ -9,7 +9,13 @@ from pathlib import Path
 from experiments.arguments import Parser, whole_number
 from experiments.errors import ExperimentError
 from experiments.records.record import RECORD_NAME, read_record
-from gqa_fairseq.architecture import Architecture, Heads, check_window, head_dim_of
+from gqa_fairseq.architecture import (
+    BASELINE_NAME,
+    Architecture,
+    Heads,
+    check_window,
+    head_dim_of,
+)
 from gqa_fairseq.parity import PAPER
 
 
@@ -151,7 +157,7 @@ def architecture_of(preset: Preset, head_dim: int | None = None) -> Architecture
         head_dim = head_dim_of(preset.d_model, preset.heads)
     heads = Heads.checked(preset.heads, head_dim, None)
     return Architecture(
-        name="mha",
+        name=BASELINE_NAME,
         d_model=preset.d_model,
         encoder_heads=heads,
         decoder_heads=heads,

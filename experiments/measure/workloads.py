@@ -17,6 +17,7 @@ from experiments.errors import ExperimentError
 from experiments.measure.request import RequestedText
 from experiments.metrics import METRICS
 from experiments.records.measurement import FixedLengths
+from experiments.records.storage import read_lines
 
 
 def fixed_inputs(workload: FixedLengths, dictionary: Dictionary) -> Inputs:
@@ -79,7 +80,7 @@ def load_text(asked: RequestedText) -> Text:
     folder = Path(asked.data)
     path = folder / "text" / f"test.{asked.target_lang}"
     try:
-        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        lines = read_lines(path)
         pieces = sentencepiece.SentencePieceProcessor(model_file=str(folder / "spm.model"))
     except OSError as error:
         raise ExperimentError(f"{path}: cannot be read: {error.strerror or error}") from error

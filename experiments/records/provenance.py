@@ -11,10 +11,9 @@ import platform
 import subprocess
 from pathlib import Path
 
-import psutil
-
 from experiments.environment import usable_cores
 from experiments.records.parts import CodeInfo, Hardware, Provenance
+from gqa_fairseq.host_memory import total_bytes
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -105,7 +104,7 @@ def hardware() -> Hardware:
     return Hardware(
         cpu_model=_cpu_model(),
         cores_usable=usable_cores(),
-        memory_bytes=_memory_bytes(),
+        memory_bytes=total_bytes(),
         gpus=_of_gpus("name"),
     )
 
@@ -120,15 +119,6 @@ def _cpu_model() -> str:
         if name.strip() == "model name" and value.strip():
             return value.strip()
     return platform.processor() or platform.machine() or "unknown"
-
-
-def _memory_bytes(limit_file: Path = Path("/sys/fs/cgroup/memory.max")) -> int:
-    total = psutil.virtual_memory().total
-    try:
-        limit = limit_file.read_text(encoding="ascii").strip()
-    except OSError:
-        return total
-    return min(total, int(limit)) if limit.isdigit() else total
 
 
 def _of_gpus(what: str) -> list[str]:

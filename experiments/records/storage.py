@@ -75,6 +75,12 @@ def read_bytes(path: Path) -> bytes:
         raise ExperimentError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
+def read_lines(path: Path) -> list[str]:
+    """Lines of a UTF-8 file, split at "\n" alone: text holds other separators as characters."""
+    # Bytes, as read_text would turn a carriage return into a line of its own.
+    return path.read_bytes().decode("utf-8").removesuffix("\n").split("\n")
+
+
 def read_json(path: Path, struct_type: type[StructT]) -> StructT:
     """Read `path` as `struct_type`; raises ExperimentError, one line with file and field."""
     return decode_json(read_bytes(path), struct_type, path)

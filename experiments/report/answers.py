@@ -264,7 +264,7 @@ def _cache_sizes(group: Group, beam: int) -> dict[str, str]:
 
 def lead(group: Group) -> str | None:
     """The baseline in a sentence; None where the group has none that was trained from scratch."""
-    scratch = (row for row in group.from_scratch if row.architecture.is_multi_head)
+    scratch = (row for row in group.from_scratch if row.architecture.is_baseline)
     controls = [r for r in group.rows if r.uptraining and r.uptraining.method == CONTROL]
     row = next(scratch, None) or next(reversed(controls), None)
     if row is None:

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from experiments.records.measurement import (
     PHASES,
+    Contender,
     FixedLengths,
     Measurement,
     Ratio,
@@ -40,12 +41,17 @@ def references(timing: Timing) -> list[Samples]:
     """
     if len(timing.samples) < 2:
         return []
-    multi_head = [s for s in timing.samples if s.contender.architecture.is_multi_head]
     engines = list(REFERENCE_ENGINES)
     if len({s.contender.architecture for s in timing.samples}) > 1:
         engines += OWN_ENGINES
-    found = [s for engine in engines for s in multi_head if s.contender.engine == engine]
+    found = [s for engine in engines for s in timing.samples if _is_reference(s.contender, engine)]
     return found or timing.samples[:1]
+
+
+def _is_reference(contender: Contender, engine: str) -> bool:
+    own = contender.architecture
+    is_one = own.is_multi_head if engine in REFERENCE_ENGINES else own.is_baseline
+    return contender.engine == engine and is_one
 
 
 def headings(timing: Timing) -> list[str]:

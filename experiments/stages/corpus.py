@@ -11,7 +11,7 @@ import sentencepiece
 from data_prep.spec import DataSpec
 from experiments.config import SuiteConfig
 from experiments.errors import ExperimentError
-from experiments.records.storage import read_bytes
+from experiments.records.storage import read_bytes, read_lines
 from experiments.stages.folders import DataFolder
 from experiments.stages.graph import Stage
 
@@ -49,12 +49,6 @@ def prepare_data(config: SuiteConfig, stage: Stage, *, again: bool = False) -> D
 def _run_once(command: tuple[str, ...]) -> int:
     """Run `command` at its first call; returns its exit code. Jobs of a sweep share their data."""
     return subprocess.run([*command, "--config-names"], check=False).returncode
-
-
-def read_lines(path: Path) -> list[str]:
-    """Lines of a UTF-8 file, split at "\n" alone: text holds other separators as characters."""
-    # Bytes, as read_text would turn a carriage return into a line of its own.
-    return path.read_bytes().decode("utf-8").removesuffix("\n").split("\n")
 
 
 def check_lengths(longest: int, data: DataFolder) -> None:

@@ -51,10 +51,19 @@ def measure(stage: Stage, jobs: Sequence[Job]) -> Measurement:
             except ExperimentError as error:
                 raise ExperimentError(f"measure failed: {error}") from error
         read_json(found, Measurement)  # it can be read
-        return Measured(sha256=hashlib.sha256(read_bytes(found)).hexdigest())
+        return Measured(sha256=_digest(found))
 
-    run_stage(stage, Measured, work, config.hardware.threads)
-    return read_json(stage.folder / MEASUREMENT_NAME, Measurement)
+    done = run_stage(stage, Measured, work, config.hardware.threads)
+    path = stage.folder / MEASUREMENT_NAME
+    if not path.exists() or _digest(path) != done.result.sha256:
+        raise ExperimentError(
+            f"{path}: this is not what was measured (measure again: rerun=measure)"
+        )
+    return read_json(path, Measurement)
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(read_bytes(path)).hexdigest()
 
 
 def contender(job: Job) -> RequestedContender:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import psutil
 import torch
 
 from gqa_fairseq.costs import cache_bytes
+from gqa_fairseq.host_memory import available_bytes
 
 
 class Capacity(NamedTuple):
@@ -62,4 +62,4 @@ def free_bytes(device: torch.device) -> int:
         # PyTorch keeps what was freed.
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + kept
-    return psutil.virtual_memory().available
+    return available_bytes()

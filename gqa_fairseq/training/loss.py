@@ -79,6 +79,8 @@ def projected_loss(
     Returns:
         two scalars; the gradient is that of the first.
     """
+    if not torch.is_grad_enabled():  # which an autograd function is not told
+        features, weight = features.detach(), weight.detach()
     return _ProjectedLoss.apply(features, weight, target, smoothing)
 
 

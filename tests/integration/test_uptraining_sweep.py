@@ -20,9 +20,9 @@ from suite_configs import ROOT, changed, smoke_config
 from experiments.config import SuiteConfig
 from experiments.records.record import Finished, Record
 from experiments.records.speed import find_measurements
-from experiments.records.storage import write_json
+from experiments.records.storage import read_lines, write_json
 from experiments.stages.corpus import prepare_data
-from experiments.stages.evaluation.evaluate import load_split, load_trained, nll_nats, read_lines
+from experiments.stages.evaluation.evaluate import load_split, load_trained, nll_nats
 from experiments.stages.folders import (
     Converted,
     DataFolder,

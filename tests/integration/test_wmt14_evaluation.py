@@ -14,7 +14,7 @@ from experiments.metrics import METRICS, score_of
 from experiments.records.hypotheses import Hypotheses, read_hypotheses
 from experiments.records.parts import Evaluation
 from experiments.records.record import Record
-from experiments.stages.corpus import read_lines
+from experiments.records.storage import read_lines
 from experiments.stages.folders import JobFolder
 from experiments.stages.graph import job_of
 from experiments.stages.job import run_job

@@ -91,7 +91,10 @@ def test_composing_and_planning_import_no_torch_no_fairseq_and_nothing_that_work
     assert "experiments.run" in modules
     assert not {"torch", "fairseq", "wandb"} & {name.split(".")[0] for name in modules}
     plugin = {name for name in modules if name.split(".")[0] == "gqa_fairseq"}
-    assert plugin <= {"gqa_fairseq", *(f"gqa_fairseq.{n}" for n in ("architecture", "parity"))} | {
+    assert plugin <= {
+        "gqa_fairseq",
+        *(f"gqa_fairseq.{n}" for n in ("architecture", "parity", "host_memory")),
+    } | {
         "gqa_fairseq.costs",
         *(f"gqa_fairseq.{n}" for n in ("decoding", "decoding.options", "decoding.rules")),
     }
@@ -193,6 +196,10 @@ NO_NUMBER = float("nan")
         ({"train.log_every_updates": 17}, "must divide"),
         ({"train.validate_every_updates": 25}, "at most half"),
         ({"train.average_checkpoints": 5}, "more than the 4 checkpoints"),
+        (
+            {"train.average_checkpoints": 2, "train.max_updates": 900},
+            "must divide train.max_updates=.* among those of train.average_checkpoints",
+        ),
         ({"train.dropout": 1.0}, "train.dropout"),
         ({"train.learning_rate": INFINITE}, "train.learning_rate"),
         ({"train.learning_rate": NO_NUMBER}, "train.learning_rate"),

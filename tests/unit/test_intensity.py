@@ -7,7 +7,6 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -124,8 +123,7 @@ def test_a_damaged_machine_file_is_refused(change: Any, problem: str, tmp_path: 
 def test_a_measurement_may_take_a_share_of_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a CPU what is free, not what is there."""
     machine = replace(MACHINES["H100"], memory_bytes=1000)
-    free = SimpleNamespace(available=200)
-    monkeypatch.setattr(machines.psutil, "virtual_memory", lambda: free)
+    monkeypatch.setattr(machines, "available_bytes", lambda: 200)
     assert machines.usable_bytes(machine, "cuda") == 850
     assert machines.usable_bytes(machine, "cpu") == 170
 

@@ -114,6 +114,20 @@ def test_heads_that_cannot_become_so_few_are_refused(
     assert converted(grouped(encoder=4, decoder=4), 2, "all").decoder_heads == Heads(16, 64, 2)
 
 
+@pytest.mark.parametrize("encoder", [Heads(4, 256, 4), Heads(32, 32, 32), Heads(6, 64, 6)])
+def test_an_encoder_with_other_heads_keeps_them_where_the_decoder_alone_is_converted(
+    encoder: Heads,
+) -> None:
+    """Heads of fairseq's own models: each side has its number, and d_model need not be divided."""
+    before = dataclasses.replace(STOCK, encoder_heads=encoder)
+    found = converted(before, 1, "decoder")
+    assert (found.encoder_heads, found.decoder_heads) == (encoder, Heads(16, 64, 1))
+    assert found.placement == "decoder"
+    assert found.name == "mqa-dec-ff4096"
+    assert found.residual == found.parameters - before.parameters < 0
+    assert converted(before, 16, "decoder") == dataclasses.replace(before, name="mha")
+
+
 def test_a_file_is_a_parent_by_its_content(
     config: SuiteConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

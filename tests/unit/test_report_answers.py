@@ -9,6 +9,7 @@ from synthetic_comparisons import group_of, pairs_of
 
 from experiments.records.record import Record
 from experiments.report.answers import answers, in_order, lead, open_questions, scale
+from experiments.report.exhibits.kv_heads import kv_heads
 from experiments.report.groups import Group, group_records, source_of
 
 replace = msgspec.structs.replace
@@ -65,6 +66,15 @@ def test_the_answer_on_an_uptrained_model_says_how_it_was_made() -> None:
         "the updates, against the model with all heads that was trained on alike. Quality is not "
         "tested."
     )
+
+
+def test_the_baseline_is_no_variant_with_more_heads_than_it() -> None:
+    """Rows stand from most key/value heads to fewest."""
+    more = synthetic.record(num_kv_heads=16, num_heads=16, head_dim=12)
+    group = group_of([more, synthetic.record(8), synthetic.record(2), synthetic.record(1)])
+    assert group.rows[0].name == "mha-16x12"
+    assert (lead(group) or "").startswith("mha, with 8 key/value heads, has ")
+    assert kv_heads(group) is not None
 
 
 def test_what_is_open_is_said() -> None:

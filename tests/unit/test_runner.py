@@ -1,5 +1,7 @@
 """A stage is run once, alone and whole: what is there is used, what is broken is made again."""
 
+import fcntl
+import shutil
 import subprocess
 import sys
 import threading
@@ -230,6 +232,33 @@ def test_another_process_at_the_same_stage_is_waited_for(
     waits.join()
     assert [done.result for done in found] == [Found(77 if other_is_done else 2)]
     assert work.calls == (1 if other_is_done else 2)
+
+
+def test_a_folder_that_is_removed_while_it_is_waited_for_is_locked_anew(
+    stage: Stage, work: Work
+) -> None:
+    """`experiments.clean` removes the lock with the folder: whoever waits takes another."""
+    stage.folder.mkdir(parents=True)
+    inside, leave = threading.Event(), threading.Event()
+
+    def hold(attempt: Attempt) -> Found:
+        inside.set()
+        leave.wait()
+        return Found(1)
+
+    waits = threading.Thread(target=lambda: run_stage(stage, Found, hold, threads=1))
+    with (stage.folder / LOCK_NAME).open("w", encoding="utf-8") as removed:
+        fcntl.flock(removed, fcntl.LOCK_EX)
+        waits.start()
+        time.sleep(0.2)
+        shutil.rmtree(stage.folder)
+    assert inside.wait(30)
+    lock = (stage.folder / LOCK_NAME).open("w", encoding="utf-8")
+    with lock, pytest.raises(BlockingIOError):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    leave.set()
+    waits.join()
+    assert read_done(stage, Found) is not None
 
 
 def wait_until(holds: Callable[[], bool]) -> None:

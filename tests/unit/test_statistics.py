@@ -103,6 +103,20 @@ def test_a_system_does_not_differ_from_itself() -> None:
     assert together.p_worse == 1 / 51
 
 
+@pytest.mark.parametrize(("differing", "least"), [(1, 1.0), (2, 0.5), (3, 0.25)])
+def test_shuffles_that_differ_as_much_count_against_a_difference(
+    differing: int, least: float
+) -> None:
+    """Of systems that differ in few lines the exact two-sided p-value is known: all signs alike."""
+    baseline = np.zeros((1, 50, 1))
+    variant = baseline.copy()
+    variant[0, :differing, 0] = 0.1
+    (tests,), _ = compare(
+        baseline, variant, lambda sums: sums[:, 0], Settings(resamples=4000), None
+    )
+    assert tests.p_randomization == pytest.approx(least, abs=0.03)
+
+
 @pytest.mark.parametrize("shape", [(1, 9, 3), (2, 10, 3), (1, 10, 4), (10, 3)])
 def test_sides_with_other_lines_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="the sides' counts have the shapes"):

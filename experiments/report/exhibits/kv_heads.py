@@ -41,7 +41,7 @@ def kv_heads(group: Group) -> Exhibit | None:
         for row in group.rows
         if any(row.samples(timing) is not None for _, timing in timed)
     )
-    multi_head = next((own for own in measured if own.is_multi_head), None)
+    multi_head = next((own for own in measured if own.is_baseline), None)
     lines = lines_of(list(measured), multi_head) if multi_head else []
     if multi_head is None or not lines:
         return None

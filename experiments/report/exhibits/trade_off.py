@@ -118,9 +118,9 @@ def _searches(groups: Sequence[Group]) -> list[Search]:
             for row in rows
             if (samples := row.samples(timing)) and row.estimate(value)
         }
-        multi_head = [each for each in shown.values() if each[0].architecture.is_multi_head]
-        if len(shown) > 1 and multi_head:
-            _, base = max(multi_head, key=lambda each: each[0].architecture.parameters)
+        baselines = [each for each in shown.values() if each[0].architecture.is_baseline]
+        if len(shown) > 1 and baselines:
+            _, base = max(baselines, key=lambda each: each[0].architecture.parameters)
             found.append(Search(beam, timing, value, shown, base))
     return found
 

@@ -19,6 +19,7 @@ from experiments.errors import ExperimentError
 from experiments.metrics import METRICS, scores_of_sums
 from experiments.records.hypotheses import read_hypotheses
 from experiments.records.record import Record
+from experiments.records.storage import read_lines
 from experiments.report.answers import headline_pairs, trained_longest
 from experiments.report.archive import Archive, in_words
 from experiments.report.groups import Group
@@ -212,9 +213,9 @@ def text_of(
         for data in sorted(folder.glob("*")):
             sides = [data / name for name in names]
             if all(map(Path.is_file, sides)):
-                texts = [side.read_bytes() for side in sides]
-                if _is_the_records(record, dict(zip(names, texts, strict=True))):
-                    source, target = (t.decode("utf-8").splitlines() for t in texts)
+                texts = {name: (data / name).read_bytes() for name in names}
+                if _is_the_records(record, texts):
+                    source, target = map(read_lines, sides)
                     return list(zip(source, target, strict=True)), True
     return [], False
 

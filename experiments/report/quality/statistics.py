@@ -6,7 +6,8 @@ Corpus scores are not means of sentence scores, so everything here adds up sacre
 
 - Paired bootstrap and paired approximate randomization of one run of each side (Koehn 2004; Riezler
   and Maxwell 2005): the draws are sacrebleu's, so the p-values are those of its `--paired-bs` and
-  `--paired-ar` with as many resamples.
+  `--paired-ar` with as many resamples. But a shuffle whose difference is the one that was found
+  counts against it here: of systems that differ in one line every shuffle is such.
 - All seeds together: each draw takes lines, the same for all runs, and trainings. S values drawn
   from S differ too little: intervals that should have 95 % had 80 % with three seeds. So trainings
   are drawn as Student's t has them: the mean of the seeds' differences on the drawn lines, plus
@@ -136,7 +137,8 @@ def _randomization_p(
         own = rng.integers(2, size=(size, len(baseline)), dtype=bool).astype(np.float64)
         one = own @ baseline + (1 - own) @ variant
         shuffled.append(score(one) - score(baseline.sum(0) + variant.sum(0) - one))
-    return _p_value(np.abs(np.concatenate(shuffled)), abs(found))
+    # A shuffle that differs as much counts, up to rounding: lines that are alike make many of them.
+    return _p_value(np.abs(np.concatenate(shuffled)), abs(found) * (1 - 1e-9))
 
 
 def _all_seeds(found: Floats, drawn: Floats, settings: Settings, margin: float | None) -> AllSeeds:

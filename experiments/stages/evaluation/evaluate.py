@@ -34,7 +34,8 @@ from experiments.records.parts import (
     ModelScore,
     search_name,
 )
-from experiments.stages.corpus import read_lines, read_subsets
+from experiments.records.storage import read_lines
+from experiments.stages.corpus import read_subsets
 from experiments.stages.evaluation.request import EvaluationRequest
 from experiments.stages.evaluation.translation import (
     batches,

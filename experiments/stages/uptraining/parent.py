@@ -26,7 +26,7 @@ from experiments.stages.training.command import (
     with_options,
 )
 from gqa_fairseq.architecture import Architecture, Placement, Variant
-from gqa_fairseq.parity import Baseline
+from gqa_fairseq.parity import regrouped
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True):
@@ -183,28 +183,20 @@ def converted(parent: Architecture, num_kv_heads: int, placement: Placement) -> 
 
     Raises ValueError, one line, where its heads cannot become so few.
     """
-    named = Baseline(
-        d_model=parent.d_model,
-        num_heads=parent.decoder_heads.num_heads,
-        mha_d_ff=parent.decoder_d_ff,
-        bias=parent.bias,
-    ).resolve(Variant(num_kv_heads, placement, d_ff="kept"))
-    sides = {"decoder": num_kv_heads, "encoder": named.encoder_heads.num_kv_heads}
-    heads = {}
-    for side, wanted in sides.items():
-        before = getattr(parent, f"{side}_heads")
-        if before.num_kv_heads % wanted:
+    sides = ("decoder_heads", "encoder_heads")
+    before = {side: getattr(parent, side) for side in sides}
+    whole = {side: replace(heads, num_kv_heads=heads.num_heads) for side, heads in before.items()}
+    kept = regrouped(replace(parent, **whole), num_kv_heads, placement, "kept")
+    for side, heads in before.items():
+        wanted = getattr(kept, side).num_kv_heads
+        if heads.num_kv_heads % wanted:
             raise ValueError(
-                f"num_kv_heads {wanted} does not divide the {before.num_kv_heads} key/value heads "
-                f"that the {side} has"
+                f"num_kv_heads {wanted} does not divide the {heads.num_kv_heads} key/value heads "
+                f"that the {side.removesuffix('_heads')} has"
             )
-        heads[f"{side}_heads"] = replace(before, num_kv_heads=wanted)
-    multi_head = replace(
-        parent,
-        **{name: replace(one, num_kv_heads=one.num_heads) for name, one in heads.items()},
-    )
-    found = replace(parent, name=named.name, **heads)
-    return replace(found, residual=found.parameters - multi_head.parameters)
+    if kept.decoder_heads.is_multi_head:
+        return kept
+    return replace(kept, name=f"{kept.name}-ff{kept.decoder_d_ff}")
 
 
 def read_parent(config: SuiteConfig) -> ParentFile:
