@@ -25,6 +25,7 @@ from plugin_models import (
     use_float64_softmax,
 )
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gqa_fairseq.training import loss as loss_module
 from gqa_fairseq.training.adam import FusedAdam
@@ -81,6 +82,30 @@ def test_the_loss_is_fairseqs(
     rounded = loss_and_gradients(projected_loss, torch.float32, smoothing)
     for one, other in zip(rounded, expected, strict=True):
         torch.testing.assert_close(one.double(), other, rtol=2e-6, atol=2e-5)
+
+
+def test_a_validation_multiplies_once() -> None:
+    """It has the same loss, and makes no gradient of features and weight."""
+
+    class Products(TorchDispatchMode):
+        def __init__(self) -> None:
+            super().__init__()
+            self.names: list[str] = []
+
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            self.names += [n for n in ("addmm_", "mm") if func._opname == n]
+            return func(*args, **(kwargs or {}))
+
+    features, weight = torch.randn(23, 8), torch.randn(61, 8).requires_grad_()
+    target = torch.randint(4, 61, (23,))
+    with Products() as training:
+        expected = projected_loss(features.requires_grad_(), weight, target, 0.1)
+    with Products() as validation, torch.no_grad():
+        found = projected_loss(features, weight, target, 0.1)
+    assert (training.names, validation.names) == (["mm", "mm", "addmm_"], ["mm"])
+    assert [x.item() for x in found] == [x.item() for x in expected]
 
 
 @native_only
