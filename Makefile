@@ -71,12 +71,12 @@ setup:  ## Create .venv and install exact pins (TORCH=default|system)
 	@bash requirements/setup.sh
 
 quickstart: setup  ## Raw text to results table with MHA, GQA-2 and MQA: about 15 minutes on 2 cores
-	$(BIN)/python -m experiments.run -m experiment=quickstart attention=mha,gqa2,mqa $(ARGS)
+	$(BIN)/python -m experiments.run -m experiment=quickstart attention=mha,gqa2,mqa $(PLAN_ALONE) $(ARGS)
 
 # The multi-head model is the control: its conversion changes nothing, and it is trained on alike.
 uptrain: setup  ## The quickstart's MHA model with fewer KV heads, trained on: 10 minutes on 2 cores
 	$(BIN)/python -m experiments.run -m experiment=uptrain attention=mha,$(VARIANTS) \
-		uptrain.method=$(METHODS) uptrain.alpha=0,0.05,0.1 $(if $(SEEDS),seed=$(SEEDS)) $(ARGS)
+		uptrain.method=$(METHODS) uptrain.alpha=0,0.05,0.1 $(if $(SEEDS),seed=$(SEEDS)) $(PLAN_ALONE) $(ARGS)
 
 # Seed by seed, so that what is there at any time is balanced; what is done is not run again.
 study: setup  ## docs/study.md: SEEDS=1,2,3 of MHA, GQA-2 and MQA on image captions, and uptraining (hours)
@@ -99,7 +99,8 @@ study-more: setup  ## docs/study.md: SEEDS=1,2,3 of its other variants on image 
 		$(STUDY_RUN)=study_multi30k attention=mha,mqa model=mini,narrow seed="$$seed" $(STUDY_ARGS); \
 	done
 STUDY_RUN = $(BIN)/python -m experiments.run -m experiment
-STUDY_ARGS = $(FROM) $(if $(filter-out 0,$(DRY_RUN)),dry_run=true) $(ARGS)
+STUDY_ARGS = $(FROM) $(PLAN_ALONE) $(ARGS)
+PLAN_ALONE = $(if $(filter-out 0,$(DRY_RUN)),dry_run=true)
 
 # Where a record is refused, both commands name it, and the second one still reports the others.
 report: setup  ## Build results/report from results/ (runs, measurements, tests, the papers' numbers)
@@ -113,8 +114,7 @@ WMT14 = $(if $(filter $(HARDWARE),$(PRESETS)),,$(call refuse,HARDWARE=$(HARDWARE
 	$(if $(filter $(or $(PLACEMENT),all),all decoder),,$(call refuse,PLACEMENT=$(PLACEMENT) is unknown: choose all or decoder)) \
 	$(BIN)/python -m experiments.run -m experiment=wmt14 $(call shell-word,hardware=$(HARDWARE)) \
 	paths.report=outputs/report-wmt14 \
-	$(if $(PLACEMENT),attention.placement=$(PLACEMENT)) $(FROM) \
-	$(if $(filter-out 0,$(DRY_RUN)),dry_run=true)
+	$(if $(PLACEMENT),attention.placement=$(PLACEMENT)) $(FROM) $(PLAN_ALONE)
 # The value as it was given: make itself expands nothing in it, here or in the environment.
 unexport MIRROR
 FROM = $(if $(value MIRROR),$(call hydra-text,data.mirror,$(value MIRROR)))
@@ -134,6 +134,7 @@ wmt14-sweep: setup  ## SEEDS=1,2,3 and KV_HEADS=1,2,4,8 on WMT14, and the report
 	@$(WMT14) $(call shell-word,attention.num_kv_heads=$(KV_HEADS)) $(call shell-word,seed=$(if $(SEEDS),$(SEEDS),$(ALL_SEEDS))) $(ARGS)
 
 wmt14-data: setup  ## Fetch and prepare WMT14 English-German (MIRROR=folder or URL): docs/wmt14.md
+	@$(if $(PLAN_ALONE),$(call refuse,wmt14-data has no dry run: make wmt14-mqa DRY_RUN=1 says what data it wants)) \
 	$(BIN)/python -m experiments.prepare data=wmt14_en_de $(FROM) $(ARGS)
 
 wmt14-bench: $(BENCH)/mirror-$(PAIRS)/sources.json $(BENCH)/mirror-$(FEW_PAIRS)/sources.json

@@ -1,6 +1,7 @@
 """What all commands have in common: how they end, and that a count is a count."""
 
 import argparse
+import errno
 import functools
 import os
 import select
@@ -27,7 +28,7 @@ def command(*, resumes: bool = False) -> Callable[[Callable[P, int]], Callable[P
     An ExperimentError is one line and exit code 2 (1 where Hydra cannot compose the config), an
     interrupt one line and 130. With `resumes` that line says that the same command goes on, and
     SIGTERM and SIGHUP end the command's own processes as well. Where the reader of a pipe has seen
-    enough, as `head` has, the command ends without a word.
+    enough, as `head` has, the command ends without a word; where its disk is full, with a line.
     """
     advice = "interrupted: the same command goes on from here" if resumes else "interrupted"
 
@@ -50,6 +51,12 @@ def command(*, resumes: bool = False) -> Callable[[Callable[P, int]], Callable[P
                 if not _nobody_reads():
                     raise
                 return 128 + signal.SIGPIPE
+            except OSError as error:
+                if error.errno != errno.ENOSPC or error.filename:
+                    raise
+                _write_nowhere()
+                print(f"error: standard output: {error.strerror}", file=sys.stderr)
+                return 2
 
         return ended
 
@@ -57,16 +64,18 @@ def command(*, resumes: bool = False) -> Callable[[Callable[P, int]], Callable[P
 
 
 def _nobody_reads() -> bool:
-    """Whether the standard output is a pipe without a reader; then what is left of it goes nowhere.
-
-    The interpreter would write it once more at its end.
-    """
+    """Whether the standard output is a pipe without a reader; then what is left goes nowhere."""
     poll = select.poll()
     poll.register(STDOUT, 0)
     is_broken = any(event & select.POLLERR for _, event in poll.poll(0))
     if is_broken:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)
+        _write_nowhere()
     return is_broken
+
+
+def _write_nowhere() -> None:
+    """What is left of the standard output, which the interpreter would write at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)
 
 
 @contextmanager

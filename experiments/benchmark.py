@@ -39,7 +39,6 @@ from hydra.errors import HydraException
 
 from data_prep.system.surroundings import console_of
 from experiments.arguments import Parser, asked_threads, command, list_of, whole_number
-from experiments.config import SuiteConfig
 from experiments.engines import ENGINES, EXACT_ENGINES, find_engine, help_lines
 from experiments.errors import ExperimentError
 from experiments.measure.child import measure_in_process
@@ -58,9 +57,10 @@ from experiments.records.measurement import (
     read_measurement,
     write_measurement,
 )
-from experiments.report.measured import markdown, terminal_table
+from experiments.records.storage import check_writable
+from experiments.report.measured import architectures, machine, markdown, terminal_table
 from experiments.stages.corpus import prepare_data
-from experiments.stages.graph import job_of
+from experiments.stages.graph import Job, job_of
 from experiments.stages.job_files import JobFiles, job_files
 from experiments.stages.sweep import (
     CONFIG_NAME,
@@ -69,7 +69,7 @@ from experiments.stages.sweep import (
     resolve,
     with_search_options,
 )
-from experiments.stages.training.command import train_command
+from experiments.stages.uptraining.uptrain import base_command
 from gqa_fairseq.architecture import Architecture, Variant
 from gqa_fairseq.parity import BASELINES, PAPER
 
@@ -79,6 +79,18 @@ SPECIAL_SYMBOLS = 1  # of fairseq's dictionary that is no piece: padding (config
 DEFAULT_SHAPE: FixedShape = (32, 128, 64)
 DEFAULT_SIZE, DEFAULT_KV_HEADS = "wmt_en_de", PAPER.num_heads
 DEFAULT_PIECES = PAPER.vocab_size - SPECIAL_SYMBOLS
+# Of the options below those that each way to say what is measured has a use for; the first counts.
+_OF_DECODING = {"engines", "beams", "repeats", "memory", "device", "dtype", "out"}
+_USED = {
+    "show": set[str](),
+    "training": {"repeats", "updates", "trainers", "out"},
+    "job": _OF_DECODING,
+    "model": {"shapes", *_OF_DECODING},
+    "shapes": {"size", "vocab_size", "kv_heads", *_OF_DECODING},
+}
+_DEFAULTS = {"shapes": [DEFAULT_SHAPE], "repeats": 5, "updates": 8, "device": "cpu"}
+_DEFAULTS |= {"dtype": "float32", "memory": False}
+_OF_A_MODEL = ("experiment", "model", "attention", "data", "uptrain", "seed")  # overrides
 
 
 def requests(args: argparse.Namespace) -> list[Request]:
@@ -86,32 +98,47 @@ def requests(args: argparse.Namespace) -> list[Request]:
 
     Raises ExperimentError, one line.
     """
-    has_own = next((n for n in ("job", "training", "model") if getattr(args, n)), None)
-    for option in ("model", "size", "vocab_size", "kv_heads") if has_own else ():
-        if option != has_own and getattr(args, option) is not None:
-            name = option.replace("_", "-")
-            raise ExperimentError(f"--{name}: --{has_own} has its own (leave it out)")
+    _refuse_unused(args)
     if args.training:
         return [_request_of_training(args)]
     if args.job:
         return [_request_of_job(args, job_files(folder)) for folder in args.job]
-    own = [config.architecture for config in _configs("--model", args.model or [])]
-    architectures = own or _architectures(args)
+    architectures = _models(args.model or []) or _architectures(args)
     return [_request(args, architectures, shapes=args.shapes, beams=args.beams or [4, 1])]
 
 
-def _configs(option: str, given: list[list[str]]) -> list[SuiteConfig]:
-    """The config of each list of overrides, as experiments.run has it."""
+def _refuse_unused(args: argparse.Namespace) -> None:
+    """Raise ExperimentError, one line, for an option that what is measured has no use for."""
+    mode = next(name for name in _USED if getattr(args, name))
+    for name, value in vars(args).items():
+        if name != mode and name not in _USED[mode] and value != _DEFAULTS.get(name):
+            option = name.replace("_", "-")
+            raise ExperimentError(f"--{option} has no use with --{mode} (leave it out)")
+
+
+def _jobs(option: str, given: list[list[str]]) -> list[Job]:
+    """The job of each list of overrides, as experiments.run has it."""
     for overrides in given:
         check_overrides(overrides)
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             return [
-                resolve(compose(CONFIG_NAME, overrides=with_search_options(overrides)))
+                job_of(resolve(compose(CONFIG_NAME, overrides=with_search_options(overrides))))
                 for overrides in given
             ]
     except HydraException as error:
         raise ExperimentError(f"{option}: {in_one_line(error)}") from error
+
+
+def _models(given: list[list[str]]) -> list[Architecture]:
+    """The architecture of each list of overrides, which say nothing but what the model is."""
+    for override in (override for overrides in given for override in overrides):
+        section = override.lstrip("+~").partition("=")[0].partition(".")[0]
+        if section not in _OF_A_MODEL:
+            raise ExperimentError(
+                f"--model: {override} is not about a model: give {', '.join(_OF_A_MODEL)}"
+            )
+    return [job.architecture for job in _jobs("--model", given)]
 
 
 def _architectures(args: argparse.Namespace) -> list[Architecture]:
@@ -155,14 +182,16 @@ def _request_of_job(args: argparse.Namespace, job: JobFiles) -> Request:
 
 
 def _request_of_training(args: argparse.Namespace) -> Request:
-    if args.memory:
-        raise ExperimentError("--memory is about decoding: leave it out of --training")
-    (config,) = _configs("--training", [args.training])
-    data = prepare_data(config, job_of(config).prepare)
+    for name in args.trainers or ():
+        if name not in TRAINERS:
+            raise ExperimentError(f"trainer {name!r} is unknown: {', '.join(TRAINERS)}")
+    (job,) = _jobs("--training", [args.training])
+    config = job.config
+    data = prepare_data(config, job.prepare)
     contender = RequestedContender(
-        architecture=config.architecture,
+        architecture=job.architecture,
         engine="gqa",
-        training_command=train_command(config, data.binarized, Path("unused")),
+        training_command=base_command(job, data.binarized, Path("unused")),
     )
     training = RequestedTraining(
         batch=args.updates,
@@ -216,13 +245,20 @@ def run(args: argparse.Namespace) -> None:
         timings = [*finished, *measured.timings]
         if sys.stderr.isatty():
             print("\r\x1b[K", end="", file=sys.stderr)
+        if not timings[shown:]:
+            return
+        if shown == len(finished):
+            console.print("\n".join([machine(measured), *architectures(measured)]), highlight=False)
         for timing in timings[shown:]:
             console.print(terminal_table(timing))
         shown = len(timings)
         if args.out:
             write_measurement(args.out, msgspec.structs.replace(measured, timings=timings))
 
-    for request in requests(args):
+    asked = requests(args)
+    if args.out:
+        check_writable(args.out)
+    for request in asked:
         finished += measure_in_process(request, take).timings
 
 
@@ -256,7 +292,6 @@ def _parser() -> Parser:
     what.add_argument(
         "--shapes",
         type=list_of(_shape),
-        default=[DEFAULT_SHAPE],
         help="fixed lengths, BATCHxSOURCExTARGET in tokens, several with commas "
         f"(default {'x'.join(map(str, DEFAULT_SHAPE))})",
     )
@@ -293,9 +328,9 @@ def _parser() -> Parser:
         help=f"some of {', '.join(ENGINES)} (default: all that are exact)",
     )
     parser.add_argument("--beams", type=numbers, help="default: 4 (or the job's) and 1")
-    parser.add_argument("--repeats", type=whole_number, default=5, help="rounds, after one warm-up")
+    parser.add_argument("--repeats", type=whole_number, help="rounds, after one warm-up")
     parser.add_argument(
-        "--updates", type=whole_number, default=8, help="with --training: real batches in a round"
+        "--updates", type=whole_number, help="with --training: real batches in a round"
     )
     parser.add_argument(
         "--trainers",
@@ -303,9 +338,10 @@ def _parser() -> Parser:
         help=f"with --training: some of {', '.join(TRAINERS)} (default: all)",
     )
     parser.add_argument("--memory", action="store_true", help="peak memory, in fresh processes")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    parser.add_argument("--device", choices=("cpu", "cuda"))
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--out", type=Path, help="write every raw sample to this JSON file")
+    parser.set_defaults(**_DEFAULTS)
     return parser
 
 
@@ -314,6 +350,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Measure, or show what was measured; returns the exit code."""
     args = _parser().parse_args(arguments)
     if args.show:
+        _refuse_unused(args)
         show(args.show)
     else:
         run(args)

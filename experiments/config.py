@@ -339,6 +339,11 @@ class SuiteConfig(Section, frozen=True, kw_only=True):
             baseline.resolve(self.attention.variant)
         except ValueError as error:
             yield f"{section}.{error}"
+        if self.decode.beam > self.data.vocab_size:
+            yield (
+                f"decode.beam={self.decode.beam} is more than data.vocab_size="
+                f"{self.data.vocab_size} (lower it)"
+            )
         longest = self.data.max_pieces + 1  # and the end of the sentence
         if longest > self.model.max_positions:
             yield (

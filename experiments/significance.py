@@ -94,6 +94,8 @@ def main(arguments: list[str] | None = None) -> int:
     for line in refused:
         print(f"error: left out: {line}", file=sys.stderr)
     failed = make_tests(list(records.values()), Kept(options.records), options.out)
+    if records and not options.out.is_dir():
+        print("nothing to test: no record of a variant has that of its multi-head model beside it")
     return 2 if failed or refused else 0
 
 

@@ -30,6 +30,8 @@ def tied(command: Sequence[str]) -> list[str]:
 
 def main(arguments: list[str]) -> None:
     """Tie this process to its parent and become the command."""
+    if len(arguments) < 2 or not arguments[0].isdigit():
+        sys.exit("error: give PARENT, the number of this process's parent, and a COMMAND")
     parent, command = int(arguments[0]), arguments[1:]
     tie_to(parent)
     os.execvp(command[0], command)

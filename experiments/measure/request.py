@@ -140,6 +140,13 @@ def check_request(request: Request) -> list[str]:
     refuse_doubled("beams", request.beams)
     if min(request.beams, default=1) < 1:
         raise ExperimentError(f"beams: {min(request.beams)} is not a whole number above 0")
+    words = min(c.architecture.vocab_size for c in request.contenders)
+    if max(request.beams, default=1) >= words:
+        raise ExperimentError(
+            f"beams: {max(request.beams)} is more than the {words - 1} words to choose from"
+        )
+    if request.device == "cpu" and request.dtype == "float16":
+        raise ExperimentError("dtype: a CPU has no float16 of use (choose float32 or bfloat16)")
     names = distinct_names(c.architecture for c in request.contenders)
     refuse_doubled(
         "contenders", [f"{names[c.architecture]}, {c.engine}" for c in request.contenders]

@@ -13,7 +13,7 @@ Positive = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(ge=0)]
 Text = Annotated[str, Meta(min_length=1)]
 Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
-RawSeconds = Annotated[list[Seconds], Meta(min_length=1)]
+RawSeconds = Annotated[list[Annotated[float, Meta(gt=0)]], Meta(min_length=1)]
 
 Device = Literal["cpu", "cuda"]
 MemoryKind = Literal["process_rss", "cuda_allocated"]

@@ -37,7 +37,7 @@ MEASUREMENT_NAME = "measurement.json"
 CONFIDENCE = 0.95
 Phase = Literal["encoder", "decoder", "total"]
 PHASES: tuple[Phase, ...] = ("encoder", "decoder", "total")
-Rates = Annotated[list[float], Meta(min_length=1)]
+Rates = Annotated[list[Annotated[float, Meta(gt=0)]], Meta(min_length=1)]
 
 
 class FixedLengths(Checked, frozen=True, kw_only=True, tag="fixed_lengths", tag_field="kind"):
@@ -156,6 +156,10 @@ class Samples(Checked, frozen=True, kw_only=True):
         require(
             self.encoder_s is None or len(self.encoder_s) == len(self.total_s),
             "encoder_s and total_s have different numbers of rounds",
+        )
+        require(
+            all(e < t for e, t in zip(self.encoder_s or (), self.total_s, strict=False)),
+            "encoder_s is not below total_s",
         )
 
     def raw_s(self, phase: Phase) -> list[float] | None:

@@ -6,6 +6,7 @@ missing one, a wrong type or values that contradict each other end in one line t
 field.
 """
 
+import errno
 import os
 import tempfile
 from collections.abc import Callable, Iterable
@@ -73,6 +74,18 @@ def read_bytes(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise ExperimentError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def check_writable(path: Path) -> None:
+    """Raise ExperimentError, one line, where `write_bytes` could put no file: before any work."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    except OSError as error:
+        raise ExperimentError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 def read_lines(path: Path) -> list[str]:

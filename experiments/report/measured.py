@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Sequence
 
+from rich.console import JustifyMethod
 from rich.table import Table
 
 from experiments.records.measurement import (
@@ -156,7 +157,8 @@ def terminal_table(timing: Timing) -> Table:
     head, *rows = filled_table(timing)
     for heading in head:
         is_name = heading in ("architecture", "engine")
-        table.add_column(heading, justify="left" if is_name else "right", no_wrap=is_name)
+        justify: JustifyMethod = "left" if is_name else "right"
+        table.add_column(heading, justify=justify, no_wrap=is_name, overflow="fold")
     for row in rows:
         table.add_row(*row)
     return table
@@ -196,9 +198,10 @@ def _heads(heads: Heads) -> str:
 
 
 def _reference_name(reference: Samples, timing: Timing) -> str:
-    """Stock and CTranslate2 are multi-head alone; others are named by their architecture."""
+    """Stock and CTranslate2 are multi-head alone; others, or several, have their model's name."""
     contender = reference.contender
-    if contender.engine in REFERENCE_ENGINES:
+    alike = [s for s in references(timing) if s.contender.engine == contender.engine]
+    if contender.engine in REFERENCE_ENGINES and len(alike) == 1:
         return contender.engine
     if len({s.contender.engine for s in timing.samples}) == 1:
         return _names(timing)[contender.architecture]

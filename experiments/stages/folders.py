@@ -252,6 +252,17 @@ class JobFolder(msgspec.Struct, frozen=True):
         links = {name: os.path.relpath(path.resolve(), here) for name, path in stages.items()}
         write_json(self.links_path, Links(data=links.pop("prepare"), **links))
 
+    def has_damaged_links(self) -> bool:
+        """Whether what `write_links` wrote cannot be read; a record that was copied has none."""
+        if not (self.config_path.exists() or self.links_path.exists()):
+            return False
+        try:
+            self.config()
+            self._links()
+        except ExperimentError:
+            return True
+        return False
+
     def record(self) -> Record:
         return read_record(self.record_path)
 

@@ -206,7 +206,7 @@ def start(configs: list[SuiteConfig]) -> list[Job]:
     for job in jobs if not configs[0].hardware.node_rank else ():
         # Before the first one works: `experiments.status` then knows all that is left.
         job_folder = JobFolder(job.folder)
-        if not job_folder.record_path.exists():
+        if not job_folder.record_path.exists() or job_folder.has_damaged_links():
             job_folder.write_links(job.config, {s.name: s.folder for s in job.stages})
     return jobs
 

@@ -142,6 +142,28 @@ def test_a_reader_that_has_seen_enough_is_no_traceback(lines: int) -> None:
     assert process.returncode == 128 + signal.SIGPIPE
 
 
+@pytest.mark.parametrize("lines", [1, 100_000], ids=["at its end", "within"])
+def test_a_full_disk_below_the_standard_output_is_one_line(lines: int) -> None:
+    code = (
+        "from experiments.arguments import command\n"
+        "@command()\n"
+        "def main():\n"
+        f"    for line in range({lines}): print('line', line)\n"
+        "    return 0\n"
+        "raise SystemExit(main())\n"
+    )
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 2
+    assert done.stderr == "error: standard output: No space left on device\n"
+
+
 def test_a_broken_pipe_of_another_process_is_not_hidden() -> None:
     @command()
     def main() -> int:

@@ -228,11 +228,25 @@ def test_the_document_says_what_the_native_operators_add() -> None:
         (["--kv-heads", "1", "--engines", "stock"], "stock is multi-head only, and the decoder"),
         (["--repeats", "0"], "'0' is not a whole number"),
         (["--job", "nowhere"], "nowhere/record.json: cannot be read"),
-        (["--job", "a", "--kv-heads", "8"], "--kv-heads: --job has its own"),
-        (["--job", "a", "--vocab-size", "8"], "--vocab-size: --job has its own"),
-        (["--training", "experiment=smoke", "--size", "small"], "--size: --training has its own"),
-        (["--model", "model=mini", "--size", "small"], "--size: --model has its own"),
-        (["--model", "model=mini", "--job", "a"], "--model: --job has its own"),
+        (["--job", "a", "--kv-heads", "8"], "--kv-heads has no use with --job (leave it out)"),
+        (["--job", "a", "--vocab-size", "8"], "--vocab-size has no use with --job"),
+        (
+            ["--training", "experiment=smoke", "--size", "small"],
+            "--size has no use",
+        ),
+        (["--model", "model=mini", "--size", "small"], "--size has no use with --model"),
+        (["--model", "model=mini", "--job", "a"], "--model has no use with --job"),
+        (
+            ["--model", "model=mini", "hardware=gpu8"],
+            "hardware=gpu8 is not about a model",
+        ),
+        (["--model", "uptrain=converted", "uptrain.parent=a.pt"], "uptrain.parent=a.pt: no such"),
+        (["--training", "experiment=smoke", "--dtype", "bfloat16"], "--dtype has no use with --tr"),
+        (["--training", "experiment=smoke", "--trainers", "foo"], "trainer 'foo' is unknown"),
+        (["--show", "a.json", "--repeats", "3"], "--repeats has no use with --show"),
+        (["--dtype", "float16"], "a CPU has no float16 of use"),
+        (["--vocab-size", "20", "--beams", "30"], "beams: 30 is more than the 20 words"),
+        (["--out", "/proc/x.json"], "/proc/x.json: cannot be written"),
         (["--model", "model=huge"], "model=huge: not in conf/model (choose one of base"),
         (["--model", "attention.window=0"], "attention.window"),
         (["--model", "model=mini", "--model", "model=mini"], "mha, gqa is there twice"),
@@ -244,7 +258,8 @@ def test_the_document_says_what_the_native_operators_add() -> None:
 def test_bad_input_is_one_line(
     arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    small = [] if {"--job", "--size", "--model"} & set(arguments) else ["--size", "small"]
+    has_own = {"--job", "--size", "--model", "--training", "--show"} & set(arguments)
+    small = [] if has_own else ["--size", "small"]
     assert benchmark.main([*small, *arguments]) == 2
     lines = [x for x in capsys.readouterr().err.split("\n") if x and "left out" not in x]
     assert len(lines) == 1

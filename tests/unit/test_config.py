@@ -195,6 +195,7 @@ NO_NUMBER = float("nan")
         ({"train.tokens_per_update": 200}, "longest sentence"),
         ({"train.log_every_updates": 17}, "must divide"),
         ({"train.validate_every_updates": 25}, "at most half"),
+        ({"decode.beam": 5000}, "decode.beam=5000 is more than data.vocab_size=4000"),
         ({"train.average_checkpoints": 5}, "more than the 4 checkpoints"),
         (
             {"train.average_checkpoints": 2, "train.max_updates": 900},

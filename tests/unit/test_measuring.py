@@ -1,6 +1,8 @@
 """What a sweep asks to be measured: each architecture once, with the jobs whose speed it is."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import pytest
@@ -10,6 +12,8 @@ from suite_configs import changed, smoke_config
 from experiments.config import SuiteConfig
 from experiments.errors import ExperimentError
 from experiments.measure.request import Request, check_request
+from experiments.stages import measuring
+from experiments.stages.folders import Measured
 from experiments.stages.graph import Job, plan
 from experiments.stages.job import run_job
 from experiments.stages.measuring import contender, measure_request
@@ -92,6 +96,19 @@ def test_the_request_says_what_the_config_says(jobs: list[Job]) -> None:
     assert (request.device, request.dtype, request.threads) == ("cpu", "float32", 1)
     encoded = msgspec.json.encode(request)
     assert msgspec.json.decode(encoded, type=Request) == request
+
+
+def test_another_measurement_than_was_measured_is_refused(
+    jobs: list[Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage: Any = SimpleNamespace(folder=tmp_path)
+    done = SimpleNamespace(result=Measured(sha256="0" * 64))
+    monkeypatch.setattr(measuring, "run_stage", lambda *_: done)
+    for content in (None, b"{}"):
+        if content:
+            (tmp_path / "measurement.json").write_bytes(content)
+        with pytest.raises(ExperimentError, match=r"not what was measured \(measure again: rerun="):
+            measuring.measure(stage, jobs)
 
 
 def test_a_job_whose_data_changed_is_not_measured(jobs: list[Job]) -> None:

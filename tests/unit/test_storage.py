@@ -10,7 +10,7 @@ import synthetic_records as synthetic
 
 from experiments.errors import ExperimentError
 from experiments.records.record import Record
-from experiments.records.storage import read_json, write_json, write_text
+from experiments.records.storage import read_json, read_lines, write_json, write_text
 
 _KILLED_WHILE_REPLACING = """
 import os, sys, signal
@@ -19,6 +19,13 @@ from experiments.records import storage
 storage.os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 storage.write_text(Path(sys.argv[1]), "new" * 100_000)
 """
+
+
+def test_lines_end_at_a_newline_alone(tmp_path: Path) -> None:
+    lines = ["carriage\rreturn", "next\x85line", "form\x0cfeed", "separator\u2028here", ""]
+    path = tmp_path / "text"
+    path.write_bytes("".join(f"{line}\n" for line in lines).encode("utf-8"))
+    assert read_lines(path) == lines
 
 
 def test_a_kill_between_write_and_replace_leaves_the_old_file(tmp_path: Path) -> None:

@@ -170,9 +170,16 @@ def test_one_job_is_no_sweep(jobs: list[Job]) -> None:
     assert sweeps([jobs[0].folder]) == []
 
 
-def test_a_record_that_is_there_is_left_alone(jobs: list[Job], outputs: Path) -> None:
+def test_a_record_that_is_there_is_left_alone_and_its_damaged_links_are_mended(
+    jobs: list[Job], outputs: Path
+) -> None:
     finish(jobs[0])
-    JobFolder(jobs[0].folder).links_path.unlink()
+    copied, damaged = (JobFolder(job.folder) for job in jobs[:2])
+    copied.links_path.unlink()
+    copied.config_path.unlink()
+    finish(jobs[1])
+    damaged.config_path.write_text("{", encoding="utf-8")
     sweep.start([job.config for job in jobs])
-    assert not JobFolder(jobs[0].folder).links_path.exists()
-    assert JobFolder(jobs[1].folder).links_path.exists()
+    assert not copied.links_path.exists()
+    assert damaged.config() == jobs[1].config
+    assert JobFolder(jobs[2].folder).links_path.exists()

@@ -38,7 +38,7 @@ def load_trained(checkpoint: Path, data: Path) -> tuple[BaseFairseqModel, Fairse
     try:
         return load_model(checkpoint, data)
     except (OSError, ValueError) as error:
-        raise ExperimentError(str(error)) from error
+        raise ExperimentError(str(error).removeprefix("error: ")) from error
 
 
 def batches(dataset: LanguagePairDataset, sentences: int) -> Iterator[dict]:
