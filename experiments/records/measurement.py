@@ -23,6 +23,7 @@ from experiments.records.checked import (
     MemoryKind,
     Positive,
     RawSeconds,
+    Seconds,
     Sha256,
     Text,
     median_us_per_token,
@@ -143,7 +144,7 @@ class Samples(Checked, frozen=True, kw_only=True):
     contender: Contender
     tokens_produced: Positive
     total_s: RawSeconds
-    encoder_s: RawSeconds | None = None
+    encoder_s: list[Seconds] | None = None
     bytes_by_part: dict[str, Count] = msgspec.field(default_factory=dict)
     flops: Positive | None = None
     kv_cache_bytes: Positive | None = None

@@ -160,7 +160,7 @@ def group_records(
     """Groups, the one with the newest record first.
 
     Of several records of one variant and seed in a group the newest counts. A group takes the
-    measurement that has most of its rows; of several such, the newest.
+    measurement whose rows have most of its trainings; of several such, the newest.
     """
     by_key: dict[bytes, list[Record]] = {}
     for record in sorted(records, key=lambda record: record.job.started_utc, reverse=True):
@@ -226,21 +226,18 @@ def _order(record: Record) -> tuple[object, ...]:
 
 
 def _chosen(rows: Sequence[Row], measurements: Sequence[Measurement]) -> Measurement | None:
-    """The measurement that tells most, of most trainings at most workloads; of these the newest.
+    """The measurement of the most trainings, by the rows that it has; of several such, the newest.
 
-    A later one of a few variants beside it, or one that was interrupted, takes no speed away.
+    So a later one of other variants takes no speed away from those with more seeds.
     """
 
-    def told(measurement: Measurement) -> int:
-        return sum(
-            len(row.records)
-            for row in rows
-            for timing in measurement.timings
-            if row.samples(timing)
-        )
+    def trainings(measurement: Measurement) -> int:
+        jobs = measurement.jobs
+        covered = [row for row in rows if any(record.job.id in jobs for record in row.records)]
+        return sum(len(row.records) for row in covered)
 
     return max(
-        filter(told, measurements),
-        key=lambda measurement: (told(measurement), measurement.created_utc),
+        filter(trainings, measurements),
+        key=lambda measurement: (trainings(measurement), measurement.created_utc),
         default=None,
     )
