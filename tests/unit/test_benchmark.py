@@ -182,6 +182,7 @@ def test_the_ratios_are_of_the_rounds_and_not_of_the_medians() -> None:
         ("decoding", "engines", "measurements"),
         ("study", "training", "measurements/training"),
         ("study", "speed", "measurements/speed"),
+        ("study", "variants", "measurements/variants"),
     ],
 )
 def test_the_document_shows_what_the_files_hold(document: str, mark: str, folder: str) -> None:
