@@ -98,7 +98,6 @@ def requests(args: argparse.Namespace) -> list[Request]:
 
     Raises ExperimentError, one line.
     """
-    _refuse_unused(args)
     if args.training:
         return [_request_of_training(args)]
     if args.job:
@@ -349,8 +348,8 @@ def _parser() -> Parser:
 def main(arguments: list[str] | None = None) -> int:
     """Measure, or show what was measured; returns the exit code."""
     args = _parser().parse_args(arguments)
+    _refuse_unused(args)
     if args.show:
-        _refuse_unused(args)
         show(args.show)
     else:
         run(args)

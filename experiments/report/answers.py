@@ -168,7 +168,7 @@ def _told_apart(group: Group) -> list[str]:
         halves.setdefault(len(pair.seeds), []).append(tests.half_width)
     sizes = [
         " to ".join(distinct(f"{end:.2f}" for end in (min(of_seeds), max(of_seeds))))
-        + (f" with {seeds} seeds" if seeds > 1 else " with one, whose interval is over lines alone")
+        + (f" with {seeds} seeds" if seeds > 1 else " with one seed, over lines alone")
         for seeds, of_seeds in sorted(halves.items(), reverse=True)
     ]
     split = found[0][0].split

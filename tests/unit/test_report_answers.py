@@ -174,9 +174,7 @@ def test_one_training_is_not_said_to_be_more_exact_than_three() -> None:
     ends = {"gqa2": (-0.6, -0.2, 0.4), "mqa": (-3.0, 1.0, 0.9)}
     group = group_tested([*several, synthetic.record(2)], ends)
     (said,) = [line for line in open_questions(group) if "told from none" in line]
-    assert said.endswith(
-        "that is 2.10 with 3 seeds, and 0.30 with one, whose interval is over lines alone."
-    )
+    assert said.endswith("that is 2.10 with 3 seeds, and 0.30 with one seed, over lines alone.")
     (one,) = [answer for answer in answers(group) if answer.variant == "gqa2"]
     assert "It costs quality for this seed: " in one.sentence
     assert "These data show for this seed that it loses less than " in one.sentence
