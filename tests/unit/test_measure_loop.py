@@ -41,7 +41,7 @@ class Fake(Competitor):
     ) -> None:
         self.contender = Contender(architecture=architecture, engine=name, weights="random")
         self.name, self.log, self.left = name, log, tokens
-        self.encoder_s = None if name == "ctranslate2" else 0.25
+        self.encoder_s = None if name == "ctranslate2" else 1e-9  # less than its turn
         self.last = 0
 
     def run(self) -> None:
@@ -97,7 +97,7 @@ def test_contenders_take_turns_and_the_first_round_is_warm_up() -> None:
     assert result.step_flops_per_s == [8.0, 8.0]  # of 2 sentences with 4 beams
     first, second, third = result.samples
     assert [len(s.total_s) for s in result.samples] == [2, 2, 2]
-    assert first.encoder_s == [0.25, 0.25]
+    assert first.encoder_s == [1e-9, 1e-9]
     assert third.encoder_s is third.raw_s("decoder") is None
     assert {s.tokens_produced for s in result.samples} == {10}
     assert (first.differing, second.differing) == (0, 1)
