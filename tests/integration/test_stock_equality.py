@@ -360,8 +360,8 @@ def test_smallest_gap_sees_a_tie(trained: Trained, monkeypatch: pytest.MonkeyPat
 class GapRecorder(BeamSearch):
     """Beam search that notes how close a candidate came to being on the other side of a cut.
 
-    Two ranks decide what happens next: the last of the `beam` candidates that may end or go on,
-    and the last of the 2 * beam that are looked at.
+    Three ranks decide what happens next: the last of the `beam` candidates that may end, the last
+    of the 2 * beam that are looked at, and the last of the `beam` among these that go on.
     """
 
     smallest = math.inf
@@ -374,7 +374,13 @@ class GapRecorder(BeamSearch):
             # Where a prefix forbids the words on both sides, there is nothing to decide.
             gap = (best[:, rank - 1] - best[:, rank]).nan_to_num(nan=math.inf, posinf=math.inf)
             self.smallest = min(self.smallest, gap.min().item())
-        return super().step(step, lprobs, scores, *args)
+        found = super().step(step, lprobs, scores, *args)
+        for sums, words in zip(*found[:2], strict=True):
+            going_on = sums[words.ne(self.eos)]
+            if len(going_on) > beam and going_on[beam - 1].isfinite():
+                gap_going_on = (going_on[beam - 1] - going_on[beam]).item()
+                self.smallest = min(self.smallest, gap_going_on)
+        return found
 
 
 def smallest_gap(trained: Trained, sentence: int, beam: int) -> float:
