@@ -32,7 +32,8 @@ def only_one(out: Path, console: Console) -> Iterator[None]:
     lock = out / LOCK_NAME
     try:
         out.mkdir(parents=True, exist_ok=True)
-        if not lock.exists() and not _has_manifest(out) and any(out.iterdir()):
+        # In this order: another process that begins now makes its lock before all else.
+        if any(out.iterdir()) and not lock.exists() and not _has_manifest(out):
             raise DataError(f"{out} holds other files: give --out a new folder")
         stream = lock.open("a", encoding="utf-8")
     except OSError as error:
