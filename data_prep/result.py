@@ -1,6 +1,5 @@
 """The folder that prepared data lies in: one process at a time, complete when it has a manifest."""
 
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +12,7 @@ from rich.console import Console
 from data_prep.spec import MANIFEST_NAME, DataError, DataSpec, Manifest, load_manifest
 from data_prep.steps import Step
 from data_prep.system.files import sha256_of_file, write_json
+from data_prep.system.locks import hold
 
 WORK = "work"
 LOCK_NAME = ".data_prep.lock"
@@ -30,23 +30,21 @@ def only_one(out: Path, console: Console) -> Iterator[None]:
     files that are not of this package.
     """
     lock = out / LOCK_NAME
+
+    def say_waiting() -> None:
+        console.print(f"{out}: another process prepares it; waiting")
+
     try:
         out.mkdir(parents=True, exist_ok=True)
         # In this order: another process that begins now makes its lock before all else.
         if any(out.iterdir()) and not lock.exists() and not _has_manifest(out):
             raise DataError(f"{out} holds other files: give --out a new folder")
-        stream = lock.open("a", encoding="utf-8")
+        stream = hold(lock, say_waiting)
     except OSError as error:
         raise DataError(
             f"{out}: {error.strerror}: give --out a folder that you may write"
         ) from error
     with stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            console.print(f"{out}: another process prepares it; waiting")
-            fcntl.flock(stream, fcntl.LOCK_EX)
-        os.set_inheritable(stream.fileno(), True)
         yield
 
 

@@ -50,6 +50,7 @@ from experiments.measure.request import (
     RequestedText,
     RequestedTraining,
     check_request,
+    check_trainers,
 )
 from experiments.records.measurement import (
     Measurement,
@@ -88,8 +89,14 @@ _USED = {
     "model": {"shapes", *_OF_DECODING},
     "shapes": {"size", "vocab_size", "kv_heads", *_OF_DECODING},
 }
-_DEFAULTS = {"shapes": [DEFAULT_SHAPE], "repeats": 5, "updates": 8, "device": "cpu"}
-_DEFAULTS |= {"dtype": "float32", "memory": False}
+_DEFAULTS = {
+    "shapes": [DEFAULT_SHAPE],
+    "repeats": 5,
+    "updates": 8,
+    "device": "cpu",
+    "dtype": "float32",
+    "memory": False,
+}
 _OF_A_MODEL = ("experiment", "model", "attention", "data", "uptrain", "seed")  # overrides
 
 
@@ -181,9 +188,7 @@ def _request_of_job(args: argparse.Namespace, job: JobFiles) -> Request:
 
 
 def _request_of_training(args: argparse.Namespace) -> Request:
-    for name in args.trainers or ():
-        if name not in TRAINERS:
-            raise ExperimentError(f"trainer {name!r} is unknown: {', '.join(TRAINERS)}")
+    check_trainers(args.trainers or [])  # before data is prepared
     (job,) = _jobs("--training", [args.training])
     config = job.config
     data = prepare_data(config, job.prepare)

@@ -15,7 +15,15 @@ from typing import Annotated
 from msgspec import Meta
 
 from experiments.measure.request import DTYPES
-from experiments.records.checked import Checked, Positive, Seconds, Text, require, require_close
+from experiments.records.checked import (
+    Checked,
+    Positive,
+    Rate,
+    Seconds,
+    Text,
+    require,
+    require_close,
+)
 from experiments.records.measurement import Measurement, Timing, TrainingUpdates
 from experiments.records.parts import Precision, search_name
 from experiments.records.storage import read_versioned, write_json
@@ -38,7 +46,6 @@ CLOSE = 0.25  # a prediction is to be within this share of what was measured
 STAND_IN, STAND_IN_TOKENS = "tiny", 32
 ENGINES = {"int8": "gqa+int8"}  # by the type of the weights; any other is the plugin's own
 PRECISIONS: dict[str, Precision] = {dtype: name for name, dtype in DTYPES.items()}  # of costs.py
-Rate = Annotated[float, Meta(gt=0)]
 
 
 @dataclass(frozen=True)

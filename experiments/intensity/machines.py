@@ -11,15 +11,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated
 
 import msgspec
-from msgspec import Meta
 
 from experiments.arguments import asked_threads
 from experiments.environment import compute_environment
 from experiments.errors import ExperimentError
-from experiments.records.checked import Checked, Device, Positive, Seconds, Text, require
+from experiments.records.checked import Checked, Device, Positive, Rate, Seconds, Text, require
 from experiments.records.provenance import hardware
 from experiments.records.storage import read_versioned, write_json
 from gqa_fairseq.host_memory import available_bytes
@@ -101,8 +99,6 @@ PRESETS = {
         ),
     )
 }
-
-Rate = Annotated[float, Meta(gt=0)]
 
 
 class MachineFile(Checked, frozen=True, kw_only=True):

@@ -163,9 +163,7 @@ def check_request(request: Request) -> list[str]:
         if request.training.text and request.memory:
             raise ExperimentError("memory is measured at fixed lengths, not on real batches")
         refuse_doubled("trainers", request.training.trainers)
-        for name in request.training.trainers:
-            if name not in TRAINERS:
-                raise ExperimentError(f"trainer {name!r} is unknown: {', '.join(TRAINERS)}")
+        check_trainers(request.training.trainers)
     refused = [(c, _refusal(c, request)) for c in request.contenders]
     reasons = [f"{c.name}: left out: {reason}" for c, reason in refused if reason]
     if len(reasons) == len(request.contenders):
@@ -253,6 +251,13 @@ def with_positions(architecture: Architecture, positions: int) -> Architecture:
 def _refusal(contender: RequestedContender, request: Request) -> str | None:
     engine = find_engine(contender.engine)
     return engine.refusal(contender.architecture, request.device, request.dtype)
+
+
+def check_trainers(names: Sequence[str]) -> None:
+    """Raise ExperimentError, one line, for a trainer that there is not."""
+    for name in names:
+        if name not in TRAINERS:
+            raise ExperimentError(f"trainer {name!r} is unknown: {', '.join(TRAINERS)}")
 
 
 def refuse_doubled(name: str, values: Sequence[Any]) -> None:

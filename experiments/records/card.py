@@ -16,6 +16,7 @@ from experiments.records.checked import (
     Checked,
     Device,
     Positive,
+    Rates,
     Seconds,
     Text,
     require,
@@ -28,7 +29,6 @@ SUMMARY_NAME = "summary.json"
 WINS = 1.1  # the own kernel stays where it is faster than every library by more than this
 Outcome = Literal["done", "failed", "timed out", "no time"]
 CheckOutcome = Literal["passed", "failed", "skipped", "unfinished"]
-Rates = Annotated[list[Annotated[float, Meta(gt=0)]], Meta(min_length=1)]
 
 
 class CardRecord(Checked, frozen=True, kw_only=True):

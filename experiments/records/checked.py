@@ -13,6 +13,8 @@ Positive = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(ge=0)]
 Text = Annotated[str, Meta(min_length=1)]
 Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+Rate = Annotated[float, Meta(gt=0)]
+Rates = Annotated[list[Rate], Meta(min_length=1)]
 RawSeconds = Annotated[list[Annotated[float, Meta(gt=0)]], Meta(min_length=1)]
 
 Device = Literal["cpu", "cuda"]

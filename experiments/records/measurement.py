@@ -22,6 +22,7 @@ from experiments.records.checked import (
     Device,
     MemoryKind,
     Positive,
+    Rates,
     RawSeconds,
     Seconds,
     Sha256,
@@ -38,7 +39,6 @@ MEASUREMENT_NAME = "measurement.json"
 CONFIDENCE = 0.95
 Phase = Literal["encoder", "decoder", "total"]
 PHASES: tuple[Phase, ...] = ("encoder", "decoder", "total")
-Rates = Annotated[list[Annotated[float, Meta(gt=0)]], Meta(min_length=1)]
 
 
 class FixedLengths(Checked, frozen=True, kw_only=True, tag="fixed_lengths", tag_field="kind"):

@@ -4,17 +4,15 @@ A result that is there and can be read is used, whatever code made it. That is s
 screen when the code was another, and it is recorded.
 """
 
-import fcntl
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import IO, TypeVar
+from typing import TypeVar
 
 import msgspec
 
+from data_prep.system.locks import hold
 from experiments.environment import usable_cores
 from experiments.errors import ExperimentError
 from experiments.progress import console
@@ -171,31 +169,16 @@ def _alone(stage: Stage) -> Iterator[int]:
     The system frees it when the last process that holds it ends, however that ends.
     """
     lock = stage.folder / LOCK_NAME
-    while True:
-        try:
-            stage.folder.mkdir(parents=True, exist_ok=True)
-            stream = lock.open("w", encoding="utf-8")
-        except OSError as error:
-            raise ExperimentError(
-                f"{lock}: {error.strerror} (set paths.stages=FOLDER and paths.measurements=FOLDER "
-                "to folders that you may write)"
-            ) from error
-        with stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                console.print(f"{stage.title}: another process works on it; waiting")
-                fcntl.flock(stream, fcntl.LOCK_EX)
-            if not _is_at(stream, lock):
-                continue  # `experiments.clean` removed the folder while this waited
-            os.set_inheritable(stream.fileno(), True)
-            yield stream.fileno()
-            return
 
+    def say_waiting() -> None:
+        console.print(f"{stage.title}: another process works on it; waiting")
 
-def _is_at(stream: IO[str], path: Path) -> bool:
-    """Whether this open file is the one that lies there now."""
     try:
-        return os.path.samestat(os.fstat(stream.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
+        stream = hold(lock, say_waiting)
+    except OSError as error:
+        raise ExperimentError(
+            f"{lock}: {error.strerror} (set paths.stages=FOLDER and paths.measurements=FOLDER to "
+            "folders that you may write)"
+        ) from error
+    with stream:
+        yield stream.fileno()

@@ -24,6 +24,7 @@ from experiments.errors import ExperimentError
 from experiments.records.measurement import (
     Contender,
     Measurement,
+    Phase,
     Samples,
     Timing,
     TrainingUpdates,
@@ -213,6 +214,49 @@ def test_the_document_says_what_the_native_operators_add() -> None:
     )
     page = (ROOT / "docs/decoding.md").read_text(encoding="utf-8")
     assert sentence in " ".join(page.split())
+
+
+def study() -> str:
+    return " ".join((ROOT / "docs/study.md").read_text(encoding="utf-8").split())
+
+
+def ratio_of(base: Samples, own: Samples, phase: Phase) -> tuple[str, str]:
+    """How many times as fast `own` is: the median, and the interval as the study writes it."""
+    ratio = speed_up(base, own, phase)
+    assert ratio is not None
+    return f"{ratio.median:.2f}", f"({ratio.low:.2f} to {ratio.high:.2f})"
+
+
+def test_the_study_says_how_fast_its_variants_are() -> None:
+    """Greedily, against MHA: of the committed rounds."""
+    timings = read_measurement(ROOT / "results/measurements/variants/study-shape.json").timings
+    (greedy,) = [timing for timing in timings if timing.workload.beam == 1]
+    base, *others = (greedy.of(name, "gqa") for name in ("mha", "gqa4", "gqa2", "mqa"))
+    assert base
+    (four, interval), (two, _), (one, _) = (ratio_of(base, own, "decoder") for own in others if own)
+    assert (
+        f"four key/value heads make the decoder {four} times as fast as MHA's {interval}, "
+        f"two {two} times and one {one} times"
+    ) in study()
+    four, two, one = (ratio_of(base, own, "total")[0] for own in others if own)
+    assert f"With the encoder these are {four}, {two} and {one}" in study()
+
+
+@pytest.mark.parametrize(
+    ("phase", "sentence"),
+    [
+        ("total", "take {} of MQA's time greedily {} and {} with beam 4 {}"),
+        ("decoder", "96 takes {} times its time there {} and {} with beam 4 {}"),
+    ],
+)
+def test_the_study_says_how_fast_its_smaller_model_is(phase: Phase, sentence: str) -> None:
+    said = []
+    for timing in read_measurement(ROOT / "results/measurements/width/narrow.json").timings:
+        (smaller,) = [s for s in timing.samples if s.contender.architecture.d_model == 96]
+        mqa = timing.of("mqa", "gqa")
+        assert mqa
+        said += ratio_of(smaller, mqa, phase)
+    assert sentence.format(*said) in study()
 
 
 @pytest.mark.parametrize(

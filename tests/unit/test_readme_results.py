@@ -98,6 +98,19 @@ def test_the_study_s_other_variants_are_those_of_fewer_trainings() -> None:
         if rows_of(overview, row[0])[0]["seeds"] != multi_head["seeds"]
     ]
     assert shown[2:] == fewer
+    # What the main variants lost in the seed that these have.
+    (gqa2,), (mqa,) = (
+        [row for row in rows_of(tested, name) if row["seed"] == "1"] for name in ("gqa2", "mqa")
+    )
+    lost = [
+        f"{row['BLEU difference'].split()[0].removeprefix('-')} BLEU and "
+        f"{row['dev nats/token difference'].removeprefix('+')} nats"
+        for row in (gqa2, mqa)
+    ]
+    study = " ".join((ROOT / "docs/study.md").read_text(encoding="utf-8").split())
+    assert f"are {lost[0]} (GQA-2) and {lost[1]} (MQA) worse than MHA" in study
+    nats, chrf = (mqa[f"{name} difference"].split()[0][1:] for name in ("dev nats/token", "chrF"))
+    assert f"({nats} and {chrf}) and as much BLEU" in study
 
 
 def test_the_smaller_model_s_scores_are_the_report_s() -> None:
