@@ -235,7 +235,7 @@ def test_another_process_at_the_same_stage_is_waited_for(
 
 
 def test_a_folder_that_is_removed_while_it_is_waited_for_is_locked_anew(
-    stage: Stage, work: Work
+    stage: Stage, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """`experiments.clean` removes the lock with the folder: whoever waits takes another."""
     stage.folder.mkdir(parents=True)
@@ -250,7 +250,7 @@ def test_a_folder_that_is_removed_while_it_is_waited_for_is_locked_anew(
     with (stage.folder / LOCK_NAME).open("w", encoding="utf-8") as removed:
         fcntl.flock(removed, fcntl.LOCK_EX)
         waits.start()
-        time.sleep(0.2)
+        wait_until(lambda: "another process works on it; waiting" in capsys.readouterr().err)
         shutil.rmtree(stage.folder)
     assert inside.wait(30)
     lock = (stage.folder / LOCK_NAME).open("w", encoding="utf-8")
