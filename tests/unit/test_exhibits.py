@@ -24,6 +24,7 @@ from experiments.report.exhibits.stability import stability
 from experiments.report.exhibits.trade_off import trade_offs
 from experiments.report.groups import Group, group_records
 from experiments.report.papers.reference import read_papers
+from experiments.report.pictures.drawing import style
 from experiments.report.pictures.plots import group_plots
 from experiments.report.render import write_report
 from gqa_fairseq.architecture import Variant
@@ -413,6 +414,12 @@ def test_a_method_that_was_trained_on_less_stands_with_its_own_largest_alpha() -
         "mean, alpha 0",
         "mean, alpha 0.1",
     ]
+
+
+def test_no_two_rows_of_a_picture_look_alike() -> None:
+    """The study has nine variants; ten have colours of their own, which some pictures tell by."""
+    assert len({style(index) for index in range(70)}) == 70
+    assert len({style(index)[0] for index in range(10)}) == 10
 
 
 def test_general_plots_show_what_was_trained_from_scratch() -> None:

@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours: told apart by colour-blind readers, and in grey with the markers.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
+# Okabe and Ito's colours and three of Tol's: told apart by colour-blind readers, and in grey with
+# the markers. Ten and seven: a pair comes again after 70 rows.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000",
+           "#882255", "#999933", "#332288")  # fmt: skip
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 GREY = "#555555"
 STYLE = Path(__file__).with_name("plots.mplstyle")
